@@ -1,0 +1,158 @@
+"""The potential: a scalar field Phi(x, t) whose gradient carries the prior to the data (samples ascend Phi)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vapo_fast import _checks
+from vapo_fast.homotopy import Homotopy, Time, expand_time
+
+
+class Potential(nn.Module, ABC):
+    """Scalar potential Phi(x, t) on events of a fixed shape, along a given path.
+
+    Subclasses implement `value`; callers use ``model(x, t)`` and ``model.field(x, t)``.
+
+    Args:
+        event_shape: shape of one sample, without the batch dimension.
+        homotopy: the path the potential is trained along and sampled over.
+        time_dependent: whether Phi depends on t. A time-independent Phi(x) ignores t; it cannot reproduce a path exactly
+            (see `vapo_fast.validate_t_end`), a time-dependent one can.
+    """
+
+    def __init__(self, event_shape: Sequence[int], homotopy: Homotopy, time_dependent: bool = True) -> None:
+        super().__init__()
+        self.event_shape = _checks.event_shape(event_shape)
+        if not isinstance(homotopy, Homotopy):
+            raise TypeError(f"homotopy must be a DataHomotopy or LinearHomotopy, got {homotopy!r}")
+        if not isinstance(time_dependent, bool):
+            raise TypeError(f"time_dependent must be True or False, got {time_dependent!r}")
+        self.homotopy = homotopy
+        self.time_dependent = time_dependent
+
+    @abstractmethod
+    def value(self, x: Tensor, t: Tensor) -> Tensor:
+        """Phi for checked inputs: x (B, *event), t (B,) in x's dtype; returns (B,). Ignores t if not time_dependent."""
+
+    def forward(self, x: Tensor, t: Time | None = None) -> Tensor:
+        """Phi(x, t).
+
+        Args:
+            x: (B, *event_shape), floating point, on the model's device.
+            t: float or (B,); None only if the potential is time-independent.
+        Returns: (B,).
+        Raises: TypeError or ValueError for a wrong shape, dtype or device, before the network runs.
+        """
+        _checks.batch_of_events("x", x, self.event_shape)
+        reference = self.reference_tensor()
+        if reference is not None:
+            if x.device != reference.device:
+                raise ValueError(f"x is on {x.device} but the model is on {reference.device}; move one with .to(...)")
+            if x.dtype != reference.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise TypeError(f"x has dtype {x.dtype} but the model has {reference.dtype}; convert one with .to(...)")
+        return self.value(x, self._batch_time(x, t))
+
+    def field(self, x: Tensor, t: Time | None = None, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+        """Phi and its gradient with respect to x.
+
+        Args:
+            x, t: as for ``forward``.
+            create_graph: keep the graph, so that the gradient can itself be differentiated (training).
+        Returns: Phi (B,) and grad Phi (B, *event_shape). Without create_graph both are detached.
+        """
+        with torch.enable_grad():
+            x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
+            phi = self(x, t)
+            (gradient,) = torch.autograd.grad(phi.sum(), x, create_graph=create_graph)
+        return (phi, gradient) if create_graph else (phi.detach(), gradient)
+
+    def reference_tensor(self) -> Tensor | None:
+        """A floating-point parameter or buffer that tells the model's device and dtype; None if it has neither."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point():
+                return tensor
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON values, with the class name under ``"class"``; used by checkpoints."""
+        return {
+            "class": type(self).__name__,
+            "event_shape": list(self.event_shape),
+            "homotopy": self.homotopy.config(),
+            "time_dependent": self.time_dependent,
+        }
+
+    @staticmethod
+    def from_module(
+        module: nn.Module, event_shape: Sequence[int], homotopy: Homotopy, time_dependent: bool = False
+    ) -> ModulePotential:
+        """Wrap any module that maps ``(B, *event_shape)`` (and ``t`` (B,) if time_dependent) to ``(B,)``.
+
+        The module is tried at once on two points of the prior.
+
+        Raises:
+            TypeError: not a module, or its output is not a floating-point tensor of the module's dtype.
+            ValueError: the call failed, or its output has another shape or device.
+        """
+        return ModulePotential(module, event_shape, homotopy, time_dependent)
+
+    def _batch_time(self, x: Tensor, t: Time | None) -> Tensor:
+        if not self.time_dependent:
+            return x.new_zeros(x.shape[0])
+        if t is None:
+            raise ValueError("t is required: this potential is time-dependent")
+        if not isinstance(t, Tensor):
+            return x.new_full((x.shape[0],), _checks.finite_float("t", t))
+        if t.dim() and t.shape != x.shape[:1]:
+            raise ValueError(f"t must be a number or have shape ({x.shape[0]},), got {tuple(t.shape)}")
+        if t.device != x.device and t.dim():
+            raise ValueError(f"t is on {t.device} but x is on {x.device}; move one with .to(...)")
+        return t.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
+
+
+class ModulePotential(Potential):
+    """A potential whose value is a user's module; build it with `Potential.from_module`."""
+
+    def __init__(
+        self, module: nn.Module, event_shape: Sequence[int], homotopy: Homotopy, time_dependent: bool = False
+    ) -> None:
+        super().__init__(event_shape, homotopy, time_dependent)
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+        for name, part in module.named_modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                raise ValueError(
+                    f"module has batch normalisation at {name or 'its root'!r}: a sample's potential would depend on its "
+                    "batch-mates; use GroupNorm or LayerNorm"
+                )
+        self.module = module
+        self._try_module()
+
+    def value(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.module(x, t) if self.time_dependent else self.module(x)  # type: ignore[no-any-return]
+
+    def _try_module(self) -> None:
+        reference = self.reference_tensor()
+        like = torch.zeros(()) if reference is None else reference
+        x = self.homotopy.omega * torch.linspace(-1.0, 1.0, 2, dtype=like.dtype, device=like.device)
+        x = expand_time(x, torch.empty(0, *self.event_shape)).expand(2, *self.event_shape)
+        t = x.new_full((2,), 0.5 * (self.homotopy.t0 + self.homotopy.t1))
+        call = f"module(x{', t' if self.time_dependent else ''}) with x of shape {tuple(x.shape)}"
+        try:
+            with torch.no_grad():
+                out: object = self.value(x, t)
+        except Exception as error:  # the user's own code may raise anything; say in which call it did
+            raise ValueError(f"{call} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(out, Tensor):
+            raise TypeError(f"{call} must return a tensor of shape (2,), got {type(out).__name__}")
+        if out.shape != (2,):
+            raise ValueError(f"{call} must return shape (2,), one scalar a sample, got {tuple(out.shape)}")
+        if out.dtype != x.dtype:
+            raise TypeError(f"{call} must return dtype {x.dtype}, got {out.dtype}")
+        if out.device != x.device:
+            raise ValueError(f"{call} must return a tensor on {x.device}, got {out.device}")
