@@ -1,0 +1,366 @@
+"""Checkpoints: one safetensors file each, its JSON description in the file's metadata; written atomically, never pickle.
+
+A *model* file holds a potential's tensors and its ``config()``. A *training* file holds the raw and the averaged weights, the
+optimiser's moments, the step and the options, and can be loaded as a model too (the averaged one). Because tensors and
+description are one file, one rename makes a checkpoint complete or absent, never half written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vapo_fast.homotopy import homotopy_from_config
+from vapo_fast.potentials import ModulePotential, Potential, potential_from_config
+
+FORMAT_VERSION = 1
+_KEY = "vapo_fast"
+_STEP_FILE = re.compile(r"step-(\d{8,})\.safetensors")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+PathLike = str | os.PathLike[str]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint could not be written or read; the message names the file, what is wrong and what is still intact."""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says about itself, read without its tensors.
+
+    Attributes:
+        path: the file. kind: "model" or "training". format_version: of the file's layout.
+        model: the potential's ``config()``. parameters: number of values in the potential's tensors, buffers included.
+        training: step, start of the fit and options for a training file, else None.
+        notes: whatever the writer passed as ``notes``.
+    """
+
+    path: Path
+    kind: str
+    format_version: int
+    model: dict[str, Any]
+    parameters: int
+    training: dict[str, Any] | None
+    notes: dict[str, Any]
+
+
+def save(model: Potential, path: PathLike, *, notes: Mapping[str, Any] | None = None) -> None:
+    """Write a potential to one safetensors file, atomically.
+
+    Args:
+        model: any `Potential`. One made by ``from_module`` is saved without its code: `load` then needs the module again.
+        path: the file to write; missing folders are made, an older file is replaced only once the new one is complete.
+        notes: JSON values to keep with it, for example the name of the data set.
+    Raises: TypeError for another object or notes that are not JSON; CheckpointError if the file cannot be written.
+    """
+    if not isinstance(model, Potential):
+        raise TypeError(f"model must be a Potential, got {type(model).__name__}")
+    _write(Path(path), _module_tensors("model.", model), _header("model", model, notes))
+
+
+def load(path: PathLike, module: nn.Module | None = None, *, device: str | torch.device = "cpu") -> Potential:
+    """Read a potential back, with its weights' dtype; from a training file, the averaged (EMA) one.
+
+    Args:
+        path: the file.
+        module: for a potential that was made by ``Potential.from_module``: a module of the same architecture.
+        device: where to put the potential.
+    Raises: CheckpointError if the file is missing, truncated, foreign, from a newer version, or does not fit the module.
+    """
+    path = Path(path)
+    info, tensors = _read(path)
+    model = _rebuild(info, module)
+    _fill(path, {"ema." if info.kind == "training" else "model.": model}, tensors, cast=True)
+    return model.to(device).eval()
+
+
+def describe(path: PathLike) -> CheckpointInfo:
+    """What a checkpoint says about itself; CheckpointError as for `load`. Reads no tensor."""
+    path = Path(path)
+    with _opened(path) as handle:
+        header = _parse(path, handle.metadata())
+        prefix = "ema." if header["kind"] == "training" else "model."
+        names = [name for name in handle.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a mapping)
+        sizes = (torch.Size(handle.get_slice(name).get_shape()).numel() for name in names)
+        return _info(path, header, sum(sizes))
+
+
+def save_training(
+    path: PathLike,
+    model: Potential,
+    ema_model: Potential,
+    optimizer: torch.optim.Optimizer,
+    training: Mapping[str, Any],
+) -> None:
+    """Write the whole state of a training run to one file, atomically. ``training``: JSON values to read back with it."""
+    tensors = _module_tensors("model.", model) | _module_tensors("ema.", ema_model)
+    for name, parameter in _optimised(model, optimizer).items():
+        state = optimizer.state.get(parameter, {})
+        tensors |= {f"optimizer.{name}.{key}": state[key] for key in _MOMENTS if key in state}
+    header = _header("training", model, None)
+    header["training"] = dict(training)
+    _write(Path(path), tensors, header)
+
+
+def load_training(
+    path: PathLike, model: Potential, ema_model: Potential, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Restore what `save_training` wrote, in place, and return its ``training`` values.
+
+    Everything is checked before anything is changed, so that a file that does not fit leaves the run as it was.
+
+    Raises: CheckpointError as for `load`, or if the file holds a model only.
+    """
+    path = Path(path)
+    info, tensors = _read(path)
+    if info.training is None:
+        raise CheckpointError(
+            f"{path} holds a model without its optimiser: a run can be resumed from a training checkpoint only"
+        )
+    if info.model != _json(model.config(), "model.config()"):
+        raise CheckpointError(
+            f"{path} is of another potential: it holds {info.model}, the trainer has {model.config()}"
+        )
+    moments: dict[nn.Parameter, dict[str, Tensor]] = {}
+    for name, parameter in _optimised(model, optimizer).items():
+        state = {key: tensors.pop(f"optimizer.{name}.{key}", None) for key in _MOMENTS}
+        kept = {key: value for key, value in state.items() if value is not None}
+        if kept and (len(kept) < len(_MOMENTS) or any(kept[key].shape != parameter.shape for key in _MOMENTS[1:])):
+            raise CheckpointError(
+                f"{path} does not fit: the optimiser's state of {name!r} is incomplete or of another shape"
+            )
+        if kept:
+            moments[parameter] = kept
+    _fill(path, {"model.": model, "ema.": ema_model}, tensors, cast=False)
+    fused = bool(optimizer.defaults.get("fused"))
+    optimizer.state.clear()
+    for parameter, kept in moments.items():
+        step, *averages = (kept[key] for key in _MOMENTS)
+        # The averages take the parameter's memory layout, as they had it when they were made.
+        optimizer.state[parameter] = {
+            "step": step.to(parameter.device) if fused else step,
+            **{
+                key: torch.empty_like(parameter).copy_(value) for key, value in zip(_MOMENTS[1:], averages, strict=True)
+            },
+        }
+        for key in _MOMENTS[1:]:
+            optimizer.state[parameter][key] = optimizer.state[parameter][key].detach()
+    return info.training
+
+
+def step_path(directory: PathLike, step: int) -> Path:
+    """Where the training file of a step goes."""
+    return Path(directory) / f"step-{step:08d}.safetensors"
+
+
+def step_paths(directory: PathLike) -> list[Path]:
+    """The complete training files of a directory, oldest step first."""
+    try:
+        found = [
+            (int(match[1]), path) for path in Path(directory).iterdir() if (match := _STEP_FILE.fullmatch(path.name))
+        ]
+    except FileNotFoundError:
+        return []
+    return [path for _, path in sorted(found)]
+
+
+def resolve(path: PathLike) -> Path:
+    """``path`` itself, or if it is a directory the training file with the largest step in it. CheckpointError if none."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = step_paths(path)
+    if not found:
+        raise CheckpointError(f"{path} is a directory without training checkpoints (step-NNNNNNNN.safetensors)")
+    return found[-1]
+
+
+def _header(kind: str, model: Potential, notes: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"format_version": FORMAT_VERSION, "kind": kind, "model": model.config(), "notes": dict(notes or {})}
+
+
+def _json(value: object, name: str) -> Any:
+    """``value`` as it comes back from JSON."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must be made of JSON values (numbers, text, lists, dicts), got {value!r}: {error}"
+        ) from error
+
+
+def _module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """The module's state, contiguous and without shared memory, which the format does not store."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name!r} of {type(module).__name__} is not a tensor ({type(value).__name__}) and cannot be saved"
+            )
+        tensors[prefix + name] = value
+    return tensors
+
+
+def _unshared(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().contiguous().cpu()
+        storage = value.untyped_storage()
+        if storage.nbytes() != value.nbytes or storage.data_ptr() in seen:
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        yield name, value
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    metadata = {_KEY: json.dumps(_json(header, "the checkpoint's description"))}
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a directory; give the name of the file to write, such as {path / 'model.safetensors'}"
+        )
+    # One name a target, so that what a killed writer left behind is overwritten by the next one.
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(_unshared(tensors)), temporary, metadata)
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except (OSError, SafetensorError) as error:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError as left:
+            error.add_note(f"{temporary} could not be removed: {left}")
+        intact = "the older file of that name is intact" if path.exists() else "no file of that name was left behind"
+        raise CheckpointError(f"could not write {path}: {error}; {intact}") from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the rename durable, where the system lets a directory be opened (POSIX)."""
+    if os.name != "posix":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _opened(path: Path) -> Any:
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory; give a checkpoint file in it")
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors: it is truncated or of another format ({error})"
+        ) from error
+
+
+def _parse(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+    if not metadata or _KEY not in metadata:
+        raise CheckpointError(f"{path} is a safetensors file, but not a vapo_fast checkpoint")
+    try:
+        header = json.loads(metadata[_KEY])
+        version = int(header["format_version"])
+        if version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has checkpoint format {version}; this version of vapo_fast reads up to {FORMAT_VERSION}: update it"
+            )
+        complete = header["kind"] in ("model", "training") and {"model", "notes"} <= header.keys()
+        complete = complete and (header["kind"] == "model" or isinstance(header["training"], dict))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the description in {path} is damaged: {type(error).__name__}: {error}") from error
+    if not complete:
+        raise CheckpointError(f"the description in {path} is damaged: its kind is {header['kind']!r}")
+    return header  # type: ignore[no-any-return]
+
+
+def _info(path: Path, header: dict[str, Any], parameters: int) -> CheckpointInfo:
+    return CheckpointInfo(
+        path,
+        header["kind"],
+        header["format_version"],
+        header["model"],
+        parameters,
+        header.get("training"),
+        header["notes"],
+    )
+
+
+def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    with _opened(path) as handle:
+        header = _parse(path, handle.metadata())
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
+    return _info(path, header, sum(value.numel() for value in tensors.values())), tensors
+
+
+def _rebuild(info: CheckpointInfo, module: nn.Module | None) -> Potential:
+    config = info.model
+    wrapped = config.get("class") == ModulePotential.__name__
+    if wrapped and module is None:
+        raise CheckpointError(
+            f"{info.path} holds a potential made by Potential.from_module, whose code is not stored: pass module=..., "
+            "a module of the same architecture"
+        )
+    if not wrapped and module is not None:
+        raise CheckpointError(
+            f"{info.path} holds a {config.get('class')}, which is rebuilt from the file: leave out module"
+        )
+    try:
+        if module is None:
+            return potential_from_config(config)
+        homotopy = homotopy_from_config(config["homotopy"])
+        return Potential.from_module(module, config["event_shape"], homotopy, config["time_dependent"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"the potential in {info.path} cannot be rebuilt: {error}") from error
+
+
+@torch.no_grad()
+def _fill(path: Path, modules: dict[str, nn.Module], tensors: dict[str, Tensor], cast: bool) -> None:
+    """Copy tensors into modules by prefix, after checking all names, shapes and dtypes of all of them.
+
+    ``cast`` gives the module the file's dtypes; without it a difference of dtype is an error.
+    """
+    problems, copies = [], []
+    for prefix, module in modules.items():
+        state = module.state_dict()
+        stored = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        problems += [f"{name!r} is missing" for name in state.keys() - stored.keys()]
+        problems += [f"{name!r} is not in the model" for name in stored.keys() - state.keys()]
+        for name in state.keys() & stored.keys():
+            own, value = state[name], stored[name]
+            if own.shape != value.shape:
+                problems.append(f"{name!r} has shape {tuple(value.shape)}, the model has {tuple(own.shape)}")
+            elif own.dtype != value.dtype and not (cast and own.is_floating_point() and value.is_floating_point()):
+                problems.append(f"{name!r} has dtype {value.dtype}, the model has {own.dtype}")
+            copies.append((own, value))
+    if problems:
+        listed = "; ".join(sorted(problems)[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise CheckpointError(f"{path} does not fit the model's architecture: {listed}")
+    for module in modules.values() if cast else ():
+        dtypes = {value.dtype for _, value in copies if value.is_floating_point()}
+        if len(dtypes) == 1:
+            module.to(dtypes.pop())
+    for prefix, module in modules.items():
+        for name, own in module.state_dict().items():
+            own.copy_(tensors[prefix + name])
+
+
+def _optimised(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {name: p for name, p in model.named_parameters() if id(p) in owned}

@@ -1,0 +1,243 @@
+"""The trainer: any potential, any data, through whichever engine computes loss and gradients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vapo_fast import _checks
+from vapo_fast.batches import Data, Source, as_source, training_batch
+from vapo_fast.callbacks import Callback, Metrics
+from vapo_fast.loss import Baseline, Weight, energy_loss
+from vapo_fast.optim import TrainingOptions, clip_gradients, ema_decay_at, gradient_norms, learning_rate, update_ema
+from vapo_fast.potentials.base import Potential
+from vapo_fast.training import Clock, TrainingRun
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+class Trainer(TrainingRun):
+    r"""Train a potential on the energy loss; `vapo_fast.reference.Trainer` is the same in one readable loop.
+
+    Each step takes one batch (a function of (seed, step) alone, see `vapo_fast.batches.training_batch`), the gradient of
+    `vapo_fast.energy_loss`, one Adam step and one update of the averaged weights. The model is trained in place.
+
+    Args:
+        model: the potential; its initial weights are the caller's.
+        lr: peak learning rate, > 0.
+        batch_size: samples in one optimiser step, >= 1.
+        optimizer: "adam" or "adamw".
+        weight_decay: >= 0; an L2 term for "adam", decoupled for "adamw".
+        warmup_steps: the rate rises linearly over this many steps from the first of the run; 0 for none.
+        schedule: "cosine" (to zero over one call of ``fit``) or "constant".
+        grad_clip: largest 2-norm of the whole gradient, or None.
+        ema_decay: in [0, 1); after k updates the decay in use is ``min(ema_decay, (1 + k)/(10 + k))``.
+        accumulate: compute each batch in this many micro-batches, for less memory; the result is the whole batch's to rounding.
+        estimator, weight, baseline: as for `vapo_fast.energy_loss`.
+        time_sampling: "log_noise" (stratified uniform in ln beta) or "uniform" (stratified uniform in the path's time).
+        seed: 0 <= seed < 2**64: decides data order, times and noise. A network's own randomness (dropout) is not covered.
+        log_every: steps between two readings of the loss by the host; None for 1 on the CPU and 20 on an accelerator. On
+            CUDA the steps between are not waited for; a non-finite step is noticed on the device, freezes model, average and
+            optimiser from that step on, and is reported at the next reading.
+        engine: "auto" or the name of an engine, see `vapo_fast.engines`.
+        precision: "float32" computes in the model's own dtype; "bfloat16" runs the network's matrix products in bfloat16 (forward
+            and both backward passes) with weights, gauge, loss and optimiser in float32; "auto" is "float32".
+    Raises: ValueError or TypeError naming the argument.
+    """
+
+    def __init__(
+        self,
+        model: Potential,
+        *,
+        lr: float = 1e-3,
+        batch_size: int = 256,
+        optimizer: str = "adam",
+        weight_decay: float = 0.0,
+        warmup_steps: int = 100,
+        schedule: str = "cosine",
+        grad_clip: float | None = None,
+        ema_decay: float = 0.999,
+        accumulate: int = 1,
+        estimator: str = "velocity",
+        weight: Weight = "inverse_variance",
+        baseline: Baseline | None = None,
+        time_sampling: str = "log_noise",
+        seed: int = 0,
+        log_every: int | None = None,
+        engine: str = "auto",
+        precision: str = "auto",
+    ) -> None:
+        options = TrainingOptions(
+            lr=lr,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            schedule=schedule,
+            grad_clip=grad_clip,
+            ema_decay=ema_decay,
+            accumulate=accumulate,
+            estimator=estimator,
+            weight=weight,
+            baseline=baseline,
+            time_sampling=time_sampling,
+            seed=seed,
+            log_every=log_every,
+        )
+        # Fused Adam takes a flag on the device that says whether to skip the step.
+        on_cuda = isinstance(model, Potential) and any(p.is_cuda for p in model.parameters())
+        super().__init__(model, options, fused=on_cuda)
+        self.precision = "float32" if _checks.one_of("precision", precision, PRECISIONS) == "auto" else precision
+        if self.precision == "bfloat16" and self.dtype != torch.float32:
+            raise ValueError(
+                f"precision='bfloat16' needs a float32 model, whose weights it keeps; this one is {self.dtype}"
+            )
+        self._watch = _FiniteWatch(deferred=on_cuda)
+
+    def fit(
+        self,
+        data: Data,
+        steps: int,
+        callbacks: Sequence[Callback] = (),
+        resume: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Train for ``steps`` steps; another call goes on from there.
+
+        Args:
+            data: tensor (N, *event), Dataset, DataLoader, or the name of a data set; see `vapo_fast.batches.as_source`.
+            steps: optimiser steps of this fit, >= 1. With ``resume``, of the whole fit, those in the checkpoint included: the
+                same call as the interrupted one, plus ``resume``.
+            callbacks: `vapo_fast.callbacks`, called in this order.
+            resume: a training file, or a directory to take the newest from. On the CPU the result is bit for bit that of the
+                unbroken run, given the same data, options and thread count.
+        Raises:
+            TypeError, ValueError: data or steps do not fit.
+            NonFiniteLossError: names step and term; the model is left as it was before that step.
+            TrainingInterrupted (a KeyboardInterrupt): Ctrl-C. The step is finished first, a Checkpointer among the callbacks
+                saves, and the message says how to go on. A second Ctrl-C stops at once, without saving.
+            CheckpointError: ``resume`` cannot be read or does not fit; nothing was changed.
+        """
+        source = as_source(data, self.model.event_shape, seed=self.options.seed)
+        self._begin(steps, resume)
+        clock = Clock(self.step * self.options.batch_size)
+        with self._running(callbacks) as after_step:
+            while self.step < self.end_step:
+                values, rate, decay = self._update(source)
+                if self._reads(self.step):
+                    loss, linear, quadratic, norm = values.tolist()
+                    speed, seconds = clock.read(self.step * self.options.batch_size)
+                    after_step(Metrics(loss, linear, quadratic, norm, rate, decay, speed, seconds))
+                else:
+                    after_step(None)
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        self._raise_if_failed()
+        super().save_state(path)
+
+    def _update(self, source: Source) -> tuple[Tensor, float, float]:
+        """One step: returns (loss, linear, quadratic, gradient norm) on the device, the learning rate and the EMA decay."""
+        options = self.options
+        batch = training_batch(
+            source,
+            self.step,
+            homotopy=self.model.homotopy,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            time_sampling=options.time_sampling,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = torch.zeros(3, dtype=self.dtype, device=self.device)
+        for part in batch.split(options.accumulate):
+            share = part.x_data.shape[0] / options.batch_size
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                loss = energy_loss(self.model, *part, options.estimator, options.weight, options.baseline)
+            (share * loss.total).backward()
+            terms += share * torch.stack([v.detach() for v in loss]).to(self.dtype)
+        names, norms = gradient_norms(self.parameters)
+        norm = torch.linalg.vector_norm(norms)
+        failed = self._watch.update(
+            self.step,
+            torch.cat([terms[1:], norms]),
+            ["linear term", "quadratic term", *(f"gradient of {name}" for name in names)],
+        )
+        if not self._watch.deferred or self._reads(self.step + 1):
+            self._raise_if_failed()
+        if options.grad_clip is not None:
+            clip_gradients(self.parameters, norm, options.grad_clip)
+        rate = learning_rate(options, self.step, self.start_step, self.end_step)
+        decay = ema_decay_at(options, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self._updating = True
+        if self._watch.deferred:
+            self.optimizer.found_inf = failed.to(torch.float32)  # type: ignore[attr-defined]
+        self.optimizer.step()
+        update_ema(self.ema_model, self.model, decay, (~failed).to(self.dtype) if self._watch.deferred else None)
+        self.step += 1
+        self._updating = False
+        return torch.cat([terms, norm[None]]), rate, decay
+
+    def _reads(self, done: int) -> bool:
+        """Whether the host reads the numbers of the step after which ``done`` steps are done."""
+        return done % self.read_interval == 0 or done == self.end_step
+
+    def _raise_if_failed(self) -> None:
+        failure = self._watch.failure()
+        if failure is not None:
+            self.step, term = failure
+            self._watch.reset()
+            self.optimizer.zero_grad(set_to_none=True)
+            raise self._non_finite(self.step + 1, term)
+
+
+def train(
+    model: Potential,
+    data: Data,
+    steps: int,
+    *,
+    callbacks: Sequence[Callback] = (),
+    resume: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Trainer:
+    """``Trainer(model, **options)`` and one ``fit``; returns the trainer, whose ``ema_model`` is the result."""
+    trainer = Trainer(model, **options)
+    trainer.fit(data, steps, callbacks=callbacks, resume=resume)
+    return trainer
+
+
+class _FiniteWatch:
+    """Notes on the device the first step whose numbers are not finite, for the host to ask about when it wants to wait."""
+
+    def __init__(self, deferred: bool) -> None:
+        self.deferred = deferred
+        self.reset()
+
+    def reset(self) -> None:
+        self._names: list[str] = []
+        self._failed: Tensor | None = None
+
+    def update(self, step: int, numbers: Tensor, names: list[str]) -> Tensor:
+        """Returns a 0-dim bool: whether this or an earlier step failed. ``names`` say what each number is."""
+        bad = ~torch.isfinite(numbers)
+        if self._failed is None or names != self._names:
+            self._names = names
+            self._failed = torch.zeros((), dtype=torch.bool, device=numbers.device)
+            self._bad = torch.zeros_like(bad)
+            self._step = torch.zeros((), dtype=torch.int64, device=numbers.device)
+        first = bad.any() & ~self._failed
+        self._bad = torch.where(first, bad, self._bad)
+        self._step = torch.where(first, step, self._step)
+        self._failed = self._failed | first
+        return self._failed
+
+    def failure(self) -> tuple[int, str] | None:
+        """The 0-based step and the name of its first bad number, or None. Waits for the device."""
+        if self._failed is None or not bool(self._failed):
+            return None
+        return int(self._step), self._names[int(self._bad.nonzero()[0])]

@@ -1,0 +1,212 @@
+"""A training run: the state that a checkpoint holds, and how a fit begins, is watched, interrupted and resumed.
+
+Both trainers are runs; they differ in how one step is computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from vapo_fast import _checks, checkpoint
+from vapo_fast.callbacks import Callback, Metrics
+from vapo_fast.optim import NonFiniteLossError, TrainingOptions, make_optimizer, trainable_parameters
+from vapo_fast.potentials.base import Potential
+
+# Options that may differ between a checkpoint and the run that resumes it without changing what is computed.
+_FREE_OPTIONS = ("accumulate", "log_every")
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C during ``fit``: training stopped between two steps. The message says what was saved and how to go on."""
+
+
+class TrainingRun:
+    """Model, averaged model, optimiser and step of a run.
+
+    Attributes:
+        model: the network that is trained, in place.
+        ema_model: the running average of its weights: the one to sample from and save.
+        options: the `TrainingOptions`.
+        step: optimiser steps done in all.
+        start_step, end_step: the steps of the current or last ``fit``.
+        last_checkpoint: the newest training file of this run, or None.
+    """
+
+    def __init__(self, model: Potential, options: TrainingOptions, *, fused: bool = False) -> None:
+        if not isinstance(model, Potential):
+            raise TypeError(
+                f"model must be a Potential, got {type(model).__name__}; wrap a module by Potential.from_module"
+            )
+        self.parameters = trainable_parameters(model)
+        self.model = model
+        self.ema_model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.options = options
+        self.optimizer = make_optimizer(self.parameters.values(), options, fused)
+        self.step = 0
+        self.start_step = 0
+        self.end_step = 0
+        self.last_checkpoint: Path | None = None
+        self._updating = False
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(self.parameters.values())).dtype
+
+    @property
+    def read_interval(self) -> int:
+        """Steps between two readings of the loss: ``log_every``, by default 1 on the CPU and 20 elsewhere."""
+        return self.options.log_every or (1 if self.device.type == "cpu" else 20)
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write everything that a bit-exact continuation needs to one file; CheckpointError if it cannot be written."""
+        if self._updating:
+            raise checkpoint.CheckpointError(
+                "the run was stopped in the middle of an update, so its state was not saved"
+            )
+        training = {"step": self.step, "start_step": self.start_step, "options": self.options.config()}
+        checkpoint.save_training(path, self.model, self.ema_model, self.optimizer, training)
+        self.last_checkpoint = Path(path)
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Continue from a training file, or from the newest in a directory; warns of options that differ.
+
+        Raises: CheckpointError, leaving the run as it was.
+        """
+        path = checkpoint.resolve(path)
+        training = checkpoint.load_training(path, self.model, self.ema_model, self.optimizer)
+        self.step, self.start_step = int(training["step"]), int(training["start_step"])
+        self.last_checkpoint = path
+        now = self.options.config()
+        changed = [
+            f"{name} {then!r} -> {now.get(name)!r}"
+            for name, then in training["options"].items()
+            if then != now.get(name) and name not in _FREE_OPTIONS
+        ]
+        if changed:
+            warnings.warn(
+                f"resuming {path} with other options ({'; '.join(changed)}): the result will differ from an unbroken run",
+                stacklevel=4,
+            )
+
+    def _begin(self, steps: int, resume: str | os.PathLike[str] | None) -> None:
+        """Set the range of steps of a fit: ``steps`` more, or with ``resume`` those left of the fit in that checkpoint."""
+        _checks.positive_int("steps", steps)
+        if resume is None:
+            self.start_step = self.step
+        else:
+            self.load_state(resume)
+            if self.step - self.start_step > steps:
+                raise ValueError(
+                    f"steps must be at least {self.step - self.start_step}, the steps of its fit that {self.last_checkpoint} "
+                    f"has already done; got {steps}"
+                )
+        self.end_step = self.start_step + steps
+
+    @contextmanager
+    def _running(self, callbacks: Sequence[Callback]) -> Iterator[Callable[[Metrics | None], None]]:
+        """Call the callbacks around a loop; gives the function to call after every step.
+
+        Ctrl-C is held back until the end of the step, so that what is saved is the state between two steps; a second one
+        stops at once.
+        """
+        interrupted = False
+
+        def hold_back(number: int, frame: FrameType | None) -> None:
+            nonlocal interrupted
+            if interrupted:
+                raise KeyboardInterrupt
+            interrupted = True
+
+        def after_step(metrics: Metrics | None) -> None:
+            for callback in callbacks:
+                callback.on_step_end(self, self.step, metrics)
+            if interrupted:
+                raise KeyboardInterrupt
+
+        for callback in callbacks:
+            if not isinstance(callback, Callback):
+                raise TypeError(f"callbacks must be vapo_fast callbacks, got {type(callback).__name__}")
+        was_training = self.model.training
+        self.model.train()
+        try:
+            for callback in callbacks:
+                callback.on_fit_start(self)
+            with _handled_sigint(hold_back):
+                yield after_step
+            for callback in callbacks:
+                callback.on_fit_end(self)
+        except BaseException as error:
+            for callback in callbacks:
+                try:
+                    callback.on_exception(self, error)
+                except Exception as second:  # the first error is the one to report, with what else went wrong
+                    error.add_note(f"{type(callback).__name__}: {second}")
+            if isinstance(error, KeyboardInterrupt):
+                raise self._interruption(error) from None
+            raise
+        finally:
+            self._updating = False
+            self.model.train(was_training)
+
+    def _interruption(self, error: KeyboardInterrupt) -> TrainingInterrupted:
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        stopped = f"interrupted after step {self.step} of {self.end_step}{notes}; "
+        if self.last_checkpoint is None:
+            return TrainingInterrupted(stopped + "no checkpoint was written (add a Checkpointer to the callbacks)")
+        return TrainingInterrupted(
+            f"{stopped}the newest checkpoint is {self.last_checkpoint}. Continue with "
+            f"fit(data, steps={self.end_step - self.start_step}, resume={str(self.last_checkpoint)!r})"
+        )
+
+    def _non_finite(self, step: int, term: str) -> NonFiniteLossError:
+        """The error for the 1-based step, which says where to go on from."""
+        if self.last_checkpoint is None:
+            saved = "No checkpoint was written."
+        else:
+            saved = f"The last good checkpoint is {self.last_checkpoint}."
+        return NonFiniteLossError(step, term, f"{saved} Lower lr, set grad_clip, or check the data of this step.")
+
+
+@contextmanager
+def _handled_sigint(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Take Ctrl-C while inside, if Python's own handler has it now and this is the main thread (which alone may)."""
+    own = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if own:
+        signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        if own:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Clock:
+    """Seconds since it was made, and samples a second between readings."""
+
+    def __init__(self, samples: int) -> None:
+        self._start = self._last = time.perf_counter()
+        self._samples = samples
+
+    def read(self, samples: int) -> tuple[float, float]:
+        """Rate since the last reading and seconds since the start; ``samples`` counts from the start of the run."""
+        now = time.perf_counter()
+        rate = (samples - self._samples) / max(now - self._last, 1e-9)
+        self._last, self._samples = now, samples
+        return rate, now - self._start
