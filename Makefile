@@ -1,0 +1,87 @@
+# Two commands, each of which sets up all it needs:  make demo   make test
+# Variables:  TORCH=cpu | cuda | cu130 ...   PYTHON=python3.12   VENV=.venv   DEMO_ARGS=...   PYTEST_ARGS=...
+
+PYTHON ?= python3
+VENV ?= .venv
+# cpu:   the CPU build, a few hundred megabytes (the default).
+# cuda:  the build that the package index offers: on Linux CUDA's, several gigabytes.
+# cuNNN: the build of that CUDA version from pytorch.org's own index.
+TORCH ?= cpu
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH_STAMP := $(VENV)/.torch-$(TORCH)
+PACKAGE_STAMP := $(VENV)/.package
+SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(wildcard csrc/*)
+
+.PHONY: help setup demo test test-all lint types bench clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+setup: $(PACKAGE_STAMP)  ## the virtual environment, the pinned dependencies and the package
+
+demo: setup  ## train on scikit-learn's digits; pictures and scores go to out/
+	$(BIN)/python examples/digits_demo.py $(DEMO_ARGS)
+
+test: lint types  ## lint, types and the tests, but for those marked slow
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: lint types  ## lint, types and every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## mypy --strict on vapo_fast/
+	$(BIN)/mypy
+
+bench: setup  ## the benchmarks
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(PYTEST_ARGS)
+
+clean:  ## remove what was built; the environment in VENV and out/ stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f vapo_fast/_native.*.so vapo_fast/_native_build.json $(PACKAGE_STAMP)
+
+# pip, and not python, is what tells that an environment is whole: a creation that fails midway leaves only the latter.
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11-3.13 or name one: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"error: Python 3.11-3.13 is needed, $(PYTHON) is {sys.version.split()[0]}; name another: make PYTHON=...")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Local builds sort above plain ones, so "+cpu" is asked for by name first: wherever pip is already set up to look, then
+# on pytorch.org; the plain wheel is the CPU build on macOS, and the last resort elsewhere.
+$(TORCH_STAMP): constraints.txt | $(BIN)/pip
+	@rm -f $(VENV)/.torch-*
+	@echo "installing torch $(TORCH_VERSION) (TORCH=$(TORCH))"
+	@case "$(TORCH)" in \
+	cpu) \
+	    { [ "$$(uname -s)" = Linux ] && { \
+	        $(PIP) install -q -c constraints.txt "torch==$(TORCH_VERSION)+cpu" 2>/dev/null || \
+	        $(PIP) install -q --no-deps --retries 1 --timeout 15 --index-url https://download.pytorch.org/whl/cpu \
+	            "torch==$(TORCH_VERSION)+cpu" 2>/dev/null; }; } || \
+	    $(PIP) install -q -c constraints.txt "torch==$(TORCH_VERSION)" ;; \
+	cuda) \
+	    { ! $(PIP) show torch 2>/dev/null | grep -q '^Version:.*+cpu' || $(PIP) uninstall -q -y torch; } && \
+	    $(PIP) install -c constraints.txt "torch==$(TORCH_VERSION)" && \
+	    $(BIN)/python -c 'import sys, torch; sys.exit(None if torch.version.cuda else "error: the index offered a torch without CUDA; name a build, for example make TORCH=cu130")' ;; \
+	cu[0-9]*) \
+	    $(PIP) install --index-url https://download.pytorch.org/whl/$(TORCH) "torch==$(TORCH_VERSION)+$(TORCH)" ;; \
+	*) \
+	    echo "error: TORCH must be cpu, cuda or a CUDA build such as cu130, got '$(TORCH)'" >&2; exit 2 ;; \
+	esac
+	@touch $@
+
+# Editable, so that edits need no reinstall; a change to what is built or pinned does, and is what the stamp watches.
+# The build's own requirements are installed first, pinned like the rest; .ci/run tries the isolated build.
+$(PACKAGE_STAMP): $(SOURCES) $(TORCH_STAMP)
+	@echo "installing the package and its pinned dependencies"
+	@$(PIP) install -q -c constraints.txt setuptools pybind11 ninja
+	@$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@
