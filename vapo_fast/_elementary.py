@@ -1,10 +1,10 @@
 """Logarithm, exponential and sine/cosine in float64 from correctly rounded operations only.
 
 A maths library's ``log`` or ``pow`` may differ in the last bit between machines, devices, and even between the vector
-body and the scalar tail of one PyTorch loop, so a number could depend on its place in the batch. IEEE 754 fixes the result
-of ``+ - * / sqrt`` and of bit operations, so functions built from those alone give the same bits everywhere, provided that
-the operations are done in the order written and each is rounded on its own: an engine that repeats them must not fuse a
-multiply and an add. Errors are below 1e-15 of max(1, |result|).
+body and the scalar tail of one PyTorch loop, so a number could depend on its place in the batch. IEEE 754 fixes the
+result of ``+ - * / sqrt`` and of bit operations, so functions built from those alone give the same bits everywhere,
+provided that the operations are done in the order written and each is rounded on its own: an engine that repeats them
+must not fuse a multiply and an add. Errors are below 1e-15 of max(1, |result|).
 """
 
 from __future__ import annotations

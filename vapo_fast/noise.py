@@ -181,17 +181,19 @@ def _draw(
 def _key(seed: object) -> tuple[int, int]:
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(f"seed must be an integer in [0, 2**64), got {seed!r} ({type(seed).__name__})")
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed must be an integer in [0, 2**64), got {seed}")
-    return int(seed) & _MASK32, int(seed) >> 32
+    number = int(seed)
+    if not 0 <= number < 1 << 64:
+        raise ValueError(f"seed must be an integer in [0, 2**64), got {number}")
+    return number & _MASK32, number >> 32
 
 
 def _stream(stream: object) -> int:
     if isinstance(stream, bool) or not isinstance(stream, Integral):
         raise TypeError(f"stream must be an integer in [0, 2**32), got {stream!r} ({type(stream).__name__})")
-    if not 0 <= stream <= _MASK32:
-        raise ValueError(f"stream must be an integer in [0, 2**32), got {stream}")
-    return int(stream)
+    number = int(stream)
+    if not 0 <= number <= _MASK32:
+        raise ValueError(f"stream must be an integer in [0, 2**32), got {number}")
+    return number
 
 
 def _index(index: Index) -> Tensor:

@@ -1,0 +1,406 @@
+"""Explicit Runge-Kutta integration of a batch, with step sizes, times and outcomes per sample.
+
+What other engines repeat:
+
+- **Time is float64 per sample**, whatever the state's dtype; the field is shown t rounded to the state's dtype. In
+  float32 a sum of steps near t = 9 would drift by half of 1e-6 at each step, and one number per sample costs nothing.
+- **Everything of the state's size is in the state's dtype**: stages ``x + h (a_1 k_1 + a_2 k_2 + ...)``, summed left to
+  right without zero coefficients; the error ratio; its sum over the event folded in halves (`row_rms`).
+- **The controller is float64** from correctly rounded operations (`controller`).
+
+So for a field that treats rows alike, a row's result has the same bits in any batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vapo_fast import _checks
+from vapo_fast.ode.controller import PIController, initial_step, trial_step
+from vapo_fast.ode.options import DEFAULT_MAX_STEPS, SolveOptions, times_of
+from vapo_fast.ode.solution import Solution, Status
+from vapo_fast.ode.tableaus import Row, Tableau
+
+Field = Callable[..., Tensor]
+
+_CONTROLLER = PIController()
+# A row that has not ended carries the status it will have if the steps run out.
+_UNFINISHED = Status.MAX_STEPS
+# Steps below this many units in the last place of the times are not worth taking.
+_SMALLEST_STEP_ULPS = 16.0
+# A step that would leave less than this fraction of itself before t1 is stretched to t1.
+_STRETCH = 1.01
+
+
+def solve(
+    field: Field,
+    x0: Tensor,
+    t0: float,
+    t1: float,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    method: str = "dopri5",
+    steps: int | None = None,
+    max_steps: int = DEFAULT_MAX_STEPS,
+    t_eval: Tensor | Sequence[float] | None = None,
+    first_step: float | None = None,
+    args: Sequence[Tensor] = (),
+    throw: bool = True,
+) -> Solution:
+    """Integrate ``dx/dt = field(x, t)`` from t0 to t1 (either direction), each sample with its own steps.
+
+    A step is accepted if the root mean square of ``error / (atol + rtol max(|x|, |x_new|))`` over the event is at most
+    1. Samples that have ended are left out of the field's batch. One number is read from the device per step. The
+    result is not differentiable.
+
+    Args:
+        field: maps x (n, *event), t (n,) and rows of ``args`` to (n, *event); n shrinks as samples end.
+        x0: (B, *event), float32 or float64.
+        t0, t1: start and end time. Equal times return x0.
+        rtol, atol: tolerances of the adaptive methods (default 1e-5; atol defaults to rtol).
+        method: dopri5, tsit5, bosh3 (adaptive); heun, rk4, euler (fixed step).
+        steps: number of equal steps of a fixed-step method.
+        max_steps: most steps, accepted and rejected together, that an adaptive method may try per sample.
+        t_eval: times, ordered from t0 to t1, at which to return the state too. It does not change the steps: values
+            come from the method's continuous extension (order 4 for dopri5 and tsit5, 3 for bosh3 and rk4, 2 heun, 1
+            euler).
+        first_step: first step size of an adaptive method; default: chosen per sample, for one more evaluation.
+        args: tensors (B, ...), constants of each sample that the field is given after t.
+        throw: raise `SolveError` at the end if a sample failed; False returns the solution as it is.
+    Returns: `Solution`. A sample that fails keeps its last accepted state and does not touch the others.
+    Raises:
+        SolveError: some samples failed and throw is true.
+        TypeError, ValueError: a bad argument, or a field whose result has the wrong shape, dtype or device.
+    """
+    options = SolveOptions(method, rtol, atol, steps, max_steps, first_step, times_of(t_eval))
+    if isinstance(x0, Tensor) and x0.requires_grad and torch.is_grad_enabled():
+        raise ValueError("x0 requires grad, but a solve is not differentiable; pass x0.detach()")
+    solution = integrate(field, x0, t0, t1, options, args)
+    return solution.raise_for_failures() if throw else solution
+
+
+@torch.no_grad()
+def integrate(
+    field: Field, x0: Tensor, t0: float, t1: float, options: SolveOptions, args: Sequence[Tensor] = ()
+) -> Solution:
+    """`solve` with its options in one object; never raises for samples that fail."""
+    start, stop = _checks.finite_float("t0", t0), _checks.finite_float("t1", t1)
+    _check_state(x0, args)
+    options.check_dtype(x0.dtype)
+    options.check_times(start, stop)
+    results = _Results(x0, start, stop, options)
+    live = _Live.begin(x0, start, tuple(args))
+    live = results.settle(live.ended(~_finite_rows(x0), Status.NON_FINITE))
+    if start == stop:
+        return results.finish(live, Status.SUCCESS)
+    checked = _checked(field)
+    if options.tableau.adaptive:
+        return _integrate_adaptive(checked, live, results, options)
+    return _integrate_fixed(checked, live, results, options)
+
+
+def _integrate_adaptive(field: Field, live: _Live, results: _Results, options: SolveOptions) -> Solution:
+    tableau, span = options.tableau, abs(results.t1 - results.t0)
+    direction = 1.0 if results.t1 > results.t0 else -1.0
+    smallest_step = _SMALLEST_STEP_ULPS * torch.finfo(torch.float64).eps * max(abs(results.t0), abs(results.t1))
+    if live.count:
+        live = replace(live, f=field(live.x, live.t, *live.args), nfe=live.nfe + 1)
+        live = _with_first_step(field, live, options, direction, span)
+        live = results.settle(live.ended(~_finite_rows(live.f), Status.NON_FINITE))
+    for _ in range(options.max_steps):
+        if live.count == 0:
+            break
+        remaining = (results.t1 - live.t).abs()
+        last = live.h * _STRETCH >= remaining
+        h = torch.where(last, remaining, live.h)
+        t_new = torch.where(last, results.t1, live.t + direction * h)
+        x_new, stages = _step(tableau, field, live, direction * h)
+        ratio = error_ratio(tableau, stages, live.x, x_new, h, options)
+        accepted = _CONTROLLER.accepts(ratio)
+        step = _Step(live, accepted, t_new, x_new, direction * h, stages)
+        h_next = h * _CONTROLLER.factor(ratio, live.previous_ratio, live.after_rejection, tableau.error_order)
+        live = replace(
+            live,
+            x=torch.where(_expand(accepted, x_new), x_new, live.x),
+            f=torch.where(_expand(accepted, x_new), stages[-1], live.f),
+            t=torch.where(accepted, t_new, live.t),
+            h=h_next,
+            previous_ratio=_CONTROLLER.remember(ratio, live.previous_ratio),
+            after_rejection=~accepted,
+            nfe=live.nfe + (tableau.stages - 1),
+            accepted=live.accepted + accepted,
+            rejected=live.rejected + ~accepted,
+        )
+        live = live.ended(accepted & last, Status.SUCCESS)
+        hopeless = ~accepted & (h_next < smallest_step)
+        live = live.ended(hopeless & torch.isfinite(ratio), Status.STEP_TOO_SMALL)
+        live = live.ended(hopeless & ~torch.isfinite(ratio), Status.NON_FINITE)
+        live = results.settle(live, step)
+    return results.finish(live, Status.MAX_STEPS)
+
+
+def _integrate_fixed(field: Field, live: _Live, results: _Results, options: SolveOptions) -> Solution:
+    tableau, steps = options.tableau, options.steps or 0
+    for i in range(steps):
+        if live.count == 0:
+            break
+        t = results.t0 + (results.t1 - results.t0) * (i / steps)
+        t_end = results.t1 if i == steps - 1 else results.t0 + (results.t1 - results.t0) * ((i + 1) / steps)
+        live = replace(live, f=field(live.x, live.t, *live.args))
+        h = torch.full_like(live.t, t_end - t)
+        x_new, stages = _step(tableau, field, live, h)
+        accepted = _finite_rows(x_new)
+        t_new = torch.full_like(live.t, t_end)
+        step = _Step(live, accepted, t_new, x_new, h, stages)
+        live = replace(
+            live,
+            x=torch.where(_expand(accepted, x_new), x_new, live.x),
+            t=torch.where(accepted, t_new, live.t),
+            nfe=live.nfe + tableau.stages,
+            accepted=live.accepted + accepted,
+            rejected=live.rejected + ~accepted,
+        )
+        live = results.settle(live.ended(~accepted, Status.NON_FINITE), step)
+    return results.finish(live, Status.SUCCESS)
+
+
+def _step(tableau: Tableau, field: Field, live: _Live, h: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """One step of signed size h (n,) from ``live``, whose f is the first stage: the new state and all stages."""
+    width = _expand(h.to(live.x.dtype), live.x)
+    stages = [live.f]
+    point = live.x
+    for weights, node in zip(tableau.a, tableau.c[1:], strict=True):
+        point = live.x + width * _combine(weights, stages)
+        stages.append(field(point, live.t + node * h, *live.args))
+    # With fsal the last point was the new state.
+    return (point if tableau.fsal else live.x + width * _combine(tableau.b, stages)), stages
+
+
+def error_ratio(
+    tableau: Tableau, stages: list[Tensor], x: Tensor, x_new: Tensor, h: Tensor, options: SolveOptions
+) -> Tensor:
+    """(n,) float64: scaled error of a step; infinite where the new state is not finite, which no scaling can hide."""
+    error = _expand(h.to(x.dtype), x) * _combine(tableau.error, stages)
+    ratio = row_rms(error / _scale(torch.maximum(x.abs(), x_new.abs()), options)).to(torch.float64)
+    return torch.where(_finite_rows(x_new), ratio, torch.inf)
+
+
+def row_rms(x: Tensor) -> Tensor:
+    """(n, *event) -> (n,): root mean square over the event, in x's dtype.
+
+    The squares are added in halves (the first half of the columns to the second, an odd last column kept) until one is
+    left: a library's own sum may change its order with the number of rows.
+    """
+    squares = x.reshape(x.shape[0], -1).square()
+    size = squares.shape[1]
+    while squares.shape[1] > 1:
+        half = squares.shape[1] // 2
+        folded = squares[:, :half] + squares[:, half : 2 * half]
+        squares = folded if squares.shape[1] % 2 == 0 else torch.cat((folded, squares[:, -1:]), dim=1)
+    return torch.sqrt(squares[:, 0] / size)
+
+
+def _with_first_step(field: Field, live: _Live, options: SolveOptions, direction: float, span: float) -> _Live:
+    if options.first_step is not None:
+        return replace(live, h=torch.full_like(live.t, min(options.first_step, span)))
+    scale = _scale(live.x.abs(), options)
+    state_norm = row_rms(live.x / scale).to(torch.float64)
+    field_norm = row_rms(live.f / scale).to(torch.float64)
+    trial = trial_step(state_norm, field_norm, span)
+    moved = live.x + _expand((direction * trial).to(live.x.dtype), live.x) * live.f
+    change = field(moved, live.t + direction * trial, *live.args) - live.f
+    change_norm = row_rms(change / scale).to(torch.float64)
+    h = initial_step(field_norm, change_norm, trial, span, options.tableau.error_order)
+    return replace(live, h=h, nfe=live.nfe + 1)
+
+
+def _scale(size: Tensor, options: SolveOptions) -> Tensor:
+    rtol, atol = options.tolerances
+    # With atol = 0 a component that is exactly 0 would divide 0 by 0.
+    return (atol + rtol * size).clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def _combine(weights: Row, stages: list[Tensor]) -> Tensor:
+    """Sum of weight times stage, left to right; a zero weight is left out."""
+    terms = [(weight, stage) for weight, stage in zip(weights, stages, strict=True) if weight != 0.0]
+    total = terms[0][0] * terms[0][1]
+    for weight, stage in terms[1:]:
+        total = total + weight * stage
+    return total
+
+
+def _expand(value: Tensor, like: Tensor) -> Tensor:
+    return value.reshape(-1, *([1] * (like.dim() - 1)))
+
+
+def _finite_rows(x: Tensor) -> Tensor:
+    return torch.isfinite(x).reshape(x.shape[0], -1).all(dim=1)
+
+
+def _read(*counts: Tensor) -> list[int]:
+    """Bring counts to the host: the only place where a solve waits for the device."""
+    return [int(count) for count in torch.stack(counts).tolist()]
+
+
+@dataclass(frozen=True)
+class _Live:
+    """The samples still being integrated; every tensor has one row for each."""
+
+    row: Tensor
+    x: Tensor
+    f: Tensor
+    t: Tensor
+    h: Tensor
+    previous_ratio: Tensor
+    after_rejection: Tensor
+    status: Tensor
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    args: tuple[Tensor, ...]
+
+    @staticmethod
+    def begin(x0: Tensor, t0: float, args: tuple[Tensor, ...]) -> _Live:
+        row = torch.arange(x0.shape[0], device=x0.device)
+        ones = torch.ones(x0.shape[0], dtype=torch.float64, device=x0.device)
+        zeros = torch.zeros_like(row)
+        unfinished = torch.full_like(row, _UNFINISHED)
+        return _Live(row, x0, x0, t0 * ones, ones, ones, zeros > 0, unfinished, zeros, zeros, zeros, args)
+
+    @property
+    def count(self) -> int:
+        return self.row.shape[0]
+
+    def ended(self, which: Tensor, status: Status) -> _Live:
+        return replace(self, status=torch.where(which, int(status), self.status))
+
+    def take(self, keep: Tensor) -> _Live:
+        values = {name: value[keep] for name, value in vars(self).items() if name != "args"}
+        return _Live(**values, args=tuple(value[keep] for value in self.args))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step tried from ``before``: which rows accepted it, where it led, its signed size and its stages."""
+
+    before: _Live
+    accepted: Tensor
+    t_new: Tensor
+    x_new: Tensor
+    h: Tensor
+    stages: list[Tensor]
+
+    def due(self, times: Tensor) -> Tensor:
+        """(n, m) bool: which of the m output times this step passed; each belongs to exactly one accepted step."""
+        t, t_new = self.before.t[:, None], self.t_new[:, None]
+        forward = (times > t) & (times <= t_new)
+        backward = (times < t) & (times >= t_new)
+        return (forward | backward) & self.accepted[:, None]
+
+    def state_at(self, rows: Tensor, times: Tensor, tableau: Tableau) -> Tensor:
+        """The continuous extension at one time for each given row: ``x + h sum_i b_i(theta) k_i``."""
+        h, x = self.h[rows], self.before.x[rows]
+        theta = (times - self.before.t[rows]) / h
+        increment = torch.zeros_like(x)
+        for coefficients, stage in zip(tableau.dense, self.stages, strict=True):
+            weight = torch.zeros_like(theta)
+            for coefficient in reversed(coefficients):
+                weight = (weight + coefficient) * theta
+            increment = increment + _expand(weight.to(x.dtype), x) * stage[rows]
+        inside = x + _expand(h.to(x.dtype), x) * increment
+        # At the end of a step the polynomial is x_new only to rounding; hand out the very state.
+        return torch.where(_expand(times == self.t_new[rows], x), self.x_new[rows], inside)
+
+
+class _Results:
+    """The whole batch: where samples are put when they end, and their states at ``t_eval``."""
+
+    def __init__(self, x0: Tensor, t0: float, t1: float, options: SolveOptions) -> None:
+        self.t0, self.t1, self._tableau = t0, t1, options.tableau
+        rows = x0.shape[0]
+        self._x = x0.clone()
+        self._t = torch.full((rows,), t0, dtype=torch.float64, device=x0.device)
+        self._status, self._nfe, self._accepted, self._rejected = (
+            torch.zeros(rows, dtype=torch.int64, device=x0.device) for _ in range(4)
+        )
+        self._ys: Tensor | None = None
+        self._times = torch.empty(0)
+        if options.t_eval is not None:
+            self._times = torch.tensor(options.t_eval, dtype=torch.float64, device=x0.device)
+            self._ys = x0.new_full((len(options.t_eval), *x0.shape), torch.nan)
+            for i, time in enumerate(options.t_eval):
+                if time == t0:
+                    self._ys[i] = x0
+
+    def settle(self, live: _Live, step: _Step | None = None) -> _Live:
+        """Write the outputs that ``step`` passed, put away the rows that ended, and return the others."""
+        running = live.status == _UNFINISHED
+        if self._ys is None or step is None:
+            (still,) = _read(running.sum())
+        else:
+            due = step.due(self._times)
+            still, outputs = _read(running.sum(), due.sum())
+            # The sizes are known by now, so finding the places needs no further wait for the device.
+            rows, columns = torch.nonzero_static(due, size=outputs).unbind(1)
+            self._ys[columns, step.before.row[rows]] = step.state_at(rows, self._times[columns], self._tableau)
+        if still == live.count:
+            return live
+        self._put(live, live.status)
+        return live.take(torch.nonzero_static(running, size=still).flatten())
+
+    def finish(self, live: _Live, status: Status) -> Solution:
+        """Put away the rows that are left, with ``status``, and hand out the result."""
+        self._put(live, torch.full_like(live.status, int(status)))
+        return Solution(self._x, self._t, self._status, self._nfe, self._accepted, self._rejected, self._ys)
+
+    def _put(self, live: _Live, status: Tensor) -> None:
+        # All rows are written, running ones too: they will be written again, and nobody has to wait for a selection.
+        for whole, part in (
+            (self._x, live.x),
+            (self._t, live.t),
+            (self._status, status),
+            (self._nfe, live.nfe),
+            (self._accepted, live.accepted),
+            (self._rejected, live.rejected),
+        ):
+            whole[live.row] = part
+
+
+def _checked(field: Field) -> Field:
+    """``field`` shown times in the state's dtype, its result held to the state's shape, dtype and device."""
+
+    def evaluate(x: Tensor, t: Tensor, *args: Tensor) -> Tensor:
+        value: object = field(x, t.to(x.dtype), *args)
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"field must return a tensor of the shape of x, {tuple(x.shape)}, got {type(value).__name__}"
+            )
+        if value.shape != x.shape:
+            raise ValueError(f"field must return the shape of x, {tuple(x.shape)}, got {tuple(value.shape)}")
+        if value.dtype != x.dtype:
+            raise TypeError(f"field must return the dtype of x, {x.dtype}, got {value.dtype}")
+        if value.device != x.device:
+            raise ValueError(f"field must return a tensor on the device of x, {x.device}, got {value.device}")
+        return value
+
+    return evaluate
+
+
+def _check_state(x0: Tensor, args: Sequence[Tensor]) -> None:
+    if not isinstance(x0, Tensor):
+        raise TypeError(f"x0 must be a torch.Tensor of shape (B, *event), got {type(x0).__name__}")
+    if x0.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x0 must be float32 or float64, got {x0.dtype}; convert with .float() or .double()")
+    if x0.dim() < 1 or x0.numel() == 0:
+        raise ValueError(f"x0 must have shape (B, *event) with at least one sample and element, got {tuple(x0.shape)}")
+    for i, value in enumerate(args):
+        if not isinstance(value, Tensor) or value.dim() < 1 or value.shape[0] != x0.shape[0]:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"args[{i}] must be a tensor with one row for each of the {x0.shape[0]} samples, got {got}"
+            )
