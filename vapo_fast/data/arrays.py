@@ -16,10 +16,12 @@ _CHUNK_BYTES = 2**26
 
 
 def load_npy(path: Path, split: str, image_size: int | None) -> ArrayDataset:
-    """A .npy file, memory-mapped: uint8 images (n, H, W), (n, H, W, C) or (n, C, H, W), or floating-point events (n, ...) as they are.
+    """A .npy file, memory-mapped: uint8 images (n, H, W), (n, H, W, C) or (n, C, H, W), or floating-point events (n,
+    ...) as they are.
 
-    A uint8 array is taken as channels last when its last size is 1 or 3 and its second is not. Every event is checked once for NaN
-    and infinity, reading the file in parts. Raises ValueError for split "test" (one file has no splits), DataFormatError otherwise.
+    A uint8 array is taken as channels last when its last size is 1 or 3 and its second is not. Every event is checked
+    once for NaN and infinity, reading the file in parts. Raises ValueError for split "test" (one file has no splits),
+    DataFormatError otherwise.
     """
     if split != "train":
         raise ValueError(f"split must be 'train' for the single file {path}; pass the path of the {split} file instead")
@@ -31,8 +33,9 @@ def load_npy(path: Path, split: str, image_size: int | None) -> ArrayDataset:
 
 
 def load_npz(path: Path, split: str, image_size: int | None) -> ArrayDataset:
-    """A .npz archive, read into memory: events under ``x_train``/``x_test``, or for "train" also ``x``, ``data``, ``images`` or
-    ``arr_0``, or its only array; class labels under ``y_train``/``y_test``, or ``y`` or ``labels``. Arrays and errors as `load_npy`.
+    """A .npz archive, read into memory: events under ``x_train``/``x_test``, or for "train" also ``x``, ``data``,
+    ``images`` or ``arr_0``, or its only array; class labels under ``y_train``/``y_test``, or ``y`` or ``labels``.
+    Arrays and errors as `load_npy`.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:

@@ -28,8 +28,8 @@ class DataFormatError(ValueError):
 class Dataset(torch.utils.data.Dataset[Tensor], ABC):
     """``n`` events of one shape. Images are (channels, height, width) with values in [-1, 1].
 
-    ``dataset[i]`` is one event, ``dataset.batch(indices)`` a stack of them, ``dataset.labels`` the class of each event, int64 (n,),
-    or None. Subclasses implement `_read`; nothing is kept in memory unless they say so.
+    ``dataset[i]`` is one event, ``dataset.batch(indices)`` a stack of them, ``dataset.labels`` the class of each
+    event, int64 (n,), or None. Subclasses implement `_read`; nothing is kept in memory unless they say so.
     """
 
     def __init__(self, name: str, n: int, event_shape: Sequence[int]) -> None:
@@ -60,7 +60,8 @@ class Dataset(torch.utils.data.Dataset[Tensor], ABC):
         return (self[i] for i in range(self._n))
 
     def batch(self, indices: Indices) -> Tensor:
-        """The events at ``indices`` ((B,) integers in [0, n), in any order, repeats allowed): float32 (B, *event_shape).
+        """The events at ``indices`` ((B,) integers in [0, n), in any order, repeats allowed): float32 (B,
+        *event_shape).
 
         Raises TypeError when the indices are not integers, IndexError when one lies outside [0, n).
         """
@@ -90,9 +91,9 @@ class Dataset(torch.utils.data.Dataset[Tensor], ABC):
 class ArrayDataset(Dataset):
     """Events held in one array, in memory or memory-mapped.
 
-    ``array`` is (n, ...): uint8 images as (n, H, W), (n, C, H, W) or, with ``channels_last``, (n, H, W, C), scaled from 0..255 to
-    [-1, 1]; or floating-point events, used as they are. ``image_size`` resizes images to a square of that side (bilinear with
-    anti-aliasing). A batch with NaN or infinite entries raises DataFormatError.
+    ``array`` is (n, ...): uint8 images as (n, H, W), (n, C, H, W) or, with ``channels_last``, (n, H, W, C), scaled
+    from 0..255 to [-1, 1]; or floating-point events, used as they are. ``image_size`` resizes images to a square of
+    that side (bilinear with anti-aliasing). A batch with NaN or infinite entries raises DataFormatError.
     """
 
     def __init__(
@@ -176,7 +177,8 @@ class Subset(Dataset):
 class Mirrored(Dataset):
     """An image data set and its left-right mirror images: item ``i + n`` is item ``i`` mirrored.
 
-    Flip augmentation without hidden state: what an index gives never changes, so training stays reproducible and resumable.
+    Flip augmentation without hidden state: what an index gives never changes, so training stays reproducible and
+    resumable.
     """
 
     def __init__(self, parent: Dataset) -> None:
@@ -201,7 +203,8 @@ def scale_bytes(images: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, image_size: int | None) -> Tensor:
-    """(B, C, H, W) to (B, C, image_size, image_size), bilinear with anti-aliasing; unchanged when None or already so."""
+    """(B, C, H, W) to (B, C, image_size, image_size), bilinear with anti-aliasing; unchanged when None or already
+    so."""
     if image_size is None or tuple(images.shape[-2:]) == (image_size, image_size):
         return images
     return torch.nn.functional.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True).clamp_(

@@ -18,7 +18,8 @@ _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_ba
 def load_cifar10(folders: list[Path], split: str, image_size: int | None) -> ArrayDataset:
     """CIFAR-10 as (3, 32, 32), held in memory as bytes (154 MB for "train").
 
-    Raises DataNotFoundError naming every folder tried, DataFormatError for a batch that is damaged or holds other things than arrays.
+    Raises DataNotFoundError naming every folder tried, DataFormatError for a batch that is damaged or holds other
+    things than arrays.
     """
     names = _BATCHES[split]
     for folder in folders:
@@ -27,8 +28,8 @@ def load_cifar10(folders: list[Path], split: str, image_size: int | None) -> Arr
     else:
         raise DataNotFoundError(
             f"data set 'cifar10' ({split}): {', '.join(names)} are in none of {', '.join(map(str, folders))}. Take "
-            "cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html, unpack it, and pass the folder that holds "
-            "cifar-10-batches-py as root= or in $VAPO_FAST_DATA"
+            "cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html, unpack it, and pass the folder "
+            "that holds cifar-10-batches-py as root= or in $VAPO_FAST_DATA"
         )
     batches = [_read_batch(folder / name) for name in names]
     images = np.concatenate([data for data, _ in batches]).reshape(-1, 3, 32, 32)
@@ -41,7 +42,8 @@ def _read_batch(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
         batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     except DataFormatError as error:
         raise DataFormatError(f"{path}: {error}") from error
-    # A damaged pickle can raise nearly anything from within the unpickler; each means the same to the reader of the message.
+    # A damaged pickle can raise nearly anything from within the unpickler; each means the same to the reader of the
+    # message.
     except Exception as error:
         raise DataFormatError(f"{path}: damaged or truncated ({error}); unpack the archive again") from error
     if not isinstance(batch, dict):
@@ -56,12 +58,13 @@ def _read_batch(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles containers, numbers, bytes and numpy arrays; any other name in the pickle is refused before it is imported."""
+    """Unpickles containers, numbers, bytes and numpy arrays; any other name in the pickle is refused before it is
+    imported."""
 
     def find_class(self, module: str, name: str) -> Any:
         top, _, rest = module.partition(".")
         # numpy renamed its private package from core to _core in version 2; files of both ages are read by either.
-        if top == "numpy" and rest.removeprefix("_") in ("core.multiarray",) and name == "_reconstruct":
+        if top == "numpy" and rest.removeprefix("_") == "core.multiarray" and name == "_reconstruct":
             return _empty_array
         if top == "numpy" and rest.removeprefix("_") == "core.numeric" and name == "_frombuffer":
             return _array_from_buffer

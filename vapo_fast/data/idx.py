@@ -1,4 +1,5 @@
-"""The idx format of MNIST and its relatives: a magic number, big-endian sizes, then raw values. Plain files are memory-mapped."""
+"""The idx format of MNIST and its relatives: a magic number, big-endian sizes, then raw values. Plain files are
+memory-mapped."""
 
 from __future__ import annotations
 
@@ -23,16 +24,18 @@ _UNSIGNED_BYTE = 0x08
 
 
 def read_idx(path: str | Path) -> np.ndarray[Any, Any]:
-    """The uint8 array of an idx file: memory-mapped when plain, decompressed into memory (its size in the header) when gzip.
+    """The uint8 array of an idx file: memory-mapped when plain, decompressed into memory (its size in the header)
+    when gzip.
 
-    Raises DataFormatError for a wrong magic number, a value type other than unsigned bytes, a truncated or overlong file, a damaged
-    gzip stream, or a .gz whose content would exceed `LARGEST_DECOMPRESSED`; FileNotFoundError when there is no such file.
+    Raises DataFormatError for a wrong magic number, a value type other than unsigned bytes, a truncated or overlong
+    file, a damaged gzip stream, or a .gz whose content would exceed `LARGEST_DECOMPRESSED`; FileNotFoundError when
+    there is no such file.
     """
     path = Path(path)
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     if not compressed:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             shape, offset = _header(file, path)
         size, expected = path.stat().st_size, offset + math.prod(shape)
         if size != expected:
@@ -44,8 +47,9 @@ def read_idx(path: str | Path) -> np.ndarray[Any, Any]:
             count = math.prod(shape)
             if count > LARGEST_DECOMPRESSED:
                 raise DataFormatError(
-                    f"{path}: holds {count / 2**30:.1f} GiB decompressed, more than the {LARGEST_DECOMPRESSED / 2**30:.0f} GiB that are "
-                    "read into memory; decompress it with gunzip and the raw file is memory-mapped"
+                    f"{path}: holds {count / 2**30:.1f} GiB decompressed, more than the "
+                    f"{LARGEST_DECOMPRESSED / 2**30:.0f} GiB that are read into memory; decompress it with "
+                    "gunzip and the raw file is memory-mapped"
                 )
             content = file.read(count + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -74,7 +78,8 @@ def read_labels(path: Path) -> Tensor:
 
 
 def find_pair(folder: Path, split: str) -> tuple[Path, Path] | None:
-    """The images and labels of a split under their usual names in ``folder``, plain before .gz; None unless both are there."""
+    """The images and labels of a split under their usual names in ``folder``, plain before .gz; None unless both are
+    there."""
     stem = "train" if split == "train" else "t10k"
     found = []
     for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
@@ -88,7 +93,8 @@ def find_pair(folder: Path, split: str) -> tuple[Path, Path] | None:
 
 
 def labels_beside(images: Path) -> Path | None:
-    """The labels file that belongs to an images file by name (``images-idx3`` to ``labels-idx1``, plain or .gz), or None."""
+    """The labels file that belongs to an images file by name (``images-idx3`` to ``labels-idx1``, plain or .gz), or
+    None."""
     stem = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
     if stem == images.name.removesuffix(".gz"):
         return None
@@ -103,10 +109,10 @@ def load_fashion_mnist(folders: list[Path], split: str, image_size: int | None) 
             return open_images(*pair, name="fashion-mnist", image_size=image_size)
     stem = "train" if split == "train" else "t10k"
     raise DataNotFoundError(
-        f"data set 'fashion-mnist' ({split}): {stem}-images-idx3-ubyte and {stem}-labels-idx1-ubyte (plain or .gz) are in none of "
-        f"{', '.join(map(str, folders))}. On Debian and Ubuntu: apt-get install dataset-fashion-mnist. Elsewhere: take the four .gz "
-        "files from https://github.com/zalandoresearch/fashion-mnist and pass their folder as root=, or put them into "
-        "$VAPO_FAST_DATA/fashion-mnist"
+        f"data set 'fashion-mnist' ({split}): {stem}-images-idx3-ubyte and {stem}-labels-idx1-ubyte (plain or .gz) "
+        f"are in none of {', '.join(map(str, folders))}. On Debian and Ubuntu: apt-get install dataset-fashion-mnist. "
+        "Elsewhere: take the four .gz files from https://github.com/zalandoresearch/fashion-mnist and pass their "
+        "folder as root=, or put them into $VAPO_FAST_DATA/fashion-mnist"
     )
 
 

@@ -18,7 +18,8 @@ from vapo_fast.data.base import DataFormatError, DataNotFoundError, Dataset, Ind
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """File name endings taken for images, in any case."""
 
-# Enough files to see whether a folder is grey or of mixed sizes without opening all of a large one; decoding checks each again.
+# Enough files to see whether a folder is grey or of mixed sizes without opening all of a large one; decoding checks
+# each again.
 _PROBED = 64
 _GREY_MODES = ("1", "L")
 
@@ -26,11 +27,11 @@ _GREY_MODES = ("1", "L")
 class ImageFolder(Dataset):
     """Image files as (C, H, W) in [-1, 1], decoded when asked for.
 
-    ``paths`` are the files, in the order of the indices. ``crop`` first takes the central square of that many pixels. With
-    ``image_size`` the shorter side is then resized to it and the centre cut out; without it all images must be of one size.
-    ``channels`` is 1 or 3, or None to use 1 only if the images looked at first are all grey. Rotation marks of cameras are obeyed,
-    transparency is dropped. Raises DataFormatError, naming the file, for one that cannot be decoded or does not fit; ValueError for no
-    paths or a bad size.
+    ``paths`` are the files, in the order of the indices. ``crop`` first takes the central square of that many pixels.
+    With ``image_size`` the shorter side is then resized to it and the centre cut out; without it all images must be
+    of one size. ``channels`` is 1 or 3, or None to use 1 only if the images looked at first are all grey. Rotation
+    marks of cameras are obeyed, transparency is dropped. Raises DataFormatError, naming the file, for one that cannot
+    be decoded or does not fit; ValueError for no paths or a bad size.
     """
 
     def __init__(
@@ -86,8 +87,8 @@ class ImageFolder(Dataset):
         self._check_size(path, image.size)
         if self._channels == 1 and not self._channels_given and image.mode not in _GREY_MODES:
             raise DataFormatError(
-                f"{path}: has colours (mode {image.mode}), while the images looked at first are all grey; convert the folder to "
-                "one mode, or make an ImageFolder with channels=1 or channels=3"
+                f"{path}: has colours (mode {image.mode}), while the images looked at first are all grey; convert "
+                "the folder to one mode, or make an ImageFolder with channels=1 or channels=3"
             )
         try:
             image = image.convert("L" if self._channels == 1 else "RGB")
@@ -119,8 +120,9 @@ class ImageFolder(Dataset):
 def load_folder(folder: Path, split: str, image_size: int | None) -> ImageFolder:
     """All images under ``folder/split`` if there is such a folder, else under ``folder`` itself (for split "train").
 
-    Subfolders are classes, numbered in alphabetic order; without subfolders there are no labels. Raises DataNotFoundError when there
-    are no images or the folder has no "test" part, DataFormatError when images lie both in the top folder and in subfolders.
+    Subfolders are classes, numbered in alphabetic order; without subfolders there are no labels. Raises
+    DataNotFoundError when there are no images or the folder has no "test" part, DataFormatError when images lie both
+    in the top folder and in subfolders.
     """
     root = folder / split if (folder / split).is_dir() else folder
     if root is folder and split != "train":
@@ -144,9 +146,11 @@ def load_folder(folder: Path, split: str, image_size: int | None) -> ImageFolder
 
 
 def load_celeba(folders: list[Path], split: str, image_size: int | None) -> ImageFolder:
-    """CelebA's aligned images, the central 140 x 140 pixels resized to ``image_size`` (default 64); splits "train", "valid", "test".
+    """CelebA's aligned images, the central 140 x 140 pixels resized to ``image_size`` (default 64); splits "train",
+    "valid", "test".
 
-    Raises DataNotFoundError naming every folder tried or the first missing image, DataFormatError for a malformed partition list.
+    Raises DataNotFoundError naming every folder tried or the first missing image, DataFormatError for a malformed
+    partition list.
     """
     number = {"train": "0", "valid": "1", "test": "2"}[split]
     for folder in folders:
@@ -155,9 +159,10 @@ def load_celeba(folders: list[Path], split: str, image_size: int | None) -> Imag
             break
     else:
         raise DataNotFoundError(
-            f"data set 'celeba': img_align_celeba/ and list_eval_partition.txt are in none of {', '.join(map(str, folders))}. Take "
-            "'Align&Cropped Images' and 'Train/Val/Test Partitions' from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, unpack "
-            "them into one folder, and pass it as root= or as $VAPO_FAST_DATA/celeba"
+            "data set 'celeba': img_align_celeba/ and list_eval_partition.txt are in none of "
+            f"{', '.join(map(str, folders))}. Take 'Align&Cropped Images' and 'Train/Val/Test Partitions' from "
+            "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, unpack them into one folder, and pass it as root= or "
+            "as $VAPO_FAST_DATA/celeba"
         )
     names = []
     for row, line in enumerate(partition.read_text(encoding="ascii", errors="replace").splitlines(), start=1):
@@ -176,7 +181,8 @@ def load_celeba(folders: list[Path], split: str, image_size: int | None) -> Imag
     missing = [name for name in names if name not in present]
     if missing:
         raise DataNotFoundError(
-            f"data set 'celeba' ({split}): {len(missing)} of {len(names)} images are not in {images}, the first {missing[0]}; unpack again"
+            f"data set 'celeba' ({split}): {len(missing)} of {len(names)} images are not in {images}, "
+            f"the first {missing[0]}; unpack again"
         )
     return ImageFolder(
         [images / name for name in names],

@@ -45,19 +45,22 @@ def load(
 ) -> Dataset:
     """The data set called ``name``, or the files at that path. Nothing is ever downloaded.
 
-    Names: ``8gaussians``, ``2moons``, ``checkerboard``, ``pinwheel``, ``swissroll`` (points (2,), `vapo_fast.data.toy`), ``digits``,
-    ``fashion-mnist``, ``cifar10``, ``celeba``. Paths: a folder of images (`vapo_fast.data.images.load_folder`), a ``.npy`` or
-    ``.npz`` file (`vapo_fast.data.arrays`), an idx file, plain or .gz, with its labels beside it. Images are (C, H, W) in [-1, 1].
+    Names: ``8gaussians``, ``2moons``, ``checkerboard``, ``pinwheel``, ``swissroll`` (points (2,),
+    `vapo_fast.data.toy`), ``digits``, ``fashion-mnist``, ``cifar10``, ``celeba``. Paths: a folder of images
+    (`vapo_fast.data.images.load_folder`), a ``.npy`` or ``.npz`` file (`vapo_fast.data.arrays`), an idx file, plain
+    or .gz, with its labels beside it. Images are (C, H, W) in [-1, 1].
 
-    - ``root``: folder with the files of a named image set, in it or in a subfolder of its usual name; default the environment variable
-      VAPO_FAST_DATA and then the current folder's ``data``; for Fashion-MNIST also where Debian's package puts it.
+    - ``root``: folder with the files of a named image set, in it or in a subfolder of its usual name; default the
+      environment variable VAPO_FAST_DATA and then the current folder's ``data``; for Fashion-MNIST also where
+      Debian's package puts it.
     - ``split``: "train" or "test" ("valid" too for celeba).
     - ``image_size``: side of the square to which images are resized; None keeps them (celeba: 64).
-    - ``n``: how many events; of files the first ``n`` of a shuffle by ``seed``, of a 2-D set how many are made (100 000).
+    - ``n``: how many events; of files the first ``n`` of a shuffle by ``seed``, of a 2-D set how many are made (100
+      000).
     - ``seed``: of the shuffle for ``n``, or of the 2-D set.
 
-    Raises DataNotFoundError naming every place looked at and how to get the files, DataFormatError for damaged or unsuitable files,
-    ValueError for an unknown name, split, or an ``n`` beyond the data's size.
+    Raises DataNotFoundError naming every place looked at and how to get the files, DataFormatError for damaged or
+    unsuitable files, ValueError for an unknown name, split, or an ``n`` beyond the data's size.
     """
     wanted = os.fspath(name)
     splits = ("train", "valid", "test") if wanted == "celeba" else ("train", "test")
@@ -91,8 +94,8 @@ def _open(name: str, root: str | os.PathLike[str] | None, split: str, image_size
         return _open_file(path, split, image_size)
     if path.suffix or os.sep in name:
         raise DataNotFoundError(
-            f"no file or folder at {path.absolute()}; pass an existing image folder, .npy, .npz or idx file, or one of the names "
-            + ", ".join(names())
+            f"no file or folder at {path.absolute()}; pass an existing image folder, .npy, .npz or idx file, "
+            f"or one of the names {', '.join(names())}"
         )
     raise ValueError(
         f"name must be one of {', '.join(map(repr, names()))}, or the path of a folder or file; got {name!r}"
@@ -124,4 +127,4 @@ def _places(name: str, root: str | os.PathLike[str] | None) -> list[Path]:
         roots = [Path(variable).expanduser()] if variable else []
         roots.append(Path("data"))
     places = [base / sub for base in roots for sub in _SUBFOLDERS[name]]
-    return places + [_DEBIAN] if name == "fashion-mnist" and root is None else places
+    return [*places, _DEBIAN] if name == "fashion-mnist" and root is None else places

@@ -17,9 +17,10 @@ _CHUNK = 2**23
 def sliced_wasserstein(a: Tensor, b: Tensor, *, n_projections: int = 256, seed: int = 0, p: float = 2.0) -> float:
     r"""Sliced p-Wasserstein distance between two samples: ``(mean over directions of W_p^p)^(1/p)``.
 
-    ``a`` (n, *event) and ``b`` (m, *event) may differ in size; events are flattened. Each one-dimensional problem is solved exactly
-    from the sorted projections. The directions, uniform on the sphere, depend on ``seed`` only. Raises TypeError/ValueError for empty
-    or non-finite sets, different event shapes, ``p < 1``. (Bonneel et al., Sliced and Radon Wasserstein Barycenters, 2015.)
+    ``a`` (n, *event) and ``b`` (m, *event) may differ in size; events are flattened. Each one-dimensional problem is
+    solved exactly from the sorted projections. The directions, uniform on the sphere, depend on ``seed`` only. Raises
+    TypeError/ValueError for empty or non-finite sets, different event shapes, ``p < 1``. (Bonneel et al., Sliced and
+    Radon Wasserstein Barycenters, 2015.)
     """
     flat_a, flat_b = two_sets("a", a, "b", b)
     power = _checks.positive_float("p", p)
@@ -30,7 +31,9 @@ def sliced_wasserstein(a: Tensor, b: Tensor, *, n_projections: int = 256, seed: 
     )
     rows_a, rows_b, mass = _coupling(len(flat_a), len(flat_b))
     total = 0.0
-    for part in directions.split(max(1, _CHUNK // (len(flat_a) + len(flat_b)))):
+    step = max(1, _CHUNK // (len(flat_a) + len(flat_b)))
+    for start in range(0, len(directions), step):
+        part = directions[start : start + step]
         sorted_a = (part @ flat_a.T).sort(dim=1).values
         sorted_b = (part @ flat_b.T).sort(dim=1).values
         gap = (sorted_a[:, rows_a] - sorted_b[:, rows_b]).abs_().to(torch.float64)
@@ -48,10 +51,12 @@ def sliced_wasserstein_floor(
     seed: int = 0,
     p: float = 2.0,
 ) -> float:
-    """Mean sliced Wasserstein distance between two independent real sets: what a perfect model of ``n`` samples would score.
+    """Mean sliced Wasserstein distance between two independent real sets: what a perfect model of ``n`` samples would
+    score.
 
-    Each trial draws disjoint sets of ``n`` and ``n_reference`` (default ``n``) events from ``real`` without replacement; trials share
-    no event when ``real`` is large enough for that, and are reshuffled otherwise. ValueError when ``real`` has too few events.
+    Each trial draws disjoint sets of ``n`` and ``n_reference`` (default ``n``) events from ``real`` without
+    replacement; trials share no event when ``real`` is large enough for that, and are reshuffled otherwise.
+    ValueError when ``real`` has too few events.
     """
     first = _checks.positive_int("n", n)
     second = first if n_reference is None else _checks.positive_int("n_reference", n_reference)
@@ -71,17 +76,19 @@ def sliced_wasserstein_floor(
 
 def _directions(dimension: int, count: int, seed: int) -> Tensor:
     """(count, dimension) unit vectors, float64."""
-    normal = noise.normal(seed, range(count), (dimension,), stream=noise.Stream.PROBE, dtype=torch.float64)
-    return normal / normal.norm(dim=1, keepdim=True)
+    normal: Tensor = noise.normal(seed, range(count), (dimension,), stream=noise.Stream.PROBE, dtype=torch.float64)
+    return torch.nn.functional.normalize(normal, dim=1)
 
 
 def _coupling(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The monotone coupling of n and m equal masses: sorted row of either side and mass (float64) of each of its pieces.
+    """The monotone coupling of n and m equal masses: sorted row of either side and mass (float64) of each of its
+    pieces.
 
-    On a scale where the whole mass is n m, side a steps at multiples of m and side b at multiples of n, so the cuts are integers.
+    On a scale where the whole mass is n m, side a steps at multiples of m and side b at multiples of n, so the cuts
+    are integers.
     """
     whole = math.lcm(n, m)
     step_a, step_b = whole // n, whole // m
-    cuts = torch.cat((torch.arange(n) * step_a, torch.arange(m) * step_b)).unique()
+    cuts = torch.unique(torch.cat((torch.arange(n) * step_a, torch.arange(m) * step_b)))
     ends = torch.cat((cuts[1:], torch.tensor([whole])))
     return cuts // step_a, cuts // step_b, (ends - cuts).to(torch.float64) / whole
