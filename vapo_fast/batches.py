@@ -1,4 +1,4 @@
-"""Training batches. Batch k of a run is a function of (seed, k) alone, whichever trainer asks and wherever a run resumes."""
+"""Training batches: batch k of a run is a function of (seed, k) alone, whichever trainer asks for it."""
 
 from __future__ import annotations
 
@@ -73,15 +73,15 @@ def as_source(data: Data, event_shape: tuple[int, ...], *, seed: int = 0) -> Sou
     """Check ``data`` and make it a stream of rows.
 
     Args:
-        data: a tensor (N, *event); a map-style Dataset or a DataLoader whose items are tensors, or tuples that start with
-            one (labels are ignored); or a name that `vapo_fast.data.load` knows.
+        data: a tensor (N, *event); a map-style Dataset or a DataLoader whose items are tensors, or tuples that start
+            with one (labels are ignored); or a name that `vapo_fast.data.load` knows.
         event_shape: what each row must look like.
         seed: for generated data sets, the seed of their samples.
     Raises:
         TypeError: another type, or integer data. ValueError: no rows, another shape, NaN or infinite entries (a tensor
             is checked in full here; other data sets one batch at a time, through the loss).
-    A DataLoader keeps its own order, batch after batch, regrouped to the trainer's batch size; a run resumed with one is
-    bit-exact only if the loader itself starts where it should.
+    A DataLoader keeps its own order, batch after batch, regrouped to the trainer's batch size; a run resumed with one
+    is bit-exact only if the loader itself starts where it should.
     """
     if isinstance(data, str):
         from vapo_fast.data import load
@@ -97,7 +97,7 @@ def as_source(data: Data, event_shape: tuple[int, ...], *, seed: int = 0) -> Sou
         return _LoaderSource(data, event_shape)
     if isinstance(data, IterableDataset):
         raise TypeError("data is an IterableDataset, whose rows cannot be indexed; pass a DataLoader over it")
-    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+    if isinstance(data, Dataset):
         return _DatasetSource(data, event_shape)
     raise TypeError(
         "data must be a tensor (N, *event), a torch Dataset or DataLoader, or the name of a data set, "

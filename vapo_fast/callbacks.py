@@ -49,7 +49,7 @@ class Callback:
         """Before the first step; ``trainer.step`` is where the fit begins."""
 
     def on_step_end(self, trainer: TrainingRun, step: int, metrics: Metrics | None) -> None:
-        """After each update; ``step`` counts from 1. ``metrics`` is None on steps whose loss was not read (``log_every``)."""
+        """After each update; ``step`` counts from 1, ``metrics`` is None if its loss was not read (``log_every``)."""
 
     def on_fit_end(self, trainer: TrainingRun) -> None:
         """After the last step."""
@@ -111,9 +111,9 @@ class ProgressBar(Callback):
 class CSVLogger(Callback):
     """One row of `Metrics` per reading, under a header ``step,loss,...``; each row is flushed.
 
-    When a fit begins, rows of steps that it is about to do again are dropped (a run that was killed has logged beyond its
-    last checkpoint), so the file is what an unbroken run would have left; a fit from step 0 starts it afresh. ``seconds``
-    goes on from the last row kept.
+    When a fit begins, rows of steps that it is about to do again are dropped (a run that was killed has logged beyond
+    its last checkpoint), so the file is what an unbroken run would have left; a fit from step 0 starts it afresh.
+    ``seconds`` goes on from the last row kept.
 
     Args:
         path: the file; missing folders are made.
@@ -137,8 +137,8 @@ class CSVLogger(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
-        os.replace(temporary, self.path)
-        self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 (closed when the fit ends)
+        temporary.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8", newline="")
 
     def on_step_end(self, trainer: TrainingRun, step: int, metrics: Metrics | None) -> None:
         if metrics is None or self._file is None or (step % self.every and step != trainer.end_step):
@@ -175,7 +175,7 @@ class CSVLogger(Callback):
 
 
 class TensorBoardLogger(Callback):
-    """Each number of `Metrics` as a TensorBoard scalar ``train/NAME``; on resume, later points of the old run are hidden.
+    """Each number of `Metrics` as a TensorBoard scalar ``train/NAME``; a resumed run hides later points of the old.
 
     Args:
         directory: the log directory.
@@ -214,11 +214,11 @@ class TensorBoardLogger(Callback):
 
 
 class Checkpointer(Callback):
-    """Training files ``step-NNNNNNNN.safetensors`` in a directory, and ``model.safetensors`` (the averaged model) at the end.
+    """Training files ``step-NNNNNNNN.safetensors`` in a directory; at the end also ``model.safetensors``, the average.
 
-    Saves every ``every`` steps, at the end, and on Ctrl-C; resume with ``fit(..., resume=directory)``. If a periodic save fails
-    (disk full), the run goes on with a warning and older files stay; at the end, and on Ctrl-C, the failure is reported as
-    `CheckpointError`. After a non-finite loss nothing is written.
+    Saves every ``every`` steps, at the end, and on Ctrl-C; resume with ``fit(..., resume=directory)``. If a periodic
+    save fails (disk full), the run goes on with a warning and older files stay; at the end, and on Ctrl-C, the failure
+    is reported as `CheckpointError`. After a non-finite loss nothing is written.
 
     Args:
         directory: made if missing.
@@ -247,8 +247,8 @@ class Checkpointer(Callback):
         if later:
             # Mixed with those of this run, they would be what a resume from the directory finds.
             raise checkpoint.CheckpointError(
-                f"{self.directory} holds checkpoints of another run or of later steps (up to {later[-1].name}), and this fit begins "
-                f"at step {trainer.step}: resume from them, move them away, or choose another directory"
+                f"{self.directory} holds checkpoints of later steps or of another run (up to {later[-1].name}), but this "
+                f"fit begins at step {trainer.step}: resume from them, move them away, or choose another directory"
             )
 
     def on_step_end(self, trainer: TrainingRun, step: int, metrics: Metrics | None) -> None:

@@ -1,8 +1,8 @@
-"""Checkpoints: one safetensors file each, its JSON description in the file's metadata; written atomically, never pickle.
+"""Checkpoints: one safetensors file each, described by JSON in its metadata; written atomically, never pickle.
 
-A *model* file holds a potential's tensors and its ``config()``. A *training* file holds the raw and the averaged weights, the
-optimiser's moments, the step and the options, and can be loaded as a model too (the averaged one). Because tensors and
-description are one file, one rename makes a checkpoint complete or absent, never half written.
+A *model* file holds a potential's tensors and its ``config()``. A *training* file holds the raw and the averaged
+weights, the optimiser's moments, the step and the options, and can be loaded as a model too (the averaged one). Because
+tensors and description are one file, one rename makes a checkpoint complete or absent, never half written.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def save(model: Potential, path: PathLike, *, notes: Mapping[str, Any] | None = 
     """Write a potential to one safetensors file, atomically.
 
     Args:
-        model: any `Potential`. One made by ``from_module`` is saved without its code: `load` then needs the module again.
+        model: any `Potential`. One made by ``from_module`` is saved without its code: `load` then needs the module
+            again.
         path: the file to write; missing folders are made, an older file is replaced only once the new one is complete.
         notes: JSON values to keep with it, for example the name of the data set.
     Raises: TypeError for another object or notes that are not JSON; CheckpointError if the file cannot be written.
@@ -76,7 +77,8 @@ def load(path: PathLike, module: nn.Module | None = None, *, device: str | torch
         path: the file.
         module: for a potential that was made by ``Potential.from_module``: a module of the same architecture.
         device: where to put the potential.
-    Raises: CheckpointError if the file is missing, truncated, foreign, from a newer version, or does not fit the module.
+    Raises: CheckpointError if the file is missing, truncated, foreign, from a newer version, or does not fit the
+    module.
     """
     path = Path(path)
     info, tensors = _read(path)
@@ -103,7 +105,10 @@ def save_training(
     optimizer: torch.optim.Optimizer,
     training: Mapping[str, Any],
 ) -> None:
-    """Write the whole state of a training run to one file, atomically. ``training``: JSON values to read back with it."""
+    """Write the whole state of a training run to one file, atomically.
+
+    ``training`` holds JSON values to read back with it. Errors as for `save`.
+    """
     tensors = _module_tensors("model.", model) | _module_tensors("ema.", ema_model)
     for name, parameter in _optimised(model, optimizer).items():
         state = optimizer.state.get(parameter, {})
@@ -176,7 +181,7 @@ def step_paths(directory: PathLike) -> list[Path]:
 
 
 def resolve(path: PathLike) -> Path:
-    """``path`` itself, or if it is a directory the training file with the largest step in it. CheckpointError if none."""
+    """``path``, or if it is a directory its training file with the largest step; CheckpointError if it has none."""
     path = Path(path)
     if not path.is_dir():
         return path
@@ -234,9 +239,9 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> No
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(_unshared(tensors)), temporary, metadata)
-        with open(temporary, "rb+") as handle:
+        with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync_directory(path.parent)
     except (OSError, SafetensorError) as error:
         try:
@@ -279,7 +284,8 @@ def _parse(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
         version = int(header["format_version"])
         if version > FORMAT_VERSION:
             raise CheckpointError(
-                f"{path} has checkpoint format {version}; this version of vapo_fast reads up to {FORMAT_VERSION}: update it"
+                f"{path} has checkpoint format {version}, written by a newer vapo_fast; this one reads up to "
+                f"{FORMAT_VERSION}: update it"
             )
         complete = header["kind"] in ("model", "training") and {"model", "notes"} <= header.keys()
         complete = complete and (header["kind"] == "model" or isinstance(header["training"], dict))

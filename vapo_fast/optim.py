@@ -1,4 +1,4 @@
-"""The rules of training that the engine-driven trainer and its readable twin share: options, schedule, averaging, checks."""
+"""The rules of training that both trainers follow: options, schedule, averaging, gradient checks."""
 
 from __future__ import annotations
 
@@ -102,7 +102,8 @@ class TrainingOptions:
 def learning_rate(options: TrainingOptions, step: int, start: int, end: int) -> float:
     """The rate of the 0-based ``step`` in a fit over steps [start, end).
 
-    Warm-up counts from the first step of the run, the cosine ``(1 + cos(pi (step - start)/(end - start)))/2`` over one fit.
+    Warm-up counts from the first step of the run, the cosine ``(1 + cos(pi (step - start)/(end - start)))/2`` over one
+    fit.
     """
     rate = options.lr
     if step < options.warmup_steps:
@@ -115,7 +116,8 @@ def learning_rate(options: TrainingOptions, step: int, start: int, end: int) -> 
 def ema_decay_at(options: TrainingOptions, updates: int) -> float:
     """Decay of the update that follows ``updates`` earlier ones: ``min(ema_decay, (1 + updates)/(10 + updates))``.
 
-    The ramp keeps the untrained weights from lingering in the average: after k updates it reaches back about k/9 of them.
+    The ramp keeps the untrained weights from lingering in the average: after k updates it reaches back about k/9 of
+    them.
     """
     return min(options.ema_decay, (1.0 + updates) / (10.0 + updates))
 
@@ -127,9 +129,9 @@ def update_ema(ema_model: nn.Module, model: nn.Module, decay: float, applied: Te
     ``applied`` is a 0-dim device flag: where it is 0 nothing changes, without a host read.
     """
     average, current = ([p.detach() for p in m.parameters()] for m in (ema_model, model))
-    weight = (1.0 - decay) if applied is None else applied * (1.0 - decay)
-    if average:
-        torch._foreach_lerp_(average, current, weight)
+    difference = torch._foreach_sub(current, average)
+    torch._foreach_mul_(difference, (1.0 - decay) if applied is None else applied * (1.0 - decay))
+    torch._foreach_add_(average, difference)
     for kept, buffer in zip(ema_model.buffers(), model.buffers(), strict=True):
         kept.copy_(buffer)
 
@@ -143,7 +145,10 @@ def make_optimizer(
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Names and parameters that take gradients. ValueError if there are none or they are not all of one floating dtype."""
+    """Names and parameters that take gradients.
+
+    Raises: ValueError if there are none, or not all have one dtype and device; TypeError unless float32 or float64.
+    """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError(f"model has no trainable parameters ({type(model).__name__}): there is nothing to fit")

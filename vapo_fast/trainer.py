@@ -23,8 +23,8 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 class Trainer(TrainingRun):
     r"""Train a potential on the energy loss; `vapo_fast.reference.Trainer` is the same in one readable loop.
 
-    Each step takes one batch (a function of (seed, step) alone, see `vapo_fast.batches.training_batch`), the gradient of
-    `vapo_fast.energy_loss`, one Adam step and one update of the averaged weights. The model is trained in place.
+    Each step takes one batch (a function of (seed, step) alone, see `vapo_fast.batches.training_batch`), the gradient
+    of `vapo_fast.energy_loss`, one Adam step and one update of the averaged weights. The model is trained in place.
 
     Args:
         model: the potential; its initial weights are the caller's.
@@ -36,16 +36,19 @@ class Trainer(TrainingRun):
         schedule: "cosine" (to zero over one call of ``fit``) or "constant".
         grad_clip: largest 2-norm of the whole gradient, or None.
         ema_decay: in [0, 1); after k updates the decay in use is ``min(ema_decay, (1 + k)/(10 + k))``.
-        accumulate: compute each batch in this many micro-batches, for less memory; the result is the whole batch's to rounding.
+        accumulate: compute each batch in this many micro-batches, for less memory; the result is the whole batch's to
+            rounding.
         estimator, weight, baseline: as for `vapo_fast.energy_loss`.
         time_sampling: "log_noise" (stratified uniform in ln beta) or "uniform" (stratified uniform in the path's time).
-        seed: 0 <= seed < 2**64: decides data order, times and noise. A network's own randomness (dropout) is not covered.
-        log_every: steps between two readings of the loss by the host; None for 1 on the CPU and 20 on an accelerator. On
-            CUDA the steps between are not waited for; a non-finite step is noticed on the device, freezes model, average and
-            optimiser from that step on, and is reported at the next reading.
+        seed: 0 <= seed < 2**64: decides data order, times and noise. A network's own randomness (dropout) is not
+            covered.
+        log_every: steps between two readings of the loss by the host; None for 1 on the CPU and 20 on an accelerator.
+            On CUDA the steps between are not waited for; a non-finite step is noticed on the device, freezes model,
+            average and optimiser from that step on, and is reported at the next reading.
         engine: "auto" or the name of an engine, see `vapo_fast.engines`.
-        precision: "float32" computes in the model's own dtype; "bfloat16" runs the network's matrix products in bfloat16 (forward
-            and both backward passes) with weights, gauge, loss and optimiser in float32; "auto" is "float32".
+        precision: "float32" computes in the model's own dtype; "bfloat16" runs the network's matrix products in
+            bfloat16 (forward and both backward passes) with weights, gauge, loss and optimiser in float32; "auto" is
+            "float32".
     Raises: ValueError or TypeError naming the argument.
     """
 
@@ -109,16 +112,16 @@ class Trainer(TrainingRun):
 
         Args:
             data: tensor (N, *event), Dataset, DataLoader, or the name of a data set; see `vapo_fast.batches.as_source`.
-            steps: optimiser steps of this fit, >= 1. With ``resume``, of the whole fit, those in the checkpoint included: the
-                same call as the interrupted one, plus ``resume``.
+            steps: optimiser steps of this fit, >= 1. With ``resume``, of the whole fit, those in the checkpoint
+                included: the same call as the interrupted one, plus ``resume``.
             callbacks: `vapo_fast.callbacks`, called in this order.
-            resume: a training file, or a directory to take the newest from. On the CPU the result is bit for bit that of the
-                unbroken run, given the same data, options and thread count.
+            resume: a training file, or a directory to take the newest from. On the CPU the result is bit for bit that
+                of the unbroken run, given the same data, options and thread count.
         Raises:
             TypeError, ValueError: data or steps do not fit.
             NonFiniteLossError: names step and term; the model is left as it was before that step.
-            TrainingInterrupted (a KeyboardInterrupt): Ctrl-C. The step is finished first, a Checkpointer among the callbacks
-                saves, and the message says how to go on. A second Ctrl-C stops at once, without saving.
+            TrainingInterrupted (a KeyboardInterrupt): Ctrl-C. The step is finished first, a Checkpointer among the
+                callbacks saves, and the message says how to go on. A second Ctrl-C stops at once, without saving.
             CheckpointError: ``resume`` cannot be read or does not fit; nothing was changed.
         """
         source = as_source(data, self.model.event_shape, seed=self.options.seed)
@@ -139,7 +142,7 @@ class Trainer(TrainingRun):
         super().save_state(path)
 
     def _update(self, source: Source) -> tuple[Tensor, float, float]:
-        """One step: returns (loss, linear, quadratic, gradient norm) on the device, the learning rate and the EMA decay."""
+        """One step: (loss, linear, quadratic, gradient norm) on the device, the learning rate and the EMA decay."""
         options = self.options
         batch = training_batch(
             source,
@@ -212,7 +215,7 @@ def train(
 
 
 class _FiniteWatch:
-    """Notes on the device the first step whose numbers are not finite, for the host to ask about when it wants to wait."""
+    """Notes, on the device, the first step whose numbers are not finite, for the host to ask about later."""
 
     def __init__(self, deferred: bool) -> None:
         self.deferred = deferred

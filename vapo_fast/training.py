@@ -99,30 +99,29 @@ class TrainingRun:
         ]
         if changed:
             warnings.warn(
-                f"resuming {path} with other options ({'; '.join(changed)}): the result will differ from an unbroken run",
+                f"resuming {path} with other options ({'; '.join(changed)}): the result differs from an unbroken run",
                 stacklevel=4,
             )
 
     def _begin(self, steps: int, resume: str | os.PathLike[str] | None) -> None:
-        """Set the range of steps of a fit: ``steps`` more, or with ``resume`` those left of the fit in that checkpoint."""
+        """Set the steps of a fit: ``steps`` more, or with ``resume`` those left of the fit in that checkpoint."""
         _checks.positive_int("steps", steps)
         if resume is None:
             self.start_step = self.step
         else:
-            self.load_state(resume)
+            path = checkpoint.resolve(resume)
+            self.load_state(path)
             if self.step - self.start_step > steps:
-                raise ValueError(
-                    f"steps must be at least {self.step - self.start_step}, the steps of its fit that {self.last_checkpoint} "
-                    f"has already done; got {steps}"
-                )
+                done = self.step - self.start_step
+                raise ValueError(f"steps must be at least {done}, those already done in {path}; got {steps}")
         self.end_step = self.start_step + steps
 
     @contextmanager
     def _running(self, callbacks: Sequence[Callback]) -> Iterator[Callable[[Metrics | None], None]]:
         """Call the callbacks around a loop; gives the function to call after every step.
 
-        Ctrl-C is held back until the end of the step, so that what is saved is the state between two steps; a second one
-        stops at once.
+        Ctrl-C is held back until the end of the step, so that what is saved is the state between two steps; a second
+        one stops at once.
         """
         interrupted = False
 

@@ -1,0 +1,142 @@
+"""Training in one readable loop, by plain autograd: what `vapo_fast.Trainer` must agree with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from vapo_fast.batches import Data, as_source, training_batch
+from vapo_fast.callbacks import Callback, Metrics
+from vapo_fast.loss import Baseline, Weight, loss_weight
+from vapo_fast.optim import TrainingOptions, ema_decay_at, learning_rate
+from vapo_fast.potentials.base import Potential
+from vapo_fast.training import Clock, TrainingRun
+
+
+class Trainer(TrainingRun):
+    """Train a potential; arguments, attributes and errors are those of `vapo_fast.Trainer`, minus engine and precision.
+
+    ``accumulate`` is accepted and has no effect: micro-batches give the gradient of the whole batch, taken here.
+    """
+
+    def __init__(
+        self,
+        model: Potential,
+        *,
+        lr: float = 1e-3,
+        batch_size: int = 256,
+        optimizer: str = "adam",
+        weight_decay: float = 0.0,
+        warmup_steps: int = 100,
+        schedule: str = "cosine",
+        grad_clip: float | None = None,
+        ema_decay: float = 0.999,
+        accumulate: int = 1,
+        estimator: str = "velocity",
+        weight: Weight = "inverse_variance",
+        baseline: Baseline | None = None,
+        time_sampling: str = "log_noise",
+        seed: int = 0,
+        log_every: int | None = None,
+    ) -> None:
+        options = TrainingOptions(
+            lr=lr,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            schedule=schedule,
+            grad_clip=grad_clip,
+            ema_decay=ema_decay,
+            accumulate=accumulate,
+            estimator=estimator,
+            weight=weight,
+            baseline=baseline,
+            time_sampling=time_sampling,
+            seed=seed,
+            log_every=log_every,
+        )
+        super().__init__(model, options)
+
+    def fit(
+        self,
+        data: Data,
+        steps: int,
+        callbacks: Sequence[Callback] = (),
+        resume: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Train for ``steps`` steps, as `vapo_fast.Trainer.fit`."""
+        source = as_source(data, self.model.event_shape, seed=self.options.seed)
+        self._begin(steps, resume)
+        clock = Clock(self.step * self.options.batch_size)
+        o, model, path = self.options, self.model, self.model.homotopy
+        with self._running(callbacks) as after_step:
+            while self.step < self.end_step:
+                # Data, noise ~ N(0, I) and times t, a function of (seed, step).
+                x_data, t, noise = training_batch(
+                    source,
+                    self.step,
+                    homotopy=path,
+                    seed=o.seed,
+                    batch_size=o.batch_size,
+                    time_sampling=o.time_sampling,
+                    device=self.device,
+                    dtype=self.dtype,
+                )
+                # x = alpha x_data + beta noise, u = alpha' x_data + beta' noise.
+                point = path.perturb(x_data, t, noise)
+                x = point.x.requires_grad_()
+                phi = model(x, t)
+                (gradient,) = torch.autograd.grad(phi.sum(), x, create_graph=True)
+
+                # L = E w(t) [1/2 |grad Phi|^2 - grad Phi . u], or with + Phi innovation for the second term.
+                w = loss_weight(path, o.weight, t)
+                quadratic = (w * 0.5 * gradient.flatten(1).square().sum(1)).mean()
+                if o.estimator == "velocity":
+                    linear = (w * -(gradient * point.velocity).flatten(1).sum(1)).mean()
+                else:
+                    centred = phi if o.baseline is None else phi - o.baseline(x_data, t)
+                    linear = (w * centred * point.innovation).mean()
+                loss = linear + quadratic
+
+                # d loss / d parameters, through grad Phi: double backward.
+                self.optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                norm = self._checked_norm(linear, quadratic)
+                if o.grad_clip is not None:
+                    for parameter in self.parameters.values():
+                        if parameter.grad is not None:
+                            parameter.grad *= min(1.0, o.grad_clip / norm)
+
+                # Adam; then ema <- decay ema + (1 - decay) model.
+                rate, decay = learning_rate(o, self.step, self.start_step, self.end_step), ema_decay_at(o, self.step)
+                self.optimizer.param_groups[0]["lr"] = rate
+                self._updating = True
+                self.optimizer.step()
+                with torch.no_grad():
+                    for average, current in zip(self.ema_model.parameters(), model.parameters(), strict=True):
+                        average += (1.0 - decay) * (current - average)
+                    for kept, buffer in zip(self.ema_model.buffers(), model.buffers(), strict=True):
+                        kept.copy_(buffer)
+                self.step += 1
+                self._updating = False
+
+                if self.step % self.read_interval == 0 or self.step == self.end_step:
+                    terms = (loss.item(), linear.item(), quadratic.item(), norm)
+                    speed, seconds = clock.read(self.step * o.batch_size)
+                    after_step(Metrics(*terms, rate, decay, speed, seconds))
+                else:
+                    after_step(None)
+
+    def _checked_norm(self, linear: torch.Tensor, quadratic: torch.Tensor) -> float:
+        """The 2-norm of the gradient; NonFiniteLossError, before any update, if a term or a gradient is not finite."""
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        named = {"linear term": linear, "quadratic term": quadratic}
+        named |= {f"gradient of {name}": gradient.norm() for name, gradient in gradients.items()}
+        for name, value in named.items():
+            if not torch.isfinite(value):
+                self.optimizer.zero_grad()
+                raise self._non_finite(self.step + 1, name)
+        return torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
