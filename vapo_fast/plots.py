@@ -1,0 +1,410 @@
+"""Pictures: image grids, two-dimensional flows, training curves. They need the extra ``vapo-fast[demo]`` (matplotlib).
+
+Every function writes one file, atomically, and returns its path; none touches pyplot or any other global state of
+matplotlib. The ending of the file name chooses the format: .png, .pdf or .svg, and .gif for `animation_2d`.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vapo_fast import _checks, noise, ode
+from vapo_fast.potentials.base import Potential
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PathLike = str | os.PathLike[str]
+Array = np.ndarray[Any, Any]
+
+_FIGURE_FORMATS = (".png", ".pdf", ".svg")
+_DPI = 110
+_SAMPLE_COLOUR, _DATA_COLOUR, _LINE_COLOUR = "#1b4f8a", "#8a4b1b", "#3a3a3a"
+# How far below its maximum, in nats, a density is still drawn: exp(-12) is invisible beside 1.
+_DEPTH = 12.0
+_SMALLEST_TILE = 40  # pixels: smaller images are enlarged by a whole factor
+_GAP = 2  # pixels between two tiles
+
+
+def sample_grid(images: Tensor, path: PathLike, columns: int | None = None, title: str | None = None) -> Path:
+    """Draw images as tiles of one picture, row by row.
+
+    Args:
+        images: (N, C, H, W) with C 1 (grey) or 3 (RGB) and values in [-1, 1]; values outside are clipped.
+        path: file to write.
+        columns: tiles in a row; default: about the square root of N.
+        title: a line of text above.
+    Raises: TypeError or ValueError for other shapes or NaN; ImportError without matplotlib.
+    """
+    pixels = _image_pixels(images)
+    n = pixels.shape[0]
+    columns = math.ceil(math.sqrt(n)) if columns is None else min(n, _checks.positive_int("columns", columns))
+    return _save(_tiles(pixels, columns, title), path)
+
+
+def interpolation_strip(images: Tensor, path: PathLike, title: str | None = None) -> Path:
+    """Draw an interpolation, from its first image on the left to its last on the right, with the position below.
+
+    Args, errors: as `sample_grid`; at least two images.
+    """
+    pixels = _image_pixels(images)
+    n = pixels.shape[0]
+    if n < 2:
+        raise ValueError(f"images must hold at least the two ends of an interpolation, got {n}")
+    captions = [f"{i / (n - 1):.2f}" for i in range(n)]
+    return _save(_tiles(pixels, n, title, captions), path)
+
+
+def samples_2d(
+    model: Potential,
+    path: PathLike,
+    *,
+    data: Tensor | None = None,
+    n: int = 4096,
+    trajectories: int = 48,
+    t_end: float | None = None,
+    seed: int = 0,
+    rtol: float = 1e-5,
+) -> Path:
+    """Draw a potential on the plane: its samples, its landscape and some of the paths that lead there.
+
+    The landscape is the log-density read-out at the end time for a time-dependent potential (constant set so that the
+    maximum is 0), and the potential itself for a time-independent one, of which the read-out is not exact.
+
+    Args:
+        model: a potential with event_shape (2,).
+        path: file to write.
+        data: (N, 2) data to show beside the samples.
+        n: number of samples, >= 1. trajectories: how many of them to show with their paths, >= 0.
+        t_end: time to integrate to; default: the path's end.
+        seed, rtol: as for `vapo_fast.sample`; sample i is the same in both.
+    Raises: ValueError for another event_shape or bad numbers, SolveError, ImportError without matplotlib.
+    """
+    n, trajectories = _checks.positive_int("n", n), _checks.non_negative_int("trajectories", trajectories)
+    flow = _flow(model, n, 65, t_end, seed, rtol)
+    points = None if data is None else _points("data", data)
+    extent = _extent(flow.ys[-1] if points is None else np.concatenate([points, flow.ys[-1]]))
+    figure = _figure(4.0 * (3 + (points is not None)), 4.3)
+    panels: list[tuple[str, Callable[[Axes], None]]] = []
+    if points is not None:
+        panels.append((f"data ({len(points)})", functools.partial(_scatter, points=points, colour=_DATA_COLOUR)))
+    panels.append(
+        (
+            f"samples ({n}, t = {flow.times[-1]:.3g})",
+            functools.partial(_scatter, points=flow.ys[-1], colour=_SAMPLE_COLOUR),
+        )
+    )
+    name = "log-density, nats below maximum" if model.time_dependent else "potential, below maximum"
+    panels.append((name, lambda axes: _landscape(figure, axes, model, flow.times[-1], extent)))
+    panels.append((f"trajectories ({min(n, trajectories)})", lambda axes: _paths(axes, flow.ys[:, :trajectories])))
+    for i, (title, draw) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        draw(axes)
+        # Paths begin in the wide prior, so that panel shows more of the plane.
+        _frame(
+            axes, title, _extent(flow.ys[0, :trajectories], extent) if i == len(panels) - 1 and trajectories else extent
+        )
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def animation_2d(
+    model: Potential,
+    path: PathLike,
+    *,
+    n: int = 1500,
+    frames: int = 48,
+    frames_per_second: int = 16,
+    t_end: float | None = None,
+    seed: int = 0,
+    rtol: float = 1e-5,
+) -> Path:
+    """Write a GIF of the flow from the prior to the data, with the landscape it climbs at each time beside it.
+
+    Args:
+        model, t_end, seed, rtol: as `samples_2d`. path: a .gif.
+        n: number of samples, >= 1. frames: pictures at equal steps of the path's time, >= 2; the last stays a second.
+        frames_per_second: 1 to 50.
+    Raises: as `samples_2d`.
+    """
+    n = _checks.positive_int("n", n)
+    if _checks.positive_int("frames", frames) < 2:
+        raise ValueError(f"frames must be at least 2, the start and the end, got {frames}")
+    if _checks.positive_int("frames_per_second", frames_per_second) > 50:
+        raise ValueError(f"frames_per_second must be at most 50, a GIF's shortest delay, got {frames_per_second}")
+    path = _target(path, (".gif",))
+    flow = _flow(model, n, frames, t_end, seed, rtol)
+    extent = _extent(np.concatenate([flow.ys[0], flow.ys[-1]]))
+    figure = _figure(8.0, 4.3, dpi=80)
+    left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    _frame(left, "samples", extent)
+    _frame(right, "log-density" if model.time_dependent else "potential", extent)
+    dots = left.scatter(flow.ys[0, :, 0], flow.ys[0, :, 1], s=3, color=_SAMPLE_COLOUR, linewidths=0)
+    surface = right.imshow(
+        _height(model, flow.times[0], extent), extent=extent, origin="lower", cmap="magma", vmin=-_DEPTH, vmax=0.0
+    )
+    figure.tight_layout()
+    pictures = []
+    for time, x in zip(flow.times, flow.ys, strict=True):
+        dots.set_offsets(x)
+        if model.time_dependent:
+            surface.set_data(_height(model, time, extent))
+        left.set_title(f"samples, t = {time:.2f}", fontsize=10)
+        pictures.append(_pillow_image(figure))
+    milliseconds = [1000 // frames_per_second] * (frames - 1) + [1000]
+    options = {"save_all": True, "append_images": pictures[1:], "duration": milliseconds, "loop": 0}
+    return _write(path, lambda temporary: pictures[0].save(temporary, format="GIF", **options))
+
+
+def training_curve(csv_path: PathLike, path: PathLike, title: str | None = None) -> Path:
+    """Draw a training log (`vapo_fast.callbacks.CSVLogger`): loss, its two terms and the gradient norm by step.
+
+    Pale lines are the readings, full ones their running mean over a fiftieth of the run. The loss is an energy: its
+    minimum is below zero and unknown, so what counts is that it levels off.
+
+    Raises: ValueError if the file is missing, empty, or not such a log; ImportError without matplotlib.
+    """
+    log = _read_log(Path(csv_path))
+    figure = _figure(12.0, 3.6)
+    steps = log["step"]
+    panels = (("loss", ("loss",)), ("terms of the loss", ("linear", "quadratic")), ("gradient norm", ("grad_norm",)))
+    for i, (name, columns) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        for column, colour in zip(columns, (_SAMPLE_COLOUR, _DATA_COLOUR), strict=False):
+            mean = _running_mean(log[column], max(1, len(steps) // 50))
+            axes.plot(steps, log[column], color=colour, alpha=0.25, linewidth=0.7)
+            axes.plot(steps, mean, color=colour, linewidth=1.4, label=f"{column} (last {mean[-1]:.4g})")
+        if columns == ("grad_norm",) and bool((log["grad_norm"] > 0).all()):
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(*_robust_limits(np.concatenate([log[column] for column in columns])))
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("step", fontsize=9)
+        axes.tick_params(which="both", labelsize=8)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8, frameon=False)
+    if title is not None:
+        figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+class _Flow(NamedTuple):
+    """Times (F,) and states (F, n, 2) of samples on their way."""
+
+    times: list[float]
+    ys: Array
+
+
+def _flow(model: Potential, n: int, frames: int, t_end: float | None, seed: int, rtol: float) -> _Flow:
+    if not isinstance(model, Potential):
+        raise TypeError(f"model must be a Potential, got {type(model).__name__}")
+    if model.event_shape != (2,):
+        raise ValueError(f"model must have event_shape (2,) to be drawn on the plane, got {model.event_shape}")
+    homotopy, like = model.homotopy, model.reference_tensor()
+    end = homotopy.t1 if t_end is None else _checks.finite_float("t_end", t_end)
+    if end <= homotopy.t0:
+        raise ValueError(f"t_end must be later than the path's start {homotopy.t0:g}, got {end:g}")
+    dtype, device = (torch.float32, torch.device("cpu")) if like is None else (like.dtype, like.device)
+    x0 = homotopy.omega * noise.normal(seed, range(n), (2,), dtype=dtype, device=device)
+    times = np.linspace(homotopy.t0, end, frames).tolist()
+    times[-1] = end
+    solution = ode.solve(
+        lambda x, t: model.field(x, t)[1], x0, homotopy.t0, end, rtol=rtol, atol=rtol, method="dopri5", t_eval=times
+    )
+    if solution.ys is None:
+        raise RuntimeError("the solver returned no states at t_eval")
+    return _Flow(times, solution.ys.double().cpu().numpy())
+
+
+def _height(model: Potential, t: float, extent: tuple[float, float, float, float], cells: int = 160) -> Array:
+    """(cells, cells) read-out (or potential) on a grid, its maximum moved to 0."""
+    x, y = np.linspace(extent[0], extent[1], cells), np.linspace(extent[2], extent[3], cells)
+    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    like = model.reference_tensor()
+    points = torch.from_numpy(grid).to(torch.float32 if like is None else like)
+    with torch.no_grad():
+        phi = model(points, t)
+        values = model.homotopy.log_density(phi, points, t) if model.time_dependent else phi
+    height: Array = values.double().cpu().numpy().reshape(cells, cells)
+    height -= height.max()
+    return height
+
+
+def _landscape(
+    figure: Figure, axes: Axes, model: Potential, t: float, extent: tuple[float, float, float, float]
+) -> None:
+    height = _height(model, t, extent)
+    x, y = (np.linspace(extent[i], extent[i + 1], height.shape[0]) for i in (0, 2))
+    drawn = axes.contourf(x, y, np.maximum(height, -_DEPTH), levels=np.linspace(-_DEPTH, 0.0, 25), cmap="magma")
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03, ticks=np.linspace(-_DEPTH, 0.0, 5))
+    bar.ax.tick_params(labelsize=7)
+
+
+def _scatter(axes: Axes, points: Array, colour: str) -> None:
+    axes.scatter(points[:, 0], points[:, 1], s=2, alpha=0.5, color=colour, linewidths=0, rasterized=True)
+
+
+def _paths(axes: Axes, ys: Array) -> None:
+    if ys.shape[1] == 0:
+        return
+    axes.plot(ys[:, :, 0], ys[:, :, 1], color=_LINE_COLOUR, alpha=0.45, linewidth=0.7)
+    axes.scatter(ys[0, :, 0], ys[0, :, 1], s=8, color="#9a9a9a", linewidths=0, zorder=3, label="prior")
+    axes.scatter(ys[-1, :, 0], ys[-1, :, 1], s=10, color=_SAMPLE_COLOUR, linewidths=0, zorder=4, label="sample")
+    axes.legend(fontsize=8, loc="upper right", framealpha=0.8)
+
+
+def _frame(axes: Axes, title: str, extent: tuple[float, float, float, float]) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlim(extent[0], extent[1])
+    axes.set_ylim(extent[2], extent[3])
+    axes.set_aspect("equal")
+    axes.tick_params(labelsize=8)
+
+
+def _extent(
+    points: Array, include: tuple[float, float, float, float] | None = None
+) -> tuple[float, float, float, float]:
+    """A square (left, right, bottom, top) about the origin that shows all but stray points."""
+    reach = 1.15 * float(np.quantile(np.abs(points), 0.998)) if points.size else 1.0
+    reach = max(reach, 1e-6, include[1] if include is not None else 0.0)
+    return -reach, reach, -reach, reach
+
+
+def _points(name: str, x: Tensor) -> Array:
+    _checks.all_finite(name, _checks.batch_of_events(name, x, (2,)))
+    return x.detach().double().cpu().numpy()
+
+
+def _image_pixels(images: Tensor) -> Array:
+    """(N, C, H, W) in [-1, 1] to uint8 (N, H, W, 3)."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        found = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images must be a floating-point tensor (N, C, H, W) with values in [-1, 1], got {found}")
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+        raise ValueError(f"images must have shape (N, C, H, W) with N >= 1 and C 1 or 3, got {tuple(images.shape)}")
+    _checks.all_finite("images", images)
+    scaled = images.detach().float().cpu().clamp(-1.0, 1.0).add(1.0).mul(127.5).round().to(torch.uint8)
+    pixels: Array = scaled.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    return pixels
+
+
+def _tiles(pixels: Array, columns: int, title: str | None, captions: Sequence[str] = ()) -> Figure:
+    """A figure in which each picture element of the tiles is a whole number of pixels; captions go below columns."""
+    n, height, width, _ = pixels.shape
+    factor = max(1, math.ceil(_SMALLEST_TILE / min(height, width)))
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    rows = math.ceil(n / columns)
+    cell_height, cell_width = height * factor + _GAP, width * factor + _GAP
+    canvas = np.full((rows * cell_height, columns * cell_width, 3), 255, dtype=np.uint8)
+    for i, tile in enumerate(pixels):
+        top, left = i // columns * cell_height, i % columns * cell_width
+        canvas[top : top + height * factor, left : left + width * factor] = tile
+    header, footer = (24 if title else 0), (18 if captions else 0)
+    full_height, full_width = canvas.shape[0] + header + footer, max(canvas.shape[1], 8 * len(title or ""))
+    figure = _figure(full_width / 100, full_height / 100, dpi=100)
+    axes = figure.add_axes(
+        (0.0, footer / full_height, canvas.shape[1] / full_width, canvas.shape[0] / full_height), frameon=False
+    )
+    axes.set_axis_off()
+    axes.imshow(canvas, interpolation="nearest", aspect="auto")
+    if title:
+        figure.text(4 / full_width, 1.0 - 5 / full_height, title, fontsize=9, va="top", ha="left")
+    for i, caption in enumerate(captions):
+        figure.text((i + 0.5) * cell_width / full_width, 3 / full_height, caption, fontsize=7, va="bottom", ha="center")
+    return figure
+
+
+def _running_mean(values: Array, window: int) -> Array:
+    """The mean of the last ``window`` readings at each one (of fewer at the start)."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(0, last - window)
+    means: Array = (sums[last] - sums[first]) / (last - first)
+    return means
+
+
+def _robust_limits(values: Array) -> tuple[float, float]:
+    """Limits that a few spikes do not decide."""
+    low, high = (float(q) for q in np.quantile(values, [0.005, 0.99]))
+    margin = 0.08 * (high - low) or 0.5 * max(abs(high), 1e-3)
+    return low - margin, high + margin
+
+
+def _read_log(path: Path) -> dict[str, Array]:
+    wanted = ("step", "loss", "linear", "quadratic", "grad_norm")
+    if not path.is_file():
+        raise ValueError(f"there is no training log at {path}")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in wanted if name not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(f"{path} is not a training log: it lacks the columns {', '.join(missing)}")
+        rows = []
+        for row in reader:
+            try:
+                rows.append([float(row[name]) for name in wanted])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {reader.line_num}, is not a row of a training log: {error}") from error
+    if not rows:
+        raise ValueError(f"{path} has no readings yet")
+    values = np.array(rows)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{path}: step {int(rows[int((~np.isfinite(values)).any(1).argmax())][0])} is not finite")
+    return dict(zip(wanted, values.T, strict=True))
+
+
+def _figure(width: float, height: float, dpi: int = _DPI) -> Figure:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib and pillow: pip install 'vapo-fast[demo]'") from error
+    figure = Figure(figsize=(width, height), dpi=dpi)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _pillow_image(figure: Figure) -> Any:
+    from PIL import Image
+
+    canvas: Any = figure.canvas
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()).quantize(128)
+
+
+def _save(figure: Figure, path: PathLike) -> Path:
+    target = _target(path, _FIGURE_FORMATS)
+    return _write(target, lambda temporary: figure.savefig(temporary, format=target.suffix[1:].lower()))
+
+
+def _target(path: PathLike, formats: tuple[str, ...]) -> Path:
+    path = Path(path)
+    if path.suffix.lower() not in formats:
+        raise ValueError(f"path must end in {' or '.join(formats)}, got {str(path)!r}")
+    if path.is_dir():
+        raise ValueError(f"path must be a file, and {str(path)!r} is a folder")
+    return path
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write beside the target, then rename, so that a reader never finds half a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
