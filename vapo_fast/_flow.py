@@ -1,0 +1,202 @@
+"""What every job along a model's flow shares: checks of the model and its arguments, and batches that fit in memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from vapo_fast import _checks
+from vapo_fast.engines import Engine, Job
+from vapo_fast.ode import Solution, SolveOptions
+from vapo_fast.ode.tableaus import TABLEAUS
+from vapo_fast.potentials.base import Potential
+
+# Share of the free memory that a default batch may use; the estimate behind it does not see a network's workspaces.
+_MEMORY_SHARE = 0.4
+# States, stages and temporaries that a step keeps for each sample.
+_STATES_PER_SAMPLE = 24
+
+
+def solve_in_batches(
+    engine: Engine,
+    model: Potential,
+    start: Callable[[int, int], Tensor],
+    n: int,
+    t_from: float,
+    t_to: float,
+    job: Job,
+    *,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Solution:
+    """Solve n samples, as many at a time as fit; ``start(i, j)`` gives the states of samples i to j - 1."""
+
+    def solve(first: int, last: int) -> Solution:
+        return engine.solve(model, start(first, last), t_from, t_to, job)
+
+    parts: list[Solution] = []
+    with evaluation(model), _progress_bar(n, progress) as advance:
+        size = default_batch_size(model, n) if batch_size is None else _checks.positive_int("batch_size", batch_size)
+        done = 0
+        while done < n:
+            last = min(done + size, n)
+            part = _or_none_if_out_of_memory(solve, done, last)
+            if part is None:
+                if last - done == 1:
+                    raise MemoryError(
+                        f"out of memory with one sample at a time, after {done} of {n} samples; sample fewer, "
+                        "or use a smaller model or a machine with more memory"
+                    )
+                size = max(1, (last - done) // 2)
+                warnings.warn(f"out of memory: going on with batches of {size} samples", RuntimeWarning, stacklevel=3)
+                continue
+            parts.append(part)
+            done = last
+            advance(part.x.shape[0])
+    return Solution.concatenate(parts)
+
+
+def _or_none_if_out_of_memory(solve: Callable[[int, int], Solution], first: int, last: int) -> Solution | None:
+    try:
+        return solve(first, last)
+    except (MemoryError, torch.OutOfMemoryError):
+        pass
+    except RuntimeError as error:
+        # PyTorch's CPU allocator has no error class of its own.
+        if "memory" not in str(error):
+            raise
+    # Outside the handler, so that the traceback no longer holds the failed solve's tensors.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def default_batch_size(model: Potential, n: int) -> int:
+    """How many of n samples a share of the free memory holds, by the bytes that an evaluation of the field keeps."""
+    dtype, device = model_dtype_device(model)
+    free = _free_memory(device)
+    if free is None:
+        return n
+    state = math.prod(model.event_shape) * dtype.itemsize
+    bytes_per_sample = _STATES_PER_SAMPLE * state + 3 * _saved_bytes_per_sample(model, dtype, device)
+    return max(1, min(n, int(_MEMORY_SHARE * free / bytes_per_sample)))
+
+
+def _saved_bytes_per_sample(model: Potential, dtype: torch.dtype, device: torch.device) -> int:
+    """What autograd keeps for two samples, less what it keeps for one: parameters drop out of the difference."""
+    kept = [0, 0]
+    for rows in (1, 2):
+
+        def count(tensor: Tensor, rows: int = rows) -> Tensor:
+            kept[rows - 1] += tensor.numel() * tensor.element_size()
+            return tensor
+
+        x = torch.zeros(rows, *model.event_shape, dtype=dtype, device=device)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model.field(x, model.homotopy.t1)
+    return max(0, kept[1] - kept[0])
+
+
+def _free_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return None
+
+
+@contextmanager
+def evaluation(model: Potential) -> Iterator[None]:
+    """Evaluation mode without gradients; each module's own mode comes back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        # Inside somebody's inference_mode, tensors could not take part in the field's autograd.
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def check_model(model: object) -> Potential:
+    """``model`` if it is a `Potential` with finite parameters; TypeError/ValueError otherwise. One device read."""
+    if not isinstance(model, Potential):
+        raise TypeError(
+            f"model must be a Potential, got {type(model).__name__}; wrap a module with Potential.from_module"
+        )
+    named = list(model.named_parameters())
+    if named:
+        finite = torch.stack([torch.isfinite(p.detach()).all() for _, p in named]).tolist()
+        for (name, _), good in zip(named, finite, strict=True):
+            if not good:
+                raise ValueError(
+                    f"model parameter {name!r} has NaN or infinite values: its training diverged; "
+                    "load an earlier checkpoint"
+                )
+    return model
+
+
+def check_events(model: Potential, name: str, x: object) -> Tensor:
+    """``x`` if it is a finite batch of events in the model's dtype, on its device; TypeError/ValueError otherwise."""
+    checked = _checks.all_finite(name, _checks.batch_of_events(name, x, model.event_shape))
+    if checked.shape[0] == 0:
+        raise ValueError(f"{name} must hold at least one sample, got shape {tuple(checked.shape)}")
+    dtype, device = model_dtype_device(model)
+    if checked.dtype != dtype:
+        raise TypeError(f"{name} has dtype {checked.dtype} but the model has {dtype}; convert one with .to(...)")
+    if model.reference_tensor() is not None and checked.device != device:
+        raise ValueError(f"{name} is on {checked.device} but the model is on {device}; move one with .to(...)")
+    return checked
+
+
+def end_time(model: Potential, t_end: float | None) -> float:
+    """``t_end``, default the path's end; ValueError if not after the start, or past a time-dependent model's end."""
+    path = model.homotopy
+    if t_end is None:
+        return path.t1
+    end = _checks.finite_float("t_end", t_end)
+    if end <= path.t0:
+        raise ValueError(f"t_end must be after the start of the path, {path.t0:g}, got {t_end!r}")
+    if model.time_dependent and end > path.t1:
+        raise ValueError(
+            f"t_end must be at most {path.t1:g}, where the path of this time-dependent potential ends, got {t_end!r}"
+        )
+    return end
+
+
+def solve_options(method: str, rtol: float, atol: float | None, steps: int | None, max_steps: int) -> SolveOptions:
+    """Options of a solve; the tolerances are left out for a fixed-step method."""
+    _checks.one_of("method", method, TABLEAUS)
+    if TABLEAUS[method].adaptive:
+        return SolveOptions(method, rtol, atol, steps, max_steps)
+    return SolveOptions(method, steps=steps, max_steps=max_steps)
+
+
+def model_dtype_device(model: Potential) -> tuple[torch.dtype, torch.device]:
+    """The dtype and device that the model computes in."""
+    reference = model.reference_tensor()
+    if reference is None:
+        return torch.get_default_dtype(), torch.device("cpu")
+    return reference.dtype, reference.device
+
+
+@contextmanager
+def _progress_bar(n: int, show: bool) -> Iterator[Callable[[int], None]]:
+    if not show:
+        yield lambda count: None
+        return
+    try:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError as error:
+        raise ImportError("progress=True needs the package rich: pip install rich") from error
+    with Progress(TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task("sampling", total=n)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,141 @@
+"""Densities of a model: the read-out of the potential's value, and the likelihood by change of variables."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from vapo_fast import _checks, noise
+from vapo_fast._flow import check_events, check_model, end_time, evaluation, model_dtype_device, solve_options
+from vapo_fast.engines import Job, choose
+from vapo_fast.homotopy import Time
+from vapo_fast.ode import Solution
+from vapo_fast.ode.options import DEFAULT_MAX_STEPS, DEFAULT_RTOL
+from vapo_fast.potentials.base import Potential
+
+TRACES = ("exact", "hutchinson")
+_DEFAULT_PROBES = 16
+# The exact Laplacian takes one reverse pass for each coordinate at each evaluation.
+_EXACT_WARNING_DIMENSION = 256
+
+
+def log_density(model: Potential, x: Tensor, t: Time | None = None) -> Tensor:
+    """Read ln rho(x, t) off the potential's value: one evaluation, exact for the optimal potential.
+
+    The constant that is left out depends on t alone: compare values at one t only. Gradients flow to x and the model.
+
+    Args:
+        x: (B, *event_shape), in the model's dtype and on its device.
+        t: float or (B,) times of the path; default its end, ``homotopy.t1``.
+    Returns: (B,) nats.
+    Raises: TypeError, ValueError for a bad x or t, or a model with NaN parameters.
+    """
+    check_model(model)
+    check_events(model, "x", x)
+    time = model.homotopy.t1 if t is None else t
+    return model.homotopy.log_density(model(x, time), x, time)
+
+
+def log_likelihood(
+    model: Potential,
+    x: Tensor,
+    *,
+    rtol: float = DEFAULT_RTOL,
+    atol: float | None = None,
+    method: str = "dopri5",
+    steps: int | None = None,
+    trace: str = "exact",
+    probes: int = _DEFAULT_PROBES,
+    seed: int = 0,
+    t_end: float | None = None,
+    return_standard_error: bool = False,
+    batch_size: int | None = None,
+    engine: str = "auto",
+    precision: str = "auto",
+    throw: bool = True,
+    max_steps: int = DEFAULT_MAX_STEPS,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Normalised log-likelihood of x under the flow from the prior: ``ln q(x_0) - integral of Laplacian Phi dt``.
+
+    x is carried from t_end back to x_0 at t0 together with the integral (instantaneous change of variables). At the
+    default t_end the density is the path's at t1, that of data blurred by the noise left there.
+
+    Args:
+        x: (B, *event_shape), in the model's dtype and on its device.
+        rtol, atol, method, steps, max_steps: as for `vapo_fast.sample`; the integral is part of the error's norm.
+        trace: "exact" takes one reverse pass for each of the D coordinates (warns above D = 256); "hutchinson"
+            estimates it with ``probes`` random sign vectors for each sample, held fixed along its path, one pass each.
+        seed: of the probes; those of row i depend on (seed, i) only.
+        t_end: end time, as for `vapo_fast.sample`.
+        return_standard_error: also return the standard error over the probes (0 for the exact trace); needs probes >=
+            2.
+        batch_size: rows integrated at a time; default all.
+        engine, precision: see `vapo_fast.engines`.
+        throw: raise `SolveError` if a row fails; with False such a row is NaN.
+    Returns: (B,) nats in x's dtype, or (values, standard errors).
+    Raises:
+        SolveError, UnsupportedJobError, TypeError, ValueError: as `vapo_fast.sample`.
+    """
+    check_model(model)
+    check_events(model, "x", x)
+    _checks.one_of("trace", trace, TRACES)
+    probes = _checks.positive_int("probes", probes)
+    hutchinson = trace == "hutchinson"
+    if return_standard_error and hutchinson and probes < 2:
+        raise ValueError(f"return_standard_error needs probes >= 2 to compare, got {probes}")
+    dimension = math.prod(model.event_shape)
+    if not hutchinson and dimension > _EXACT_WARNING_DIMENSION:
+        warnings.warn(
+            f"trace='exact' takes {dimension} reverse passes at each evaluation of the field; trace='hutchinson' takes "
+            f"one for each of {probes} probes",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    path, end = model.homotopy, end_time(model, t_end)
+    job = Job("solve_with_trace", precision, solve_options(method, rtol, atol, steps, max_steps))
+    dtype, device = model_dtype_device(model)
+    chosen = choose(engine, model, device, dtype, job)
+    rows = x.shape[0]
+    size = rows if batch_size is None else _checks.positive_int("batch_size", batch_size)
+    noise.normal(seed, range(0), ())  # a bad seed is refused before any work
+
+    parts = []
+    with evaluation(model):
+        start = x.detach().clone()
+        for first in range(0, rows, size):
+            last = min(first + size, rows)
+            signs = _signs(seed, first, last, probes, dimension, start) if hutchinson else None
+            parts.append(chosen.solve_with_trace(model, start[first:last], end, path.t0, job, signs))
+        solution = Solution.concatenate([part for part, _ in parts])
+        if throw:
+            solution.raise_for_failures()
+        # Integrated from t_end down to t0, the integral already has the minus sign of the formula.
+        estimates = torch.cat([integrals for _, integrals in parts]).to(torch.float64)
+        values = _log_prior(solution.x, path.omega) + estimates.mean(1)
+        values = torch.where(solution.success, values, torch.nan).to(dtype)
+        if not return_standard_error:
+            return values
+        error = estimates.std(1) / math.sqrt(probes) if hutchinson else torch.zeros_like(estimates[:, 0])
+        return values, torch.where(solution.success, error, torch.nan).to(dtype)
+
+
+def _log_prior(x: Tensor, omega: float) -> Tensor:
+    """ln N(x; 0, omega^2 I) in float64."""
+    flat = x.flatten(1).to(torch.float64)
+    return -0.5 * flat.square().sum(1) / omega**2 - flat.shape[1] * (math.log(omega) + 0.5 * math.log(2.0 * math.pi))
+
+
+def _signs(seed: int, first: int, last: int, probes: int, dimension: int, like: Tensor) -> Tensor:
+    """(last - first, probes, dimension) of independent random signs."""
+    draw = noise.uniform(
+        seed,
+        range(first, last),
+        (probes, dimension),
+        stream=noise.Stream.PROBE,
+        dtype=torch.float64,
+        device=like.device,
+    )
+    return torch.where(draw < 0.5, -1.0, 1.0).to(like.dtype)

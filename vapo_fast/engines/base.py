@@ -1,0 +1,152 @@
+"""The engine contract, the registry, and the choice of an engine for a job.
+
+An engine does numerical jobs for a potential: its field, solves of its flow, losses with gradients. Before a job it is
+asked `Engine.supports`, which answers None or the reason why not. ``auto`` takes the first engine of `ORDER` that
+supports the job. A user who names an engine, in the call or in the environment variable VAPO_FAST_ENGINE (which takes
+the place of ``auto``), gets that engine or its reason, never another one.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vapo_fast import _checks
+from vapo_fast.batches import Batch
+from vapo_fast.loss import Baseline, EnergyLoss, Weight
+from vapo_fast.ode import Solution, SolveOptions
+from vapo_fast.potentials.base import Potential
+
+ORDER = ("triton", "graph", "native", "reference")
+ENVIRONMENT_VARIABLE = "VAPO_FAST_ENGINE"
+
+PRECISIONS = ("auto", "float64", "float32", "tf32", "bf16")
+"""Arithmetic of a field's matrix products: "auto" lets the engine choose by tolerance and say so in the `Solution`;
+"float64" and "float32" are the model's own dtype; "tf32" and "bf16" are reduced products for loose tolerances only."""
+
+JobKind = Literal["field", "solve", "solve_with_trace", "loss_and_grads"]
+
+
+class UnsupportedJobError(ValueError):
+    """The named engine cannot do the job, or no engine can; the message holds the reason."""
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Options of `vapo_fast.energy_loss`."""
+
+    estimator: str = "velocity"
+    weight: Weight = "inverse_variance"
+    baseline: Baseline | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an engine is asked to do: the kind of job, its precision (one of `PRECISIONS`) and its options."""
+
+    kind: JobKind
+    precision: str = "auto"
+    solve: SolveOptions = field(default_factory=SolveOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
+
+    def __post_init__(self) -> None:
+        _checks.one_of("precision", self.precision, PRECISIONS)
+
+
+class LossAndGrads(NamedTuple):
+    """Detached loss terms, and the gradient of ``loss.total`` for each trainable parameter by name."""
+
+    loss: EnergyLoss
+    grads: dict[str, Tensor]
+
+
+class Engine(ABC):
+    """One way of computing. Methods may assume that `supports` answered None for the job."""
+
+    name: str
+
+    @abstractmethod
+    def available(self) -> str | None:
+        """None if the engine can run on this machine, else the reason why not."""
+
+    @abstractmethod
+    def supports(self, potential: Potential, device: torch.device, dtype: torch.dtype, job: Job) -> str | None:
+        """None if the engine does this job for this potential, else the reason why not."""
+
+    @abstractmethod
+    def field(self, potential: Potential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Phi (B,) and grad Phi (B, *event), detached."""
+
+    @abstractmethod
+    def solve(self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job) -> Solution:
+        """Integrate ``dx/dt = grad Phi(x, t)`` from t0 to t1; a failed sample shows in the status and is not raised."""
+
+    def solve_with_trace(
+        self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, probes: Tensor | None
+    ) -> tuple[Solution, Tensor]:
+        """Integrate x together with ``integral of the Laplacian of Phi dt``, from t0 to t1.
+
+        Args:
+            probes: None for the exact Laplacian; (B, m, D) probe vectors v for m estimates ``v . (Hessian v)`` each.
+        Returns: the solution for x, and the integrals (B, 1) or (B, m).
+        Raises: UnsupportedJobError from an engine without second derivatives.
+        """
+        raise UnsupportedJobError(
+            f"engine {self.name!r} has no second derivatives of a potential, which this job needs"
+        )
+
+    @abstractmethod
+    def loss_and_grads(self, potential: Potential, batch: Batch, job: Job) -> LossAndGrads:
+        """The energy loss of a batch and its gradient with respect to the parameters."""
+
+
+_REGISTRY: dict[str, Engine] = {}
+
+
+def register(engine: Engine) -> None:
+    """Make an engine known under its name; ValueError for a name that is not in `ORDER`."""
+    _checks.one_of("engine name", engine.name, ORDER)
+    _REGISTRY[engine.name] = engine
+
+
+def engines() -> dict[str, str]:
+    """Every engine's name with "usable", or the reason why it is not."""
+    return {name: _unavailable(name) or "usable" for name in ORDER}
+
+
+def choose(name: str, potential: Potential, device: torch.device, dtype: torch.dtype, job: Job) -> Engine:
+    """The engine that will do a job.
+
+    Args:
+        name: "auto" or an engine's name. "auto" gives way to the environment variable VAPO_FAST_ENGINE if that is set.
+    Raises:
+        UnsupportedJobError: the named engine cannot do the job, or with "auto" none can; the reasons are in the
+            message.
+        ValueError: no such engine.
+    """
+    _checks.one_of("engine", name, ("auto", *ORDER))
+    origin = f"engine={name!r}"
+    if name == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
+        name = _checks.one_of(ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE], ("auto", *ORDER))
+        origin = f"{ENVIRONMENT_VARIABLE}={name}"
+    reasons = {}
+    for candidate in ORDER if name == "auto" else (name,):
+        reason = _unavailable(candidate) or _REGISTRY[candidate].supports(potential, device, dtype, job)
+        if reason is None:
+            return _REGISTRY[candidate]
+        reasons[candidate] = reason
+    if name == "auto":
+        listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
+        raise UnsupportedJobError(f"no engine can do this {job.kind!r} job: {listed}")
+    raise UnsupportedJobError(f"{origin} cannot do this {job.kind!r} job: {reasons[name]}")
+
+
+def _unavailable(name: str) -> str | None:
+    if name not in _REGISTRY:
+        return "not included in this version of vapo_fast"
+    return _REGISTRY[name].available()
