@@ -247,8 +247,8 @@ class Checkpointer(Callback):
         if later:
             # Mixed with those of this run, they would be what a resume from the directory finds.
             raise checkpoint.CheckpointError(
-                f"{self.directory} holds checkpoints of later steps or of another run (up to {later[-1].name}), but this "
-                f"fit begins at step {trainer.step}: resume from them, move them away, or choose another directory"
+                f"{self.directory} holds checkpoints of later steps or of another run (up to {later[-1].name}), but "
+                f"this fit begins at step {trainer.step}: resume from them, move them away, or choose another directory"
             )
 
     def on_step_end(self, trainer: TrainingRun, step: int, metrics: Metrics | None) -> None:

@@ -159,17 +159,14 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     ((dtype, _),) = kinds
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(
-            f"model must hold float32 or float64 parameters, got {dtype}; for bfloat16 use precision='bfloat16'"
+            f"model must hold float32 or float64 parameters, got {dtype}; for bfloat16 products use precision='bf16'"
         )
     return parameters
 
 
-def gradient_norms(parameters: dict[str, nn.Parameter]) -> tuple[list[str], Tensor]:
-    """Names and 2-norms (P,) of the gradients that exist; ValueError if none does."""
-    named = [(name, p.grad) for name, p in parameters.items() if p.grad is not None]
-    if not named:
-        raise ValueError("the loss gave no parameter a gradient: the potential does not depend on its parameters")
-    return [name for name, _ in named], torch.stack(torch._foreach_norm([g for _, g in named]))
+def gradient_norms(parameters: dict[str, nn.Parameter]) -> Tensor:
+    """The 2-norm of each parameter's gradient, (P,), without a host read."""
+    return torch.stack(torch._foreach_norm([p.grad for p in parameters.values() if p.grad is not None]))
 
 
 @torch.no_grad()

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
+from vapo_fast import engines
 from vapo_fast.batches import Data, Source, as_source, training_batch
 from vapo_fast.callbacks import Callback, Metrics
-from vapo_fast.loss import Baseline, Weight, energy_loss
+from vapo_fast.engines import Job, LossOptions
+from vapo_fast.loss import Baseline, Weight
 from vapo_fast.optim import TrainingOptions, clip_gradients, ema_decay_at, gradient_norms, learning_rate, update_ema
 from vapo_fast.potentials.base import Potential
 from vapo_fast.training import Clock, TrainingRun
-
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 class Trainer(TrainingRun):
@@ -46,9 +45,9 @@ class Trainer(TrainingRun):
             On CUDA the steps between are not waited for; a non-finite step is noticed on the device, freezes model,
             average and optimiser from that step on, and is reported at the next reading.
         engine: "auto" or the name of an engine, see `vapo_fast.engines`.
-        precision: "float32" computes in the model's own dtype; "bfloat16" runs the network's matrix products in
-            bfloat16 (forward and both backward passes) with weights, gauge, loss and optimiser in float32; "auto" is
-            "float32".
+        precision: "auto", "float32" or "float64" compute in the model's own dtype. "bf16" runs the network's matrix
+            products in bfloat16 (forward and both backward passes), with weights, gauge, loss and optimiser in float32:
+            gradients then differ by about 1 %. It needs a float32 model and estimator "velocity".
     Raises: ValueError or TypeError naming the argument.
     """
 
@@ -94,12 +93,10 @@ class Trainer(TrainingRun):
         # Fused Adam takes a flag on the device that says whether to skip the step.
         on_cuda = isinstance(model, Potential) and any(p.is_cuda for p in model.parameters())
         super().__init__(model, options, fused=on_cuda)
-        self.precision = "float32" if _checks.one_of("precision", precision, PRECISIONS) == "auto" else precision
-        if self.precision == "bfloat16" and self.dtype != torch.float32:
-            raise ValueError(
-                f"precision='bfloat16' needs a float32 model, whose weights it keeps; this one is {self.dtype}"
-            )
-        self._watch = _FiniteWatch(deferred=on_cuda)
+        self._job = Job("loss_and_grads", precision, loss=LossOptions(estimator, weight, baseline))
+        self.engine = engines.choose(engine, model, self.device, self.dtype, self._job)
+        names = ("linear term", "quadratic term", *(f"gradient of {name}" for name in self.parameters))
+        self._watch = _FiniteWatch(names, self.device, deferred=on_cuda)
 
     def fit(
         self,
@@ -158,17 +155,14 @@ class Trainer(TrainingRun):
         terms = torch.zeros(3, dtype=self.dtype, device=self.device)
         for part in batch.split(options.accumulate):
             share = part.x_data.shape[0] / options.batch_size
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                loss = energy_loss(self.model, *part, options.estimator, options.weight, options.baseline)
-            (share * loss.total).backward()
-            terms += share * torch.stack([v.detach() for v in loss]).to(self.dtype)
-        names, norms = gradient_norms(self.parameters)
+            loss, grads = self.engine.loss_and_grads(self.model, part, self._job)
+            terms += share * torch.stack(loss).to(self.dtype)
+            for name, parameter in self.parameters.items():
+                piece = share * grads[name]
+                parameter.grad = piece if parameter.grad is None else parameter.grad + piece
+        norms = gradient_norms(self.parameters)
         norm = torch.linalg.vector_norm(norms)
-        failed = self._watch.update(
-            self.step,
-            torch.cat([terms[1:], norms]),
-            ["linear term", "quadratic term", *(f"gradient of {name}" for name in names)],
-        )
+        failed = self._watch.update(self.step, torch.cat([terms[1:], norms]))
         if not self._watch.deferred or self._reads(self.step + 1):
             self._raise_if_failed()
         if options.grad_clip is not None:
@@ -215,24 +209,26 @@ def train(
 
 
 class _FiniteWatch:
-    """Notes, on the device, the first step whose numbers are not finite, for the host to ask about later."""
+    """Notes, on the device, the first step whose numbers are not finite, for the host to ask about later.
 
-    def __init__(self, deferred: bool) -> None:
+    ``names`` say what each number is. ``deferred`` is whether the host asks only now and then.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device, deferred: bool) -> None:
+        self.names = list(names)
+        self.device = device
         self.deferred = deferred
         self.reset()
 
     def reset(self) -> None:
-        self._names: list[str] = []
-        self._failed: Tensor | None = None
+        """Forget a failure."""
+        self._failed = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._bad = torch.zeros(len(self.names), dtype=torch.bool, device=self.device)
+        self._step = torch.zeros((), dtype=torch.int64, device=self.device)
 
-    def update(self, step: int, numbers: Tensor, names: list[str]) -> Tensor:
-        """Returns a 0-dim bool: whether this or an earlier step failed. ``names`` say what each number is."""
+    def update(self, step: int, numbers: Tensor) -> Tensor:
+        """Look at a step's numbers, (len(names),); returns a 0-dim bool: whether this or an earlier step failed."""
         bad = ~torch.isfinite(numbers)
-        if self._failed is None or names != self._names:
-            self._names = names
-            self._failed = torch.zeros((), dtype=torch.bool, device=numbers.device)
-            self._bad = torch.zeros_like(bad)
-            self._step = torch.zeros((), dtype=torch.int64, device=numbers.device)
         first = bad.any() & ~self._failed
         self._bad = torch.where(first, bad, self._bad)
         self._step = torch.where(first, step, self._step)
@@ -241,6 +237,6 @@ class _FiniteWatch:
 
     def failure(self) -> tuple[int, str] | None:
         """The 0-based step and the name of its first bad number, or None. Waits for the device."""
-        if self._failed is None or not bool(self._failed):
+        if not bool(self._failed):
             return None
-        return int(self._step), self._names[int(self._bad.nonzero()[0])]
+        return int(self._step), self.names[int(self._bad.nonzero()[0])]

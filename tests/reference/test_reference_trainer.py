@@ -51,7 +51,7 @@ def curve(kind: Any, model: MLPPotential, data: torch.Tensor, steps: int, **opti
 
 @pytest.mark.parametrize("options", CASES, ids=lambda o: "-".join(o) or "defaults")
 def test_loss_curves_agree(options: dict[str, Any]) -> None:
-    # In float64 the two orders of summation stay within 1e-9 of each other over 100 steps, so any other rule would show.
+    # In float64 rounding stays below 1e-9 over 100 steps, so any difference of rule would show.
     model, data = setup(torch.float64)
     ours, first = curve(Trainer, model, data, 100, **options)
     twin, second = curve(reference.Trainer, model, data, 100, **options)

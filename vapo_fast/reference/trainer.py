@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from vapo_fast.batches import Data, as_source, training_batch
 from vapo_fast.callbacks import Callback, Metrics
@@ -102,13 +103,12 @@ class Trainer(TrainingRun):
                 loss = linear + quadratic
 
                 # d loss / d parameters, through grad Phi: double backward.
-                self.optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                norm = self._checked_norm(linear, quadratic)
-                if o.grad_clip is not None:
-                    for parameter in self.parameters.values():
-                        if parameter.grad is not None:
-                            parameter.grad *= min(1.0, o.grad_clip / norm)
+                parameters = list(self.parameters.values())
+                gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+                norm = self._checked_norm(linear, quadratic, gradients)
+                scale = 1.0 if o.grad_clip is None else min(1.0, o.grad_clip / norm)
+                for parameter, g in zip(parameters, gradients, strict=True):
+                    parameter.grad = scale * g
 
                 # Adam; then ema <- decay ema + (1 - decay) model.
                 rate, decay = learning_rate(o, self.step, self.start_step, self.end_step), ema_decay_at(o, self.step)
@@ -117,7 +117,7 @@ class Trainer(TrainingRun):
                 self.optimizer.step()
                 with torch.no_grad():
                     for average, current in zip(self.ema_model.parameters(), model.parameters(), strict=True):
-                        average += (1.0 - decay) * (current - average)
+                        average.add_((1.0 - decay) * (current - average))
                     for kept, buffer in zip(self.ema_model.buffers(), model.buffers(), strict=True):
                         kept.copy_(buffer)
                 self.step += 1
@@ -130,13 +130,11 @@ class Trainer(TrainingRun):
                 else:
                     after_step(None)
 
-    def _checked_norm(self, linear: torch.Tensor, quadratic: torch.Tensor) -> float:
+    def _checked_norm(self, linear: Tensor, quadratic: Tensor, gradients: Sequence[Tensor]) -> float:
         """The 2-norm of the gradient; NonFiniteLossError, before any update, if a term or a gradient is not finite."""
-        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        named = {"linear term": linear, "quadratic term": quadratic}
-        named |= {f"gradient of {name}": gradient.norm() for name, gradient in gradients.items()}
-        for name, value in named.items():
+        norms = torch.stack([gradient.norm() for gradient in gradients])
+        names = ["linear term", "quadratic term", *(f"gradient of {name}" for name in self.parameters)]
+        for name, value in zip(names, (linear, quadratic, *norms), strict=True):
             if not torch.isfinite(value):
-                self.optimizer.zero_grad()
                 raise self._non_finite(self.step + 1, name)
-        return torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
+        return float(norms.norm())
