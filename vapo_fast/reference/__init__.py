@@ -4,6 +4,7 @@ Signatures are those of `vapo_fast.Trainer` and `vapo_fast.sample` minus ``engin
 gives the same batches and the same prior draws, so that loss curves and samples can be compared point by point.
 """
 
+from vapo_fast.reference.sampler import sample
 from vapo_fast.reference.trainer import Trainer
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "sample"]
