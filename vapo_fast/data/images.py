@@ -93,7 +93,7 @@ class ImageFolder(Dataset):
         try:
             image = image.convert("L" if self._channels == 1 else "RGB")
         except (OSError, SyntaxError, ValueError) as error:
-            raise DataFormatError(f"{path}: cannot be decoded ({error}); remove or repair the file") from error
+            raise DataFormatError(f"{path}: cannot be read as an image ({error}); remove or repair the file") from error
         if self._crop is not None:
             image = _centre(image, self._crop, self._crop)
         if self._image_size is not None:
@@ -219,7 +219,7 @@ def _open(path: str) -> Any:
         raise DataNotFoundError(f"{path}: no such image; was it removed while the data set was in use?") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataFormatError(
-            f"{path}: is not an image that can be read ({error}); remove or repair the file"
+            f"{path}: cannot be read as an image ({error}); remove or repair the file"
         ) from error
     return image
 

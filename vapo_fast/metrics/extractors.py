@@ -103,7 +103,7 @@ class CNNExtractor:
             optimiser.step()
             schedule.step()
             if progress is not None:
-                progress(step + 1, steps, float(loss))
+                progress(step + 1, steps, float(loss.detach()))
         return cls(network, data.event_shape, n_classes, data.name)
 
     @torch.no_grad()

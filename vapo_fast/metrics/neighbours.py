@@ -59,7 +59,7 @@ def _radii(x: Tensor, k: int) -> Tensor:
     for start, block in _blocks(x, x):
         rows = torch.arange(len(block))
         block[rows, start + rows] = torch.inf
-        parts.append(block.kthvalue(k, dim=1).values)
+        parts.append(block.topk(k, dim=1, largest=False).values[:, -1])
     return torch.cat(parts)
 
 
