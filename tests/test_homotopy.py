@@ -9,7 +9,12 @@ import torch
 
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy, homotopy_from_config
 
-PATHS: list[Homotopy] = [DataHomotopy(1.0, 0.1), DataHomotopy(1.3, 0.01), LinearHomotopy(1.0, 0.99), LinearHomotopy(0.7, 0.9)]
+PATHS: list[Homotopy] = [
+    DataHomotopy(1.0, 0.1),
+    DataHomotopy(1.3, 0.01),
+    LinearHomotopy(1.0, 0.99),
+    LinearHomotopy(0.7, 0.9),
+]
 path_cases = pytest.mark.parametrize("path", PATHS, ids=repr)
 
 
@@ -20,14 +25,20 @@ def grid(path: Homotopy, n: int = 41) -> torch.Tensor:
 # Gaussian data N(m, s^2 I), D = 3, |m|^2 = 5.25, s = .5, omega = 1, sigma = .1: alpha, v, S, S'/2S, alpha', L*.
 GAUSSIAN_TABLE = [
     (DataHomotopy(1.0, 0.1), math.log(2), (0.5, 0.5, 0.5625, -0.33333333, 0.5, -0.75)),
-    (DataHomotopy(1.0, 0.1), math.log(101), (0.99009901, 0.0099009901, 0.254975, -0.0098039216, 0.0099009901, -2.9408881e-4)),
+    (
+        DataHomotopy(1.0, 0.1),
+        math.log(101),
+        (0.99009901, 0.0099009901, 0.254975, -0.0098039216, 0.0099009901, -2.9408881e-4),
+    ),
     (LinearHomotopy(), 0.25, (0.25, 0.5625, 0.578125, -1.1891892, 1.0, -3.8513514)),
     (LinearHomotopy(), 0.5, (0.5, 0.25, 0.3125, -1.2, 1.0, -3.3)),
     (LinearHomotopy(), 0.9, (0.9, 0.01, 0.2125, 0.58823529, 1.0, -2.7352941)),
 ]
 
 
-@pytest.mark.parametrize(("path", "t", "expected"), GAUSSIAN_TABLE, ids=lambda v: repr(v) if isinstance(v, (Homotopy, float)) else "")
+@pytest.mark.parametrize(
+    ("path", "t", "expected"), GAUSSIAN_TABLE, ids=lambda v: repr(v) if isinstance(v, (Homotopy, float)) else ""
+)
 def test_gaussian_table(path: Homotopy, t: float, expected: tuple[float, ...]) -> None:
     k = path.kernel(t)
     alpha, v, alpha_dot = float(k.alpha), float(k.beta) ** 2, float(k.alpha_dot)
@@ -84,7 +95,8 @@ def test_float32_stays_accurate_at_both_ends(path: Homotopy) -> None:
     for method in (path.kernel, path.gauge, path.density_coefficients):
         for name, got in method(t32)._asdict().items():
             want = getattr(method(t64), name)
-            assert got.dtype == torch.float32 and torch.isfinite(got).all()
+            assert got.dtype == torch.float32
+            assert torch.isfinite(got).all()
             torch.testing.assert_close(got.double(), want, rtol=2e-6, atol=0.0, msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -110,9 +122,11 @@ def test_perturb_and_innovation(path: Homotopy) -> None:
     # innovation = -d/dt ln N(x; alpha x_data, beta^2 I) at fixed x
     time = grid(path, 6).requires_grad_()
     moving = path.kernel(time)
-    log_density = -0.5 * (
-        (point.x.detach() - moving.alpha.view(shape) * x_data).flatten(1).square().sum(1) / moving.beta.square()
-    ) - 6 * moving.beta.log()
+    log_density = (
+        -0.5
+        * ((point.x.detach() - moving.alpha.view(shape) * x_data).flatten(1).square().sum(1) / moving.beta.square())
+        - 6 * moving.beta.log()
+    )
     (slope,) = torch.autograd.grad(log_density.sum(), time)
     torch.testing.assert_close(point.innovation.detach(), -slope)
 
@@ -157,7 +171,9 @@ def test_noise_position(path: Homotopy) -> None:
 @path_cases
 def test_config_round_trip(path: Homotopy) -> None:
     again = homotopy_from_config(path.config())
-    assert again == path and hash(again) == hash(path) and repr(again) == repr(path)
+    assert again == path
+    assert hash(again) == hash(path)
+    assert repr(again) == repr(path)
     assert again != DataHomotopy(9.0, 0.5)
 
 
@@ -172,7 +188,11 @@ def test_config_round_trip(path: Homotopy) -> None:
         (lambda: homotopy_from_config({"class": "Other"}), ValueError, "homotopy class must be one of"),
         (lambda: homotopy_from_config({"class": "DataHomotopy", "s": 1}), ValueError, "cannot be built"),
         (lambda: PATHS[0].perturb(torch.ones(3, 2), 0.1, torch.ones(3, 1)), ValueError, "noise must have the shape"),
-        (lambda: PATHS[0].perturb(torch.ones(3, 2), torch.ones(2), torch.ones(3, 2)), ValueError, "t must be a number or"),
+        (
+            lambda: PATHS[0].perturb(torch.ones(3, 2), torch.ones(2), torch.ones(3, 2)),
+            ValueError,
+            "t must be a number or",
+        ),
         (lambda: PATHS[0].log_density(torch.ones(2), torch.ones(3, 2), 0.1), ValueError, "phi must have shape"),
         (lambda: PATHS[0].kernel(float("inf")), ValueError, "t must be finite"),
     ],

@@ -65,7 +65,9 @@ def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
 def event_shape(value: Sequence[int]) -> tuple[int, ...]:
     """Return ``value`` as a tuple of positive ints; TypeError/ValueError otherwise."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise TypeError(f"event_shape must be a sequence of positive integers such as (2,) or (3, 32, 32), got {value!r}")
+        raise TypeError(
+            f"event_shape must be a sequence of positive integers such as (2,) or (3, 32, 32), got {value!r}"
+        )
     shape = tuple(positive_int("each size in event_shape", size) for size in value)
     if not shape:
         raise ValueError("event_shape must have at least one dimension, for example (2,); got ()")

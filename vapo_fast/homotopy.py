@@ -1,10 +1,12 @@
 r"""Gaussian probability paths that carry the prior N(0, omega^2 I) to the data.
 
-Given a data point ``x_data`` and ``noise`` ~ N(0, I), every path is ``x = alpha(t) x_data + beta(t) noise``. Its conditional
-velocity is ``u = alpha' x_data + beta' noise`` and its *innovation* ``-d/dt ln rho(x | x_data, t)``. Samples ascend a
-potential, ``dx/dt = +grad Phi``, and the best potential has ``grad Phi = (beta'/beta) x + (alpha' - alpha beta'/beta) E[x_data | x]``.
+Given a data point ``x_data`` and ``noise`` ~ N(0, I), every path is ``x = alpha(t) x_data + beta(t) noise``. Its
+conditional velocity is ``u = alpha' x_data + beta' noise`` and its *innovation* ``-d/dt ln rho(x | x_data, t)``.
+Samples ascend a potential, ``dx/dt = +grad Phi``, and the best potential has
+``grad Phi = (beta'/beta) x + (alpha' - alpha beta'/beta) E[x_data | x]``.
 
-- `DataHomotopy`: the data-likelihood homotopy of VAPO (arXiv 2407.15238), in the time variable tau in which everything is O(1).
+- `DataHomotopy`: the data-likelihood homotopy of VAPO (arXiv 2407.15238), in the time variable tau in which everything
+  is O(1).
 - `LinearHomotopy`: the linear path of VPFB (arXiv 2504.16262).
 """
 
@@ -32,7 +34,8 @@ class Kernel(NamedTuple):
 
 
 class Gauge(NamedTuple):
-    """``Phi = quadratic/2 |x|^2 + scale Psi``, where ``grad Psi`` of the optimum is the posterior mean E[x_data | x]."""
+    """``Phi = quadratic/2 |x|^2 + scale Psi``, where ``grad Psi`` of the optimum is the posterior mean E[x_data |
+    x]."""
 
     quadratic: Tensor
     scale: Tensor
@@ -89,7 +92,8 @@ class Homotopy(ABC):
             noise: (B, *event) standard normal draws.
         Returns:
             `Perturbed`: ``x = alpha x_data + beta noise``, ``velocity = alpha' x_data + beta' noise``, and
-            ``innovation = (beta'/beta)(D - |noise|^2) - (alpha'/beta) noise . x_data``, whose mean given x_data is zero.
+            ``innovation = (beta'/beta)(D - |noise|^2) - (alpha'/beta) noise . x_data``, whose mean given x_data is
+            zero.
         Raises:
             ValueError: the shapes of x_data, noise and t do not fit together.
         """
@@ -142,15 +146,18 @@ class Homotopy(ABC):
 
 
 class DataHomotopy(Homotopy):
-    r"""VAPO's data-likelihood homotopy ``rho(x; x_data, t) ∝ N(x; 0, omega^2 I) N(x_data; x, sigma^2 I)^t``, t in [0, 1].
+    r"""VAPO's data-likelihood homotopy ``rho(x; x_data, t) ∝ N(x; 0, omega^2 I) N(x_data; x, sigma^2 I)^t``, t in [0,
+    1].
 
     Times of this class are ``tau = ln(1 + t omega^2/sigma^2)`` in ``[0, ln(1 + omega^2/sigma^2)]``, in which
-    ``alpha = 1 - e^-tau``, ``beta = omega e^(-tau/2)`` and the velocity ``-x/2 + (1 + e^-tau) x_data/2`` is O(1) throughout;
-    in the paper's t all transport happens for t below about sigma^2/omega^2. `to_paper_time` and `from_paper_time` convert.
+    ``alpha = 1 - e^-tau``, ``beta = omega e^(-tau/2)`` and the velocity ``-x/2 + (1 + e^-tau) x_data/2`` is O(1)
+    throughout; in the paper's t all transport happens for t below about sigma^2/omega^2. `to_paper_time` and
+    `from_paper_time` convert.
 
     Args:
         omega: standard deviation of the prior, > 0.
-        sigma: standard deviation of the data likelihood, > 0: the noise left at the end is sigma/sqrt(1 + sigma^2/omega^2).
+        sigma: standard deviation of the data likelihood, > 0: the noise left at the end is sigma/sqrt(1 +
+        sigma^2/omega^2).
     """
 
     def __init__(self, omega: float = 1.0, sigma: float = 0.01) -> None:
@@ -202,7 +209,9 @@ class LinearHomotopy(Homotopy):
         self.t0 = 0.0
         self.t1 = _checks.positive_float("t1", t1)
         if self.t1 >= 1.0:
-            raise ValueError(f"t1 must be below 1, where the path's noise vanishes and its log-density with it; got {t1!r}")
+            raise ValueError(
+                f"t1 must be below 1, where the path's noise vanishes and its log-density with it; got {t1!r}"
+            )
 
     def kernel(self, t: Time) -> Kernel:
         t = as_time(t)

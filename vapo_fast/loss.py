@@ -1,11 +1,12 @@
 r"""The variational energy loss: its minimiser over potentials is the flow of the marginal path.
 
 At one time, with (x, u, innovation) a point of the path, both estimators have the expectation
-``E[1/2 |grad Phi|^2 - grad Phi . u]``, whose minimum is ``-1/2 E|u_bar|^2`` at ``grad Phi = u_bar``, the marginal velocity:
+``E[1/2 |grad Phi|^2 - grad Phi . u]``, whose minimum is ``-1/2 E|u_bar|^2`` at ``grad Phi = u_bar``, the marginal
+velocity:
 
 - ``velocity``:   ``1/2 |grad Phi|^2 - grad Phi . u``
-- ``covariance``: ``1/2 |grad Phi|^2 + Phi innovation`` (the paper's; equal in expectation by Stein's identity, of far higher
-  variance in high dimension). The innovation is centred for each data point in closed form.
+- ``covariance``: ``1/2 |grad Phi|^2 + Phi innovation`` (the paper's; equal in expectation by Stein's identity, of far
+  higher variance in high dimension). The innovation is centred for each data point in closed form.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def energy_loss(
         noise: (B, *event) standard normal draws.
         estimator: "velocity" or "covariance".
         weight: w(t) > 0 on both terms; any keeps the optimum of a time-dependent potential. "inverse_variance" is
-            ``1/beta^2``, so that each noise level counts alike; "uniform" is 1; or a callable from times (B,) to weights (B,).
+            ``1/beta^2``, so that each noise level counts alike; "uniform" is 1; or a callable from times (B,) to
+            weights (B,).
         baseline: for "covariance" only, a callable (x_data, t) -> (B,) subtracted from Phi in the linear term. As the
             innovation has mean zero given x_data, it changes the variance and not the expectation; for example
             ``lambda x_data, t: model(path.kernel(t).alpha[:, None] * x_data, t)``.
@@ -63,7 +65,9 @@ def energy_loss(
     """
     _checks.one_of("estimator", estimator, ESTIMATORS)
     if baseline is not None and estimator != "covariance":
-        raise ValueError("baseline applies to estimator='covariance' only; the velocity estimator has no term to centre")
+        raise ValueError(
+            "baseline applies to estimator='covariance' only; the velocity estimator has no term to centre"
+        )
     _checks.batch_of_events("x_data", x_data, model.event_shape)
     if x_data.shape[0] == 0:
         raise ValueError("x_data is an empty batch; the loss is a mean over at least one sample")
@@ -87,7 +91,9 @@ def loss_weight(path: Homotopy, weight: Weight, t: Tensor) -> Tensor:
     if callable(weight):
         w = weight(t)
         if not isinstance(w, Tensor) or w.shape != t.shape:
-            raise ValueError(f"weight(t) must return a tensor of shape {tuple(t.shape)}, got {getattr(w, 'shape', w)!r}")
+            raise ValueError(
+                f"weight(t) must return a tensor of shape {tuple(t.shape)}, got {getattr(w, 'shape', w)!r}"
+            )
         return w
     if _checks.one_of("weight", weight, WEIGHTS) == "uniform":
         return torch.ones_like(t)

@@ -10,6 +10,8 @@ from vapo_fast.potentials.base import ModulePotential, Potential
 from vapo_fast.potentials.gauge import GaugedPotential
 from vapo_fast.potentials.gaussian_mixture import GaussianMixturePotential
 from vapo_fast.potentials.mlp import MLPPotential
+from vapo_fast.potentials.unet import UNetPotential
+from vapo_fast.potentials.wide_resnet import WideResNetPotential
 
 __all__ = [
     "GaugedPotential",
@@ -17,14 +19,18 @@ __all__ = [
     "MLPPotential",
     "ModulePotential",
     "Potential",
+    "UNetPotential",
+    "WideResNetPotential",
     "potential_from_config",
 ]
 
-_CLASSES: dict[str, type[Potential]] = {c.__name__: c for c in (MLPPotential, GaussianMixturePotential)}
+_CLASSES: dict[str, type[Potential]] = {
+    c.__name__: c for c in (MLPPotential, WideResNetPotential, UNetPotential, GaussianMixturePotential)
+}
 
 
 def potential_from_config(config: dict[str, Any]) -> Potential:
-    """Build an untrained potential from `Potential.config`. ValueError if its class is unknown or arguments do not fit."""
+    """Build an untrained potential from its `Potential.config`; ValueError if that does not describe one."""
     arguments = dict(config)
     name = _checks.one_of("potential class", arguments.pop("class", None), _CLASSES)
     try:

@@ -21,8 +21,8 @@ class Potential(nn.Module, ABC):
     Args:
         event_shape: shape of one sample, without the batch dimension.
         homotopy: the path the potential is trained along and sampled over.
-        time_dependent: whether Phi depends on t. A time-independent Phi(x) ignores t; it cannot reproduce a path exactly
-            (see `vapo_fast.validate_t_end`), a time-dependent one can.
+        time_dependent: whether Phi depends on t. A time-independent Phi(x) ignores t; it cannot reproduce a path
+            exactly (see `vapo_fast.validate_t_end`), a time-dependent one can.
     """
 
     def __init__(self, event_shape: Sequence[int], homotopy: Homotopy, time_dependent: bool = True) -> None:
@@ -127,8 +127,8 @@ class ModulePotential(Potential):
         for name, part in module.named_modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 raise ValueError(
-                    f"module has batch normalisation at {name or 'its root'!r}: a sample's potential would depend on its "
-                    "batch-mates; use GroupNorm or LayerNorm"
+                    f"module has batch normalisation at {name or 'its root'!r}, so that a sample's potential would "
+                    "depend on its batch-mates; use GroupNorm or LayerNorm"
                 )
         self.module = module
         self._try_module()

@@ -18,15 +18,16 @@ class GaugedPotential(Potential):
     r"""A potential written around what the path already knows, so that its network learns targets of unit size.
 
     The optimum is ``grad Phi = (beta'/beta) x + (alpha' - alpha beta'/beta) E[x_data | x]``. Hence
-    ``Phi = a/2 |x|^2 + b Psi`` with the path's `Gauge` (a, b), where ``grad Psi`` is the posterior mean: bounded by the data
-    and regular at both ends. Psi in turn is preconditioned the way denoisers are. With s the data scale and
+    ``Phi = a/2 |x|^2 + b Psi`` with the path's `Gauge` (a, b), where ``grad Psi`` is the posterior mean: bounded by
+    the data and regular at both ends. Psi in turn is preconditioned the way denoisers are. With s the data scale and
     ``S = alpha^2 s^2 + beta^2``,
 
         ``Psi = c_skip/2 |x|^2 + s beta f(x / sqrt(S), position(t))``,  ``c_skip = alpha s^2 / S``,
 
-    so that for data N(0, s^2 I) the optimal f is constant, and for any other data the target of ``grad f`` has about unit
-    size at every noise level. (A plain network would have to represent a quadratic of curvature ~1/2 to a precision of
-    beta^2 late in the path.) The quadratic parts cost nothing and are exact in the log-density read-out and the Laplacian.
+    so that for data N(0, s^2 I) the optimal f is constant, and for any other data the target of ``grad f`` has about
+    unit size at every noise level. (A plain network would have to represent a quadratic of curvature ~1/2 to a
+    precision of beta^2 late in the path.) The quadratic parts cost nothing and are exact in the log-density read-out
+    and the Laplacian.
 
     A time-independent potential cannot follow (a, b, S) in t; it uses ``Phi = a(t0)/2 |x|^2 + s r f(x / r)``,
     ``r = sqrt(s^2 + omega^2)``.
@@ -44,7 +45,7 @@ class GaugedPotential(Potential):
 
     @abstractmethod
     def network(self, z: Tensor, position: Tensor | None) -> Tensor:
-        """f for inputs of about unit scale: z (B, *event); position (B,) in [-1, 1], None if time-independent; returns (B,)."""
+        """f (B,) of z (B, *event) of about unit scale and position (B,) in [-1, 1], None if time-independent."""
 
     def value(self, x: Tensor, t: Tensor) -> Tensor:
         squared_norm = x.flatten(1).square().sum(1)
@@ -52,7 +53,8 @@ class GaugedPotential(Potential):
         if not self.time_dependent:
             start = self.homotopy.gauge(self.homotopy.t0)
             radius = (s**2 + self.homotopy.omega**2) ** 0.5
-            return 0.5 * start.quadratic * squared_norm + s * radius * self.network(x / radius, None).to(x.dtype)
+            phi: Tensor = 0.5 * start.quadratic * squared_norm + s * radius * self.network(x / radius, None).to(x.dtype)
+            return phi
         k = self.homotopy.kernel(t)
         gauge = self.homotopy.gauge(t)
         variance = (k.alpha * s).square() + k.beta.square()

@@ -16,9 +16,10 @@ from vapo_fast.potentials.base import Potential
 class GaussianMixturePotential(Potential):
     r"""The optimal Phi(x, t), in closed form, for data ``sum_k weights_k N(means_k, covariances_k)``.
 
-    ``Phi = a/2 |x|^2 + b (v/alpha) ln sum_k weights_k N(x; alpha m_k, alpha^2 C_k + v I) / N(x; 0, v I)`` with v = beta^2 and the
-    path's `Gauge` (a, b). Each logarithm of a ratio is evaluated with its factor alpha taken out by hand, so that nothing
-    cancels as alpha -> 0. Phi is normalised so that ``path.log_density`` differs from ln rho by the log-normaliser of N(0, v I).
+    ``Phi = a/2 |x|^2 + b (v/alpha) ln sum_k weights_k N(x; alpha m_k, alpha^2 C_k + v I) / N(x; 0, v I)`` with v =
+    beta^2 and the path's `Gauge` (a, b). Each logarithm of a ratio is evaluated with its factor alpha taken out by
+    hand, so that nothing cancels as alpha -> 0. Phi is normalised so that ``path.log_density`` differs from ln rho by
+    the log-normaliser of N(0, v I).
 
     Args:
         weights: (K,) positive, normalised to sum 1.
@@ -36,7 +37,9 @@ class GaussianMixturePotential(Potential):
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, homotopy: Homotopy) -> None:
         weights, means, covariances = (torch.as_tensor(v, dtype=torch.float64) for v in (weights, means, covariances))
         if means.dim() != 2 or weights.shape != means.shape[:1]:
-            raise ValueError(f"weights must be (K,) and means (K, D), got {tuple(weights.shape)} and {tuple(means.shape)}")
+            raise ValueError(
+                f"weights must be (K,) and means (K, D), got {tuple(weights.shape)} and {tuple(means.shape)}"
+            )
         count, dimension = means.shape
         if covariances.shape != (count, dimension, dimension):
             raise ValueError(f"covariances must be ({count}, {dimension}, {dimension}), got {tuple(covariances.shape)}")
@@ -49,7 +52,9 @@ class GaussianMixturePotential(Potential):
         super().__init__((dimension,), homotopy, time_dependent=True)
         variances, axes = torch.linalg.eigh(covariances)
         if bool((variances < -1e-12 * variances.abs().amax()).any()):
-            raise ValueError(f"covariances must be positive semi-definite; smallest eigenvalue {float(variances.min()):.3g}")
+            raise ValueError(
+                f"covariances must be positive semi-definite; smallest eigenvalue {float(variances.min()):.3g}"
+            )
         self.register_buffer("log_weights", (weights / weights.sum()).log())
         self.register_buffer("means", means)
         self.register_buffer("axes", axes)
@@ -64,7 +69,9 @@ class GaussianMixturePotential(Potential):
         mean = torch.einsum("kji,kj->ki", self.axes, self.means)
         total = v + alpha.square() * self.variances
         # ln [N(x; alpha m, alpha^2 C + v) / N(x; 0, v)] / alpha, summed over the principal axes.
-        per_axis = (alpha * self.variances * y.square() + 2 * v * y * mean - v * alpha * mean.square()) / (2 * v * total)
+        per_axis = (alpha * self.variances * y.square() + 2 * v * y * mean - v * alpha * mean.square()) / (
+            2 * v * total
+        )
         ratio = (per_axis - torch.log1p(alpha.square() * self.variances / v) / (2 * alpha)).sum(2)
         psi = v[:, 0, 0] * _log_mean_exp_over(self.log_weights, ratio, alpha[:, 0, 0])
         return 0.5 * gauge.quadratic * x.square().sum(1) + gauge.scale * psi
@@ -97,7 +104,7 @@ class GaussianMixturePotential(Potential):
 
 
 def _log_mean_exp_over(log_weights: Tensor, ratio: Tensor, alpha: Tensor) -> Tensor:
-    """``ln(sum_k exp(log_weights_k + alpha ratio_k)) / alpha`` for ratio (B, K), alpha (B,), accurate for small alpha ratio."""
+    """``ln(sum_k exp(log_weights_k + alpha ratio_k)) / alpha``: ratio (B, K), alpha (B,); accurate as alpha -> 0."""
     exponent = alpha[:, None] * ratio
     small = exponent.abs().amax(1) < 0.5
     # Each branch sees harmless inputs where the other is taken, so that its derivative stays finite there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "softplus": nn.Softp
 class MLPPotential(GaugedPotential):
     r"""A potential whose network is an MLP on the sample, the noise level and random Fourier features of both.
 
-    With ``z = x / sqrt(S)`` (see `GaugedPotential` for S, the gauge and why they keep training well conditioned at every noise
-    level) and ``p`` the position of ln beta in [-1, 1]: input ``y = (z, p)``, features ``(y, cos 2 pi F y, sin 2 pi F y)``,
-    hidden layers ``activation(W y + b)``, output ``w . h``. The rows of F are fixed normal draws, scaled by
-    ``fourier_scale / sqrt(D)`` on z and by ``fourier_scale`` on p, so that one feature turns about ``fourier_scale`` times
+    With ``z = x / sqrt(S)`` (see `GaugedPotential` for S, the gauge and why they keep training well conditioned at
+    every noise level) and ``p`` the position of ln beta in [-1, 1]: input ``y = (z, p)``, features
+    ``(y, cos 2 pi F y, sin 2 pi F y)``, hidden layers ``activation(W y + b)``, output ``w . h``. The rows of F are
+    fixed normal draws, scaled by ``fourier_scale / sqrt(D)`` on z and by ``fourier_scale`` on p, so that one feature
+    turns about ``fourier_scale`` times
     over the data: an MLP alone learns structure much finer than its input's scale very slowly. Activations are smooth,
     because sampling differentiates the network once and training twice.
 
@@ -51,7 +53,9 @@ class MLPPotential(GaugedPotential):
     ) -> None:
         super().__init__(event_shape, homotopy, time_dependent, data_scale)
         if isinstance(widths, (str, bytes)) or not isinstance(widths, Sequence) or not widths:
-            raise ValueError(f"widths must be a non-empty sequence of positive integers such as (128, 128), got {widths!r}")
+            raise ValueError(
+                f"widths must be a non-empty sequence of positive integers such as (128, 128), got {widths!r}"
+            )
         self.widths = tuple(_checks.positive_int("each width in widths", width) for width in widths)
         self.activation = _checks.one_of("activation", activation, ACTIVATIONS)
         self.fourier_features = _checks.non_negative_int("fourier_features", fourier_features)
@@ -62,7 +66,7 @@ class MLPPotential(GaugedPotential):
         frequencies[:, :dimension] /= math.sqrt(dimension)
         self.register_buffer("frequencies", frequencies)
         sizes = (inputs + 2 * self.fourier_features, *self.widths)
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         # A constant does not change the gradient, so the output layer has no bias.
         self.output = nn.Linear(sizes[-1], 1, bias=False)
         # Start from f = 0: the potential is then the exact one of data N(0, data_scale^2 I).

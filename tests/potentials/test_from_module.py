@@ -1,0 +1,94 @@
+"""Wrapping a user's module: right ones work, wrong ones are named at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vapo_fast.homotopy import DataHomotopy
+from vapo_fast.potentials import Potential, potential_from_config
+
+PATH = DataHomotopy(1.0, 0.1)
+
+
+class Quadratic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.curvature = nn.Parameter(torch.tensor(-0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * self.curvature * x.flatten(1).square().sum(1)
+
+
+class Returning(nn.Module):
+    """Calls a function on the input; counts its calls."""
+
+    def __init__(self, function, parameter: bool = True) -> None:  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.function = function
+        if parameter:
+            self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, *inputs: Tensor):  # type: ignore[no-untyped-def]
+        return self.function(*inputs)
+
+
+def test_wrapped_module_is_a_potential() -> None:
+    module = Quadratic()
+    model = Potential.from_module(module, (3, 4, 4), PATH)
+    x = torch.randn(5, 3, 4, 4)
+    phi, gradient = model.field(x)
+    torch.testing.assert_close(gradient, -0.3 * x)
+    torch.testing.assert_close(phi, module(x).detach())
+    assert model.module is module
+    assert not model.time_dependent
+    assert list(model.parameters()) == [module.curvature]
+
+
+def test_time_dependent_module_gets_a_time_a_row() -> None:
+    model = Potential.from_module(Returning(lambda x, t: t * x.sum(1)), (2,), PATH, time_dependent=True)
+    x = torch.ones(3, 2)
+    torch.testing.assert_close(model(x, torch.tensor([0.0, 1.0, 2.0])), torch.tensor([0.0, 2.0, 4.0]))
+    torch.testing.assert_close(model(x, 2), torch.full((3,), 4.0))
+
+
+def test_module_in_float64_and_without_parameters() -> None:
+    model = Potential.from_module(Quadratic().double(), (2,), PATH)
+    assert model(torch.ones(1, 2, dtype=torch.float64)).dtype == torch.float64
+    free = Potential.from_module(Returning(lambda x: x.sum(1), parameter=False), (2,), PATH)
+    assert free.reference_tensor() is None
+    assert free(torch.ones(1, 2, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "message"),
+    [
+        (
+            Returning(lambda x: x.sum(1, keepdim=True)),
+            ValueError,
+            r"must return shape \(2,\), one scalar a sample, got \(2, 1\)",
+        ),
+        (Returning(lambda x: x.sum()), ValueError, r"must return shape \(2,\).* got \(\)"),
+        (Returning(lambda x: x), ValueError, r"got \(2, 2\)"),
+        (Returning(lambda x: x.sum(1).double()), TypeError, "must return dtype torch.float32, got torch.float64"),
+        (Returning(lambda x: x.sum(1).to("meta")), ValueError, "must return a tensor on cpu, got meta"),
+        (Returning(lambda x: 1.0), TypeError, r"must return a tensor of shape \(2,\), got float"),
+        (
+            Returning(lambda x: x @ torch.ones(5)),
+            ValueError,
+            r"module\(x\) with x of shape \(2, 2\) failed: RuntimeError",
+        ),
+        (nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1)), ValueError, "batch normalisation at '0'"),
+        (lambda x: x, TypeError, "module must be a torch.nn.Module"),
+    ],
+)
+def test_wrong_modules(module, error, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=message):
+        Potential.from_module(module, (2,), PATH)
+
+
+def test_module_cannot_be_rebuilt_from_its_config() -> None:
+    config = Potential.from_module(Quadratic(), (2,), PATH).config()
+    with pytest.raises(ValueError, match="potential class must be one of"):
+        potential_from_config(config)
