@@ -10,8 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from vapo_fast import checkpoint
-from vapo_fast.callbacks import Callback, Checkpointer, CSVLogger, Metrics, ProgressBar, TensorBoardLogger
+from vapo_fast import checkpoint, plots
+from vapo_fast.callbacks import (
+    Callback,
+    Checkpointer,
+    CSVLogger,
+    Metrics,
+    ProgressBar,
+    SampleGrid,
+    TensorBoardLogger,
+)
 from vapo_fast.checkpoint import CheckpointError
 from vapo_fast.homotopy import DataHomotopy
 from vapo_fast.potentials import MLPPotential
@@ -287,3 +295,43 @@ def test_a_file_in_place_of_the_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "c").touch()
     with pytest.raises(CheckpointError, match="is a file; Checkpointer needs a directory"):
         trainer().fit(DATA, 1, callbacks=[Checkpointer(tmp_path / "c")])
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 4), (2,)])
+def test_pictures_are_drawn_now_and_then_and_at_the_end(shape: tuple[int, ...], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    model = MLPPotential(shape, DataHomotopy(sigma=0.1), widths=(4,), fourier_features=2)
+    Trainer(model, batch_size=8).fit(torch.randn(20, *shape), 5, callbacks=[SampleGrid(tmp_path / "g", every=2, n=9)])
+    assert names(tmp_path / "g") == ["samples-00000002.png", "samples-00000004.png", "samples-00000005.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "g").iterdir())
+
+
+def test_pictures_do_not_change_the_training(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plain, watched = trainer(), trainer()
+    plain.fit(DATA, 6)
+    watched.fit(DATA, 6, callbacks=[SampleGrid(tmp_path, every=2, n=4)])
+    for a, b in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert all(not p.requires_grad for p in watched.ema_model.parameters())
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
+    model = MLPPotential((5,), DataHomotopy(sigma=0.1), widths=(4,))
+    with pytest.raises(ValueError, match=r"SampleGrid draws images .* not events of shape \(5,\)"):
+        Trainer(model).fit(torch.randn(20, 5), 1, callbacks=[SampleGrid(tmp_path)])
+    with pytest.raises(ValueError, match="t_end must be at most"):
+        trainer().fit(DATA, 1, callbacks=[SampleGrid(tmp_path, t_end=99.0)])
+
+
+def test_a_picture_that_fails_does_not_end_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    run = trainer()
+
+    def fail(*args: object, **options: object) -> None:
+        raise ValueError("not a number in sight")
+
+    monkeypatch.setattr(plots, "samples_2d", fail)
+    with pytest.warns(UserWarning, match="no picture at step 2: not a number in sight"):
+        run.fit(DATA, 2, callbacks=[SampleGrid(tmp_path, every=2, n=4)])
+    assert run.step == 2

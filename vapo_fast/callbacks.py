@@ -11,9 +11,13 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
+
+from torch import Tensor
 
 from vapo_fast import _checks, checkpoint
+from vapo_fast._flow import end_time
+from vapo_fast.ode import SolveError
 
 if TYPE_CHECKING:
     from vapo_fast.training import TrainingRun
@@ -211,6 +215,72 @@ class TensorBoardLogger(Callback):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+class SampleGrid(Callback):
+    """A picture ``samples-NNNNNNNN.png`` of samples of the averaged model now and then, always of the same prior draws.
+
+    Images (C, H, W) give a grid (`vapo_fast.plots.sample_grid`), points of the plane a scatter with the landscape
+    (`vapo_fast.plots.samples_2d`). An image that could not be integrated, early in training, is shown where it stopped; a
+    picture that fails altogether is left out with a warning.
+
+    Args:
+        directory: made if missing.
+        every: steps between two pictures; there is one at the end too.
+        n: number of samples.
+        seed, rtol, t_end: as for `vapo_fast.sample`.
+    Raises: ValueError at the start of a fit for other event shapes or a t_end off the path; ImportError without matplotlib.
+    """
+
+    def __init__(
+        self,
+        directory: PathLike,
+        every: int = 1000,
+        n: int = 64,
+        *,
+        seed: int = 0,
+        rtol: float = 1e-3,
+        t_end: float | None = None,
+    ) -> None:
+        self.directory = Path(directory)
+        self.every = _checks.positive_int("every", every)
+        self.n = _checks.positive_int("n", n)
+        self.seed = _checks.non_negative_int("seed", seed)
+        self.rtol = _checks.positive_float("rtol", rtol)
+        self.t_end = t_end
+
+    def on_fit_start(self, trainer: TrainingRun) -> None:
+        shape = trainer.model.event_shape
+        if shape != (2,) and not (len(shape) == 3 and shape[0] in (1, 3)):
+            raise ValueError(f"SampleGrid draws images (1 or 3, H, W) and points (2,), not events of shape {shape}")
+        end_time(trainer.model, self.t_end)
+        try:
+            import matplotlib  # noqa: F401 (asked for before training rather than after)
+        except ImportError as error:
+            raise ImportError("SampleGrid needs the package matplotlib: pip install matplotlib") from error
+
+    def on_step_end(self, trainer: TrainingRun, step: int, metrics: Metrics | None) -> None:
+        if step % self.every == 0 and step != trainer.end_step:
+            self._draw(trainer)
+
+    def on_fit_end(self, trainer: TrainingRun) -> None:
+        self._draw(trainer)
+
+    def _draw(self, trainer: TrainingRun) -> None:
+        from vapo_fast import plots
+        from vapo_fast.sampling import sample
+
+        model, path = trainer.ema_model, self.directory / f"samples-{trainer.step:08d}.png"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {"t_end": self.t_end, "seed": self.seed, "rtol": self.rtol}
+        try:
+            if model.event_shape == (2,):
+                plots.samples_2d(model, path, n=self.n, **options)
+            else:
+                images = sample(model, self.n, throw=False, **options)
+                plots.sample_grid(cast(Tensor, images), path, title=f"step {trainer.step}")
+        except (SolveError, ValueError) as error:
+            warnings.warn(f"no picture at step {trainer.step}: {error}", stacklevel=2)
 
 
 class Checkpointer(Callback):
