@@ -119,7 +119,7 @@ def interpolate(
 
     def carry(x: Tensor, t_from: float, t_to: float) -> Tensor:
         solution = solve_in_batches(
-            chosen, model, lambda i, j: x[i:j], x.shape[0], t_from, t_to, job, batch_size=batch_size
+            chosen, model, lambda i, j: x[i:j].clone(), x.shape[0], t_from, t_to, job, batch_size=batch_size
         )
         return (solution.raise_for_failures() if throw else solution).x
 
