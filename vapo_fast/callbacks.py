@@ -221,15 +221,16 @@ class SampleGrid(Callback):
     """A picture ``samples-NNNNNNNN.png`` of samples of the averaged model now and then, always of the same prior draws.
 
     Images (C, H, W) give a grid (`vapo_fast.plots.sample_grid`), points of the plane a scatter with the landscape
-    (`vapo_fast.plots.samples_2d`). An image that could not be integrated, early in training, is shown where it stopped; a
-    picture that fails altogether is left out with a warning.
+    (`vapo_fast.plots.samples_2d`). An image that could not be integrated, early in training, is shown where it stopped;
+    a picture that fails altogether is left out with a warning.
 
     Args:
         directory: made if missing.
         every: steps between two pictures; there is one at the end too.
         n: number of samples.
         seed, rtol, t_end: as for `vapo_fast.sample`.
-    Raises: ValueError at the start of a fit for other event shapes or a t_end off the path; ImportError without matplotlib.
+    Raises: ValueError at the start of a fit for other event shapes or a t_end off the path; ImportError without
+        matplotlib.
     """
 
     def __init__(

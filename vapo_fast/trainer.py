@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vapo_fast import engines
 from vapo_fast.batches import Data, Source, as_source, training_batch
 from vapo_fast.callbacks import Callback, Metrics
-from vapo_fast.engines import Job, LossOptions
+from vapo_fast.engines import Job, LossOptions, choose
 from vapo_fast.loss import Baseline, Weight
 from vapo_fast.optim import TrainingOptions, clip_gradients, ema_decay_at, gradient_norms, learning_rate, update_ema
 from vapo_fast.potentials.base import Potential
@@ -90,13 +89,13 @@ class Trainer(TrainingRun):
             seed=seed,
             log_every=log_every,
         )
+        deferred = _defers(model)
         # Fused Adam takes a flag on the device that says whether to skip the step.
-        on_cuda = isinstance(model, Potential) and any(p.is_cuda for p in model.parameters())
-        super().__init__(model, options, fused=on_cuda)
+        super().__init__(model, options, fused=deferred)
         self._job = Job("loss_and_grads", precision, loss=LossOptions(estimator, weight, baseline))
-        self.engine = engines.choose(engine, model, self.device, self.dtype, self._job)
+        self.engine = choose(engine, model, self.device, self.dtype, self._job)
         names = ("linear term", "quadratic term", *(f"gradient of {name}" for name in self.parameters))
-        self._watch = _FiniteWatch(names, self.device, deferred=on_cuda)
+        self._watch = _FiniteWatch(names, self.device, deferred=deferred)
 
     def fit(
         self,
@@ -206,6 +205,11 @@ def train(
     trainer = Trainer(model, **options)
     trainer.fit(data, steps, callbacks=callbacks, resume=resume)
     return trainer
+
+
+def _defers(model: Potential) -> bool:
+    """Whether the host should not wait for every step's numbers: on CUDA, whose queue the wait would empty."""
+    return isinstance(model, Potential) and any(p.is_cuda for p in model.parameters())
 
 
 class _FiniteWatch:
