@@ -18,6 +18,7 @@ def test_digits_split():
     assert (len(train), len(test)) == (1437, 360)
     assert train.event_shape == (1, 8, 8)
     bunch = load_digits()
+    assert train.labels[:8].tolist() == [1, 3, 5, 6, 7, 8, 9, 0]  # scikit-learn's own order, not sorted by class
     whole = {tuple(row) for row in (bunch.images.reshape(-1, 64) / 8 - 1).tolist()}
     parts = [tuple(row) for row in torch.cat((train.tensor(), test.tensor())).flatten(1).double().tolist()]
     assert set(parts) == whole

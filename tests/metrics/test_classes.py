@@ -65,7 +65,7 @@ def test_mode_shares_of_the_true_mixture():
 
 def test_mode_shares_by_hand():
     means = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    samples = torch.tensor([[0.1, 0.0], [0.0, 0.19], [1.1, 0.0], [0.5, 0.0]])
+    samples = torch.tensor([[0.1, 0.0], [0.0, 0.19], [1.1, 0.0], [0.0, 0.21]])
     found = mode_shares(samples, means)
     assert found.near == 0.75
     assert found.shares.tolist() == pytest.approx([2 / 3, 1 / 3])

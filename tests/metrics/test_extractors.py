@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import types
 
 import pytest
 import torch
@@ -127,6 +128,39 @@ def test_unknown_and_unavailable_names(tmp_path, monkeypatch):
     (tmp_path / "weights.pth").write_bytes(b"x")
     with pytest.raises(ImportError, match="pip install torchmetrics torch-fidelity"):
         InceptionExtractor(tmp_path / "weights.pth")
+
+
+def test_inception_gets_bytes_and_a_checked_file(tmp_path, monkeypatch):
+    """The network needs a file that is not at hand; a stand-in shows what is asked of it and given to it."""
+    asked = []
+
+    class StandIn:
+        def __init__(self, *args, **kwargs):
+            asked.append((args, kwargs))
+            if "fc.weight" not in torch.load(kwargs["feature_extractor_weights_path"]):
+                raise RuntimeError("Missing key(s) in state_dict: fc.weight")
+
+        def __call__(self, images):
+            assert images.dtype == torch.uint8
+            return images.float().mean(dim=(2, 3))
+
+    module = types.ModuleType("torchmetrics.image.fid")
+    module.NoTrainInceptionV3 = StandIn
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", module)
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.weight": torch.ones(1)}, path)
+    network = extractor(f"inception:{path}")
+    images = torch.tensor([-1.0, 1.0, 51 / 127.5 - 1])[:, None, None, None].expand(3, 1, 4, 4)
+    assert network(images).tolist() == [[0.0] * 3, [255.0] * 3, [51.0] * 3]
+    assert asked[0][0] == ("inception-v3-compat", ["2048"])
+    assert asked[0][1]["antialias"] is False
+    torch.save({"other": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=r"does not fit the Inception network \(Missing key"):
+        InceptionExtractor(path)
+    torch.save({"fc.weight": print}, path)
+    with pytest.raises(ValueError, match=r"weights: .* is not a file of tensors"):
+        InceptionExtractor(path)
+    assert len(asked) == 2
 
 
 @pytest.mark.skipif(

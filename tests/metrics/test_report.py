@@ -50,6 +50,13 @@ def test_first_floor_is_the_given_split(moons):
     assert {name: found[name]["value"] for name in expected} == pytest.approx(expected)
 
 
+def test_what_is_cut_off_is_chosen_at_random(moons):
+    """A reference sorted by class must not be cut to its first classes."""
+    ordered = moons["reference_split"][moons["reference_split"][:, 0].argsort()]
+    found = evaluate(moons["fresh"][:200], moons["real"], reference_split=ordered, floor_trials=1)["metrics"]
+    assert found["sliced_wasserstein"]["floor"] < 0.15
+
+
 def test_singular_fits_are_called_out():
     digits = data.load("digits").tensor()
     found = evaluate(digits[:50], digits[100:150], reference_split=digits[200:250], floor_trials=1)

@@ -218,9 +218,7 @@ def _open(path: str) -> Any:
     except FileNotFoundError as error:
         raise DataNotFoundError(f"{path}: no such image; was it removed while the data set was in use?") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataFormatError(
-            f"{path}: cannot be read as an image ({error}); remove or repair the file"
-        ) from error
+        raise DataFormatError(f"{path}: cannot be read as an image ({error}); remove or repair the file") from error
     return image
 
 

@@ -200,8 +200,9 @@ class InceptionExtractor:
     has.
 
     ``weights`` is the file ``pt_inception-2015-12-05-6726825d.pth`` of the torch-fidelity project. Images are rounded
-    to bytes and resized as the original TensorFlow code did. Raises FileNotFoundError without the file, ImportError
-    without torchmetrics and torch-fidelity.
+    to bytes and resized as the original TensorFlow code did. Raises FileNotFoundError
+    without the file, ImportError without torchmetrics and torch-fidelity, ValueError for a file that holds other things
+    than these weights.
     """
 
     name = "inception-v3"
@@ -215,12 +216,21 @@ class InceptionExtractor:
             )
         try:
             from torchmetrics.image.fid import NoTrainInceptionV3
-
+        except ImportError as error:
+            raise ImportError("extractor 'inception' needs: pip install torchmetrics torch-fidelity") from error
+        # torch-fidelity unpickles the file without restriction, so it must be known beforehand to hold tensors only.
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"weights: {path} is not a file of tensors that can be loaded safely ({error})") from error
+        try:
             self._network: Any = NoTrainInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path), antialias=False
             )
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ImportError("extractor 'inception' needs: pip install torchmetrics torch-fidelity") from error
+        except RuntimeError as error:
+            raise ValueError(f"weights: {path} does not fit the Inception network ({error})") from error
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
