@@ -19,6 +19,9 @@ from vapo_fast.potentials.base import Potential
 
 # Share of the free memory that a default batch may use; the estimate behind it does not see a network's workspaces.
 _MEMORY_SHARE = 0.4
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+# Bytes of a sample's time, status and counts.
+_COUNTS_BYTES = 40
 # States, stages and temporaries that a step keeps for each sample.
 _STATES_PER_SAMPLE = 24
 
@@ -40,6 +43,7 @@ def solve_in_batches(
     def solve(first: int, last: int) -> Solution:
         return engine.solve(model, start(first, last), t_from, t_to, job)
 
+    _check_result_fits(model, n)
     parts: list[Solution] = []
     with evaluation(model), _progress_bar(n, progress) as advance:
         size = default_batch_size(model, n) if batch_size is None else _checks.positive_int("batch_size", batch_size)
@@ -69,7 +73,7 @@ def _or_none_if_out_of_memory(solve: Callable[[int, int], Solution], first: int,
         pass
     except RuntimeError as error:
         # PyTorch's CPU allocator has no error class of its own.
-        if "memory" not in str(error):
+        if not any(phrase in str(error) for phrase in _OUT_OF_MEMORY):
             raise
     # Outside the handler, so that the traceback no longer holds the failed solve's tensors.
     if torch.cuda.is_available():
@@ -86,6 +90,18 @@ def default_batch_size(model: Potential, n: int) -> int:
     state = math.prod(model.event_shape) * dtype.itemsize
     bytes_per_sample = _STATES_PER_SAMPLE * state + 3 * _saved_bytes_per_sample(model, dtype, device)
     return max(1, min(n, int(_MEMORY_SHARE * free / bytes_per_sample)))
+
+
+def _check_result_fits(model: Potential, n: int) -> None:
+    """MemoryError if n samples, and the copy that joins the batches, cannot be held."""
+    dtype, device = model_dtype_device(model)
+    free = _free_memory(device)
+    need = 2 * n * (math.prod(model.event_shape) * dtype.itemsize + _COUNTS_BYTES)
+    if free is not None and need > free:
+        raise MemoryError(
+            f"n={n} samples need about {need / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free on {device}; "
+            "draw them in several calls (sample i depends on the seed and i only, so give each call its own seed)"
+        )
 
 
 def _saved_bytes_per_sample(model: Potential, dtype: torch.dtype, device: torch.device) -> int:
@@ -149,10 +165,12 @@ def check_events(model: Potential, name: str, x: object) -> Tensor:
     checked = _checks.all_finite(name, _checks.batch_of_events(name, x, model.event_shape))
     if checked.shape[0] == 0:
         raise ValueError(f"{name} must hold at least one sample, got shape {tuple(checked.shape)}")
+    if model.reference_tensor() is None:
+        return checked
     dtype, device = model_dtype_device(model)
     if checked.dtype != dtype:
         raise TypeError(f"{name} has dtype {checked.dtype} but the model has {dtype}; convert one with .to(...)")
-    if model.reference_tensor() is not None and checked.device != device:
+    if checked.device != device:
         raise ValueError(f"{name} is on {checked.device} but the model is on {device}; move one with .to(...)")
     return checked
 
@@ -181,7 +199,7 @@ def solve_options(method: str, rtol: float, atol: float | None, steps: int | Non
 
 
 def model_dtype_device(model: Potential) -> tuple[torch.dtype, torch.device]:
-    """The dtype and device that the model computes in."""
+    """The dtype and device that the model computes in; PyTorch's defaults for one without parameters or buffers."""
     reference = model.reference_tensor()
     if reference is None:
         return torch.get_default_dtype(), torch.device("cpu")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vapo_fast import _checks, noise
-from vapo_fast._flow import check_events, check_model, end_time, evaluation, model_dtype_device, solve_options
+from vapo_fast._flow import check_events, check_model, end_time, evaluation, solve_options
 from vapo_fast.engines import Job, choose
 from vapo_fast.homotopy import Time
 from vapo_fast.ode import Solution
@@ -96,8 +96,7 @@ def log_likelihood(
         )
     path, end = model.homotopy, end_time(model, t_end)
     job = Job("solve_with_trace", precision, solve_options(method, rtol, atol, steps, max_steps))
-    dtype, device = model_dtype_device(model)
-    chosen = choose(engine, model, device, dtype, job)
+    chosen = choose(engine, model, x.device, x.dtype, job)
     rows = x.shape[0]
     size = rows if batch_size is None else _checks.positive_int("batch_size", batch_size)
     noise.normal(seed, range(0), ())  # a bad seed is refused before any work
@@ -115,11 +114,11 @@ def log_likelihood(
         # Integrated from t_end down to t0, the integral already has the minus sign of the formula.
         estimates = torch.cat([integrals for _, integrals in parts]).to(torch.float64)
         values = _log_prior(solution.x, path.omega) + estimates.mean(1)
-        values = torch.where(solution.success, values, torch.nan).to(dtype)
+        values = torch.where(solution.success, values, torch.nan).to(x.dtype)
         if not return_standard_error:
             return values
         error = estimates.std(1) / math.sqrt(probes) if hutchinson else torch.zeros_like(estimates[:, 0])
-        return values, torch.where(solution.success, error, torch.nan).to(dtype)
+        return values, torch.where(solution.success, error, torch.nan).to(x.dtype)
 
 
 def _log_prior(x: Tensor, omega: float) -> Tensor:

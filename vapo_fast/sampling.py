@@ -113,11 +113,11 @@ def interpolate(
     ends = [check_events(model, name, x.unsqueeze(0) if single else x) for name, x in (("x_a", x_a), ("x_b", x_b))]
     end, start_time = end_time(model, t_end), model.homotopy.t0
     job = Job("solve", precision, solve_options(method, rtol, atol, steps, max_steps))
-    dtype, device = model_dtype_device(model)
-    chosen = choose(engine, model, device, dtype, job)
+    chosen = choose(engine, model, ends[0].device, ends[0].dtype, job)
     rows = ends[0].shape[0]
 
     def carry(x: Tensor, t_from: float, t_to: float) -> Tensor:
+        # The copy is made where autograd works, also when x is somebody's inference tensor.
         solution = solve_in_batches(
             chosen, model, lambda i, j: x[i:j].clone(), x.shape[0], t_from, t_to, job, batch_size=batch_size
         )

@@ -82,7 +82,7 @@ def gradient_and_trace(potential: Potential, x: Tensor, t: Tensor, probes: Tenso
 
         def second(direction: Tensor) -> Tensor:
             if not flat.requires_grad:
-                return torch.zeros_like(flat)
+                return flat.new_zeros(flat.shape[0])
             projected = (flat * direction).sum()
             (row,) = torch.autograd.grad(projected, x, retain_graph=True, materialize_grads=True)
             return (row.flatten(1) * direction).sum(1)

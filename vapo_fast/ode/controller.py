@@ -55,8 +55,7 @@ class PIController:
         """
         beta = self.integral_share / error_order
         alpha = 1.0 / error_order - 0.75 * beta
-        log_ratio = _elementary.log(_positive(ratio))
-        log_previous = _elementary.log(_positive(previous_ratio))
+        log_ratio, log_previous = _elementary.log(_positive(torch.stack((ratio, previous_ratio)))).unbind(0)
         accepted = self.accepts(ratio)
         exponent = torch.where(accepted, beta * log_previous - alpha * log_ratio, log_ratio * (-1.0 / error_order))
         factor = (self.safety * _elementary.exp(exponent)).clamp(self.min_factor, self.max_factor)
