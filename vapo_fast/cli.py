@@ -1,0 +1,644 @@
+"""The command line: ``vapo-fast train | sample | evaluate | plot | info``.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage (flags, configuration, arguments), 130 interrupted by Ctrl-C. Results go to
+standard output, everything else (progress, warnings, errors) to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import platform
+import sys
+import traceback
+import typing
+import warnings
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from vapo_fast import callbacks, checkpoint, config, data, metrics, native, plots
+from vapo_fast.budget import steps_within
+from vapo_fast.config import ConfigError, TrainConfig
+from vapo_fast.engines import engines
+from vapo_fast.ode import Solution
+from vapo_fast.potentials.base import Potential
+from vapo_fast.sampling import interpolate as interpolate_samples
+from vapo_fast.sampling import sample as draw_samples
+from vapo_fast.trainer import Trainer
+from vapo_fast.training import TrainingRun
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+_RESOLVED = "resolved.yaml"
+_LOG = "training.csv"
+_CNN = "cnn"
+_EVALUATED = 10_000
+
+app = typer.Typer(
+    name="vapo-fast",
+    help="Potential-flow generative models: train a scalar potential, follow its gradient from noise to data.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Every command has --help.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+plot_app = typer.Typer(
+    help="Draw a training log, or a model on the plane, or an interpolation between images.", no_args_is_help=True
+)
+app.add_typer(plot_app, name="plot")
+
+ProgressFlag = Annotated[
+    bool | None,
+    typer.Option("--progress/--no-progress", show_default="on a terminal", help="Show a progress bar."),
+]
+DebugFlag = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
+CheckpointPath = Annotated[
+    Path, typer.Argument(help="A .safetensors checkpoint, or the folder of a training run.", show_default=False)
+]
+RtolOption = Annotated[float, typer.Option(help="Relative tolerance of the solver.")]
+SeedOption = Annotated[int, typer.Option(help="Sample i depends on the seed and i only.")]
+TEndOption = Annotated[
+    float | None, typer.Option(show_default="the path's end", help="Time to integrate to (time-independent models).")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:1, ...")]
+EngineOption = Annotated[str, typer.Option(help="Engine for the solve, see `vapo-fast info`.")]
+BatchOption = Annotated[
+    int | None, typer.Option(show_default="as many as fit", help="Samples integrated at a time; does not change them.")
+]
+
+
+class Method(StrEnum):
+    """Runge-Kutta methods that choose their own steps."""
+
+    dopri5 = "dopri5"
+    tsit5 = "tsit5"
+    bosh3 = "bosh3"
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    app()
+
+
+def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's ``**settings`` by one flag for each field of `TrainConfig`.
+
+    Flags default to None, which means "not given", so that a configuration file can come between them and the defaults.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    parameters = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    for name, field in config.FIELDS.items():
+        kind = config.TYPES[name]
+        kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind) if _optional(kind) else kind
+        is_list = typing.get_origin(kind) is list
+        default = getattr(TrainConfig(), name)
+        shown = ",".join(f"{v:g}" for v in default) if is_list else default
+        option = typer.Option(
+            None,
+            f"--{name.replace('_', '-')}" + (f"/--no-{name.replace('_', '-')}" if kind is bool else ""),
+            help=field.metadata["help"],
+            rich_help_panel=field.metadata["panel"],
+            show_default=str(shown).lower() if kind is bool else (False if shown in (None, "") else str(shown)),
+            metavar="LIST" if is_list else None,
+        )
+        annotation = (str if is_list else kind) | None
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
+        )
+    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+    return function
+
+
+def _optional(kind: Any) -> bool:
+    return type(None) in typing.get_args(kind)
+
+
+@app.command()
+@_with_settings
+def train(
+    *,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", show_default=False, help="YAML or JSON file of settings; flags override it."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(show_default=False, help="Continue the run in this folder, with its settings; flags override."),
+    ] = None,
+    progress: ProgressFlag = None,
+    debug: DebugFlag = False,
+    **settings: Any,
+) -> None:
+    """Train a potential on a data set.
+
+    Writes into the run's folder: resolved.yaml (every setting in use; the same file gives the same run again),
+    training.csv, training.png, step-*.safetensors to resume from, model.safetensors (the averaged model, for the other
+    commands) and pictures of samples. Ctrl-C saves and says how to go on.
+
+    Examples:
+
+      vapo-fast train --data 8gaussians --steps 3000
+
+      vapo-fast train --data fashion-mnist --model unet --channels 32 --minutes 30 --out runs/fashion
+
+      vapo-fast train --resume runs/fashion
+    """
+    with _reporting(debug):
+        with _usage():
+            given = config.check({k: v for k, v in settings.items() if v is not None}, "command line")
+            layers = [config.read_file(config_file)] if config_file is not None else []
+            if resume is not None:
+                layers.insert(0, _settings_of_run(resume))
+                given["out"] = str(resume)
+            run = config.merge(*layers, given)
+            device = config.build_device(run.device)
+            dataset = config.build_data(run)
+            model = config.build_model(run, dataset).to(device)
+            options = config.trainer_options(run)
+            trainer = Trainer(model, **options)
+            out = Path(str(run.out))
+            if resume is None and checkpoint.step_paths(out):
+                raise ConfigError(
+                    f"{out} holds the checkpoints of a run; continue it with --resume {out}, or choose another --out"
+                )
+        events = config.training_data(dataset)
+        if run.minutes is not None:
+            steps = steps_within(60.0 * run.minutes, model, events, **options)
+            _note(f"{run.minutes:g} minutes hold about {steps} steps on this machine now")
+            # From here on the run is one of that many steps: a resumed one must follow the same schedule.
+            run.steps, run.minutes = steps, None
+        steps = int(run.steps or 0)
+        _write_text(out / _RESOLVED, config.as_yaml(run))
+        parameters = sum(p.numel() for p in model.parameters())
+        _note(
+            f"{type(model).__name__} with {parameters:,} parameters on {run.data} ({len(dataset)} events of shape "
+            f"{tuple(dataset.event_shape)}), {steps} steps of {run.batch_size} on {device}, into {out}"
+        )
+        try:
+            trainer.fit(events, steps, _callbacks(run, out, steps, _shown(progress)), resume=resume)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"{error}\nContinue with: vapo-fast train --resume {out}") from None
+        with contextlib.suppress(ImportError):
+            plots.training_curve(out / _LOG, out / "training.png", title=str(out))
+        typer.echo(str(out / "model.safetensors"))
+
+
+@app.command()
+def sample(
+    model: CheckpointPath,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help=".npy for the numbers, .png for a picture (of images or points).")
+    ] = Path("samples.npy"),
+    n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 64,
+    rtol: RtolOption = 1e-5,
+    atol: Annotated[float | None, typer.Option(show_default="rtol", help="Absolute tolerance.")] = None,
+    method: Annotated[Method, typer.Option(help="Runge-Kutta method.")] = Method.dopri5,
+    t_end: TEndOption = None,
+    seed: SeedOption = 0,
+    batch_size: BatchOption = None,
+    columns: Annotated[int | None, typer.Option(show_default="about square", help="Of a picture of images.")] = None,
+    engine: EngineOption = "auto",
+    precision: Annotated[str, typer.Option(help="auto or the name of a precision of the engine.")] = "auto",
+    device: DeviceOption = "auto",
+    progress: ProgressFlag = None,
+    debug: DebugFlag = False,
+) -> None:
+    """Draw samples from a trained model into a file.
+
+    Examples:
+
+      vapo-fast sample runs/digits -n 100 -o digits.png
+
+      vapo-fast sample runs/digits/model.safetensors -n 10000 --seed 1 -o digits.npy
+    """
+    with _reporting(debug):
+        with _usage():
+            if out.suffix.lower() not in (".npy", ".png"):
+                raise ConfigError(f"--out must end in .npy or .png, got {str(out)!r}")
+            where = config.build_device(device)
+        potential = _load_model(model, where)
+        if out.suffix.lower() == ".png" and potential.event_shape == (2,):
+            plots.samples_2d(potential, out, n=n, t_end=t_end, seed=seed, rtol=rtol)
+            typer.echo(str(out))
+            return
+        solution = _solve(
+            potential,
+            n,
+            rtol=rtol,
+            atol=atol,
+            method=method.value,
+            t_end=t_end,
+            seed=seed,
+            batch_size=batch_size,
+            engine=engine,
+            precision=precision,
+            progress=_shown(progress),
+        )
+        nfe = solution.nfe
+        _note(
+            f"{n} samples by engine {solution.engine} in {solution.precision}, "
+            f"{nfe.double().mean():.1f} evaluations of the field each (most: {int(nfe.max())})"
+        )
+        if out.suffix.lower() == ".npy":
+            _write_npy(out, solution.x)
+        else:
+            plots.sample_grid(solution.x, out, columns=columns)
+        typer.echo(str(out))
+
+
+@app.command()
+def evaluate(
+    generated: Annotated[
+        Path,
+        typer.Argument(show_default=False, help="A checkpoint, a run's folder, or samples as .npy (n, *event)."),
+    ],
+    data_name: Annotated[
+        str | None,
+        typer.Option("--data", show_default="that of the run", help="Data set to compare with, as for train."),
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option(show_default=False, help="Folder with the files of a named image set.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(show_default=False, help="Resize images to this side.")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("--n", "-n", show_default=f"as the test split, at most {_EVALUATED}", help="Samples to draw."),
+    ] = None,
+    extractor: Annotated[
+        str | None,
+        typer.Option(
+            show_default="cnn for labelled images, else pixels",
+            help="Features of the Frechet distance: pixels, cnn (a small classifier trained on the data now), "
+            "efficientnet-lite0, inception:WEIGHTS_FILE, or the .safetensors file of a saved CNN.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", show_default=False, help="Also write a .json file.")
+    ] = None,
+    rtol: RtolOption = 1e-5,
+    t_end: TEndOption = None,
+    seed: SeedOption = 0,
+    batch_size: BatchOption = None,
+    engine: EngineOption = "auto",
+    device: DeviceOption = "auto",
+    progress: ProgressFlag = None,
+    debug: DebugFlag = False,
+) -> None:
+    """Compare a model's samples, or any samples, with real data.
+
+    Beside each number stands its floor: what the data's test split, playing a perfect model, scores against its
+    training split.
+
+    Examples:
+
+      vapo-fast evaluate runs/fashion -o scores.json
+
+      vapo-fast evaluate samples.npy --data digits
+    """
+    with _reporting(debug):
+        with _usage():
+            where = config.build_device(device)
+            if out is not None and out.suffix.lower() != ".json":
+                raise ConfigError(f"--out must end in .json, got {str(out)!r}")
+            known = _settings_beside(generated)
+            name = data_name or known.get("data")
+            if not name:
+                raise ConfigError("--data is needed: there is no resolved.yaml beside what is evaluated")
+            if data_name in (None, known.get("data")):
+                root, image_size = root or known.get("root"), image_size or known.get("image_size")
+            real, held_out = (
+                data.load(name, root=root, split=split, image_size=image_size) for split in ("train", "test")
+            )
+        # A generated set has as many points as are asked for; enough of them makes a floor that does not move.
+        held_out = data.Subset(held_out, range(min(len(held_out), _EVALUATED)))
+        shown = _shown(progress)
+        if generated.suffix.lower() == ".npy":
+            fake = _read_npy(generated)
+        else:
+            potential = _load_model(generated, where)
+            count = n if n is not None else len(held_out)
+            options = {"rtol": rtol, "t_end": t_end, "seed": seed, "batch_size": batch_size, "engine": engine}
+            fake = _solve(potential, count, progress=shown, **options).x.float().cpu()
+        labelled = len(real.event_shape) == 3 and real.labels is not None and min(real.event_shape[1:]) >= 8
+        chosen: Any = extractor or (_CNN if labelled else "pixels")
+        if chosen == _CNN:
+            _note(f"training a small classifier on {name} for its features")
+            chosen = metrics.CNNExtractor.train(real)
+        report = metrics.evaluate(fake, real, reference_split=held_out, extractor=chosen, seed=seed)
+        report = {"data": str(name), "generated": str(generated), **report}
+        if real.labels is not None and len(real.event_shape) == 3:
+            rows = range(min(len(real), _EVALUATED))
+            shares = metrics.class_shares(fake, real.batch(rows), real.labels[: len(rows)])
+            report["class_shares"] = {str(k): v for k, v in shares.items()}
+        _print_report(report)
+        if out is not None:
+            _write_text(out, json.dumps(report, indent=2) + "\n")
+            typer.echo(str(out))
+
+
+@plot_app.command("curve")
+def plot_curve(
+    log: Annotated[Path, typer.Argument(show_default=False, help="A training.csv, or the folder of a run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help=".png, .pdf or .svg.")] = Path("training.png"),
+    debug: DebugFlag = False,
+) -> None:
+    """Loss, its two terms and the gradient norm of a training run."""
+    with _reporting(debug):
+        typer.echo(str(plots.training_curve(log / _LOG if log.is_dir() else log, out)))
+
+
+@plot_app.command("landscape")
+def plot_landscape(
+    model: CheckpointPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help=".png, .pdf or .svg.")] = Path("landscape.png"),
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of samples.")] = 4096,
+    trajectories: Annotated[int, typer.Option(help="How many of them to show with their paths.")] = 48,
+    data_name: Annotated[
+        str | None, typer.Option("--data", show_default="that of the run", help="Data to show beside the samples.")
+    ] = None,
+    rtol: RtolOption = 1e-5,
+    t_end: TEndOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    debug: DebugFlag = False,
+) -> None:
+    """Samples, energy landscape and trajectories of a model of points in the plane."""
+    with _reporting(debug):
+        with _usage():
+            where = config.build_device(device)
+            name = data_name or _settings_beside(model).get("data")
+            points = None
+            if name is not None:
+                real = data.load(name, split="test")
+                points = real.batch(range(min(len(real), n)))
+        potential = _load_model(model, where)
+        plots.samples_2d(potential, out, data=points, n=n, trajectories=trajectories, t_end=t_end, seed=seed, rtol=rtol)
+        typer.echo(str(out))
+
+
+@plot_app.command("animation")
+def plot_animation(
+    model: CheckpointPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .gif.")] = Path("flow.gif"),
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of samples.")] = 1500,
+    frames: Annotated[int, typer.Option(help="Number of pictures.")] = 48,
+    rtol: RtolOption = 1e-5,
+    t_end: TEndOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    debug: DebugFlag = False,
+) -> None:
+    """The flow from noise to data of a model of points in the plane, as a GIF."""
+    with _reporting(debug):
+        with _usage():
+            where = config.build_device(device)
+        plots.animation_2d(_load_model(model, where), out, n=n, frames=frames, t_end=t_end, seed=seed, rtol=rtol)
+        typer.echo(str(out))
+
+
+@plot_app.command("interpolation")
+def plot_interpolation(
+    model: CheckpointPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help=".png, .pdf or .svg.")] = Path("interpolation.png"),
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of images, both ends included.")] = 9,
+    first: Annotated[int, typer.Option(help="Number of the first image: a sample, or with --data a data point.")] = 0,
+    last: Annotated[int, typer.Option(help="Number of the last image.")] = 1,
+    data_name: Annotated[
+        str | None, typer.Option("--data", show_default=False, help="Interpolate between this set's test images.")
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option(show_default=False, help="Folder with the files of a named image set.")
+    ] = None,
+    rtol: RtolOption = 1e-5,
+    t_end: TEndOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    debug: DebugFlag = False,
+) -> None:
+    """An interpolation between two images: back to the noise, around the sphere there, and forward again."""
+    with _reporting(debug):
+        with _usage():
+            where = config.build_device(device)
+            if min(first, last) < 0:
+                raise ConfigError(f"--first and --last must be 0 or more, got {first} and {last}")
+        potential = _load_model(model, where)
+        like = potential.reference_tensor()
+        if data_name is None:
+            drawn = _solve(potential, max(first, last) + 1, rtol=rtol, t_end=t_end, seed=seed).x
+            ends = drawn[[first, last]]
+        else:
+            with _usage():
+                size = potential.event_shape[-1] if data_name not in data.names() else None
+                ends = data.load(data_name, root=root, split="test", image_size=size).batch([first, last])
+        ends = ends if like is None else ends.to(like)
+        images = interpolate_samples(potential, ends[0], ends[1], n, rtol=rtol, t_end=t_end)
+        typer.echo(str(plots.interpolation_strip(images, out)))
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False, debug: DebugFlag = False
+) -> None:
+    """Versions, devices, and which engines can be used here, or why not."""
+    with _reporting(debug):
+        facts = _facts()
+        if as_json:
+            typer.echo(json.dumps(facts, indent=2))
+            return
+        console = Console(soft_wrap=True)
+        for section, rows in facts.items():
+            console.print(f"[bold]{section}[/bold]")
+            for name, value in rows.items():
+                console.print(f"  {name:<18}{escape(str(value))}", highlight=False)
+
+
+def _facts() -> dict[str, dict[str, str]]:
+    devices = {"cpu": f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors"}
+    devices["threads"] = str(torch.get_num_threads())
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        devices[f"cuda:{i}"] = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
+    if not torch.cuda.is_available():
+        build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+        devices["cuda"] = f"none found (this torch is {build})"
+    reason = native.unavailable_reason()
+    if reason is None:
+        build_info = native.build_info()
+        extension = {"state": "usable", "compiler": build_info["compiler"]}
+        extension["instruction sets"] = ", ".join(build_info["instruction_sets"])
+    else:
+        extension = {"state": f"not usable: {reason.splitlines()[0]}"}
+    packages = ("vapo-fast", "torch", "numpy", "safetensors", "triton", "matplotlib", "scikit-learn")
+    return {
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "devices": devices,
+        "native extension": extension,
+        "engines": dict(engines()),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _callbacks(run: TrainConfig, out: Path, steps: int, progress: bool) -> list[callbacks.Callback]:
+    # The checkpoint first: what comes after it may fail without losing the step.
+    chosen: list[callbacks.Callback] = [callbacks.Checkpointer(out, every=run.checkpoint_every)]
+    chosen.append(callbacks.CSVLogger(out / _LOG))
+    chosen.append(callbacks.ProgressBar() if progress else _Lines(steps))
+    if run.tensorboard:
+        chosen.append(callbacks.TensorBoardLogger(out / "tensorboard"))
+    every = max(1, steps // 10) if run.sample_every is None else run.sample_every
+    if every:
+        chosen.append(callbacks.SampleGrid(out / "samples", every=every))
+    return chosen
+
+
+class _Lines(callbacks.Callback):
+    """About ten lines in all, for terminals that are files."""
+
+    def __init__(self, steps: int) -> None:
+        self.every = max(1, steps // 10)
+
+    def on_step_end(self, trainer: TrainingRun, step: int, metrics: callbacks.Metrics | None) -> None:
+        if metrics is not None and (step % self.every == 0 or step == trainer.end_step):
+            _note(
+                f"step {step}/{trainer.end_step}  loss {metrics.loss:.5g}  {metrics.samples_per_second:,.0f} samples/s"
+            )
+
+
+def _settings_of_run(folder: Path) -> dict[str, Any]:
+    if not (folder / _RESOLVED).is_file():
+        raise ConfigError(f"there is no run to resume in {folder}: it has no {_RESOLVED}")
+    return config.read_file(folder / _RESOLVED)
+
+
+def _settings_beside(path: Path) -> dict[str, Any]:
+    """The settings of the run that ``path`` belongs to, or nothing."""
+    folder = path if path.is_dir() else path.parent
+    return config.read_file(folder / _RESOLVED) if (folder / _RESOLVED).is_file() else {}
+
+
+def _load_model(path: Path, device: torch.device) -> Potential:
+    if path.is_dir() and (path / "model.safetensors").is_file():
+        path = path / "model.safetensors"
+    return checkpoint.load(checkpoint.resolve(path), device=device)
+
+
+def _solve(model: Potential, n: int, **options: Any) -> Solution:
+    solution = draw_samples(model, n, return_solution=True, **options)
+    if not isinstance(solution, Solution):
+        raise TypeError(f"sample returned {type(solution).__name__} although a Solution was asked for")
+    return solution
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    console = Console()
+    title = f"{report['generated']} against {report['data']}: {report['n_fake']} samples, {report['n_real']} real"
+    table = Table(title=escape(title), title_justify="left")
+    for name in ("metric", "value", "floor", "value / floor"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for name, numbers in report["metrics"].items():
+        value, floor, spread = numbers["value"], numbers["floor"], numbers["floor_sd"]
+        ratio = f"{value / floor:.2f}" if floor > 0 else "-"
+        table.add_row(name, f"{value:.4g}", f"{floor:.4g}" + (f" ± {spread:.1g}" if spread is not None else ""), ratio)
+    console.print(table)
+    if "class_shares" in report:
+        shares = "  ".join(f"{label}: {100 * share:.1f} %" for label, share in report["class_shares"].items())
+        console.print(f"classes of the samples  {shares}", highlight=False)
+    for line in report["warnings"]:
+        _note(f"note: {line}")
+
+
+def _read_npy(path: Path) -> Tensor:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise ConfigError(f"there are no samples at {path}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as .npy: {error}") from error
+    if array.dtype.kind != "f" or array.ndim < 2:
+        raise ConfigError(f"{path} must hold floating-point samples (n, *event), got {array.dtype} {array.shape}")
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def _write_npy(path: Path, x: Tensor) -> None:
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, x.cpu().numpy(), allow_pickle=False)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with _replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of ``path`` once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _shown(progress: bool | None) -> bool:
+    return sys.stderr.isatty() if progress is None else progress
+
+
+def _note(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def _usage() -> Iterator[None]:
+    """What is wrong inside is the user's input: errors leave with the code for usage."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError, FileNotFoundError, ImportError) as error:
+        raise _UsageError(str(error)) from error
+
+
+class _UsageError(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def _reporting(debug: bool) -> Iterator[None]:
+    """Turn errors and warnings into one clear line each, and errors into exit codes."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *arguments, **options: _note(f"warning: {message}")
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            _note(f"interrupted: {error}" if str(error) else "interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            # A message of several lines (a compiler's, say) is told in one; --debug shows it as it is.
+            text = " ".join(str(error).split()) or type(error).__name__
+            expected = isinstance(error, (_UsageError, ValueError, TypeError, OSError, ImportError, RuntimeError))
+            _note(f"error: {text}" if expected else f"error: {type(error).__name__}: {text} (--debug shows where)")
+            raise typer.Exit(USAGE if isinstance(error, (_UsageError, ConfigError)) else FAILED) from None
