@@ -95,6 +95,8 @@ def test_an_error_while_handling_an_error_is_noted() -> None:
 def test_something_else_than_a_callback_is_refused() -> None:
     with pytest.raises(TypeError, match="callbacks must be vapo_fast callbacks, got function"):
         trainer().fit(DATA, 1, callbacks=[lambda *a: None])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"callbacks must be a sequence, such as \(Callback\(\.\.\.\),\)"):
+        trainer().fit(DATA, 1, callbacks=Callback())  # type: ignore[arg-type]
 
 
 def test_csv_holds_every_reading_in_full(tmp_path: Path) -> None:

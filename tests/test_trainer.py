@@ -20,6 +20,7 @@ from vapo_fast import noise
 from vapo_fast import trainer as trainer_module
 from vapo_fast.batches import as_source, training_batch
 from vapo_fast.callbacks import Callback, Checkpointer, Metrics
+from vapo_fast.checkpoint import CheckpointError
 from vapo_fast.engines import UnsupportedJobError
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.loss import energy_loss
@@ -217,7 +218,7 @@ def test_weight_decay_shrinks_weights() -> None:
     for decay in (0.0, 10.0):
         trainer = Trainer(mlp(), batch_size=16, optimizer="adamw", weight_decay=decay, lr=1e-2, warmup_steps=0)
         trainer.fit(DATA, 30)
-        sizes.append(sum(float(p.square().sum()) for p in trainer.model.parameters()))
+        sizes.append(sum(p.square().sum().item() for p in trainer.model.parameters()))
     assert sizes[1] < 0.2 * sizes[0]
 
 
@@ -343,8 +344,12 @@ def test_resuming_restores_every_tensor_and_a_finished_run_is_left_alone(tmp_pat
     for p, q in zip(first.model.parameters(), second.model.parameters(), strict=True):
         for key in ("step", "exp_avg", "exp_avg_sq"):
             assert torch.equal(first.optimizer.state[p][key], second.optimizer.state[q][key])
+    fresh = Trainer(mlp(), batch_size=16)
+    before = weights(fresh.model)
     with pytest.raises(ValueError, match=r"steps must be at least 7, those already done in .*; got 5"):
-        Trainer(mlp(), batch_size=16).fit(DATA, 5, resume=tmp_path / "s.safetensors")
+        fresh.fit(DATA, 5, resume=tmp_path / "s.safetensors")
+    assert fresh.step == 0
+    assert equal(before, weights(fresh.model))
 
 
 def test_resuming_with_other_options_warns(tmp_path: Path) -> None:
@@ -422,6 +427,15 @@ def test_ctrl_c_finishes_the_step_saves_and_resumes_bit_for_bit(tmp_path: Path) 
     assert equal(weights(whole.model), weights(again.model))
 
 
+def test_what_ctrl_c_breaks_elsewhere_counts_as_the_interruption(tmp_path: Path) -> None:
+    def press(trainer: Trainer) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("DataLoader worker exited")
+
+    with pytest.raises(TrainingInterrupted, match="interrupted after step 5 of 12; the newest checkpoint"):
+        Trainer(mlp(), batch_size=16).fit(DATA, 12, callbacks=[At(5, press), Checkpointer(tmp_path)])
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     def twice(trainer: Trainer) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -443,6 +457,8 @@ def test_a_state_torn_by_an_interruption_is_not_saved(tmp_path: Path, monkeypatc
     with pytest.raises(TrainingInterrupted, match="in the middle of an update, so its state was not saved"):
         trainer.fit(DATA, 3, callbacks=[Checkpointer(tmp_path)])
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CheckpointError, match="in the middle of an update"):
+        trainer.save_state(tmp_path / "s.safetensors")
 
 
 def test_fit_works_outside_the_main_thread() -> None:

@@ -157,7 +157,7 @@ class Trainer(TrainingRun):
             loss, grads = self.engine.loss_and_grads(self.model, part, self._job)
             terms += share * torch.stack(loss).to(self.dtype)
             for name, parameter in self.parameters.items():
-                piece = share * grads[name]
+                piece = grads[name] if options.accumulate == 1 else share * grads[name]
                 parameter.grad = piece if parameter.grad is None else parameter.grad + piece
         norms = gradient_norms(self.parameters)
         norm = torch.linalg.vector_norm(norms)

@@ -89,6 +89,7 @@ class TrainingRun:
         """
         path = checkpoint.resolve(path)
         training = checkpoint.load_training(path, self.model, self.ema_model, self.optimizer)
+        self._updating = False
         self.step, self.start_step = int(training["step"]), int(training["start_step"])
         self.last_checkpoint = path
         now = self.options.config()
@@ -110,10 +111,11 @@ class TrainingRun:
             self.start_step = self.step
         else:
             path = checkpoint.resolve(resume)
-            self.load_state(path)
-            if self.step - self.start_step > steps:
-                done = self.step - self.start_step
+            saved = checkpoint.describe(path).training
+            done = 0 if saved is None else saved["step"] - saved["start_step"]
+            if done > steps:
                 raise ValueError(f"steps must be at least {done}, those already done in {path}; got {steps}")
+            self.load_state(path)
         self.end_step = self.start_step + steps
 
     @contextmanager
@@ -137,6 +139,8 @@ class TrainingRun:
             if interrupted:
                 raise KeyboardInterrupt
 
+        if isinstance(callbacks, Callback):
+            raise TypeError(f"callbacks must be a sequence, such as ({type(callbacks).__name__}(...),)")
         for callback in callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be vapo_fast callbacks, got {type(callback).__name__}")
@@ -149,7 +153,9 @@ class TrainingRun:
                 yield after_step
             for callback in callbacks:
                 callback.on_fit_end(self)
-        except BaseException as error:
+        except BaseException as raised:
+            # Ctrl-C also ends a DataLoader's workers, whose loss then raises an error here before the step is done.
+            error = KeyboardInterrupt() if interrupted and isinstance(raised, Exception) else raised
             for callback in callbacks:
                 try:
                     callback.on_exception(self, error)
@@ -159,7 +165,6 @@ class TrainingRun:
                 raise self._interruption(error) from None
             raise
         finally:
-            self._updating = False
             self.model.train(was_training)
 
     def _interruption(self, error: KeyboardInterrupt) -> TrainingInterrupted:
