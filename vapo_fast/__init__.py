@@ -1,0 +1,51 @@
+"""vapo_fast: train and sample energy-based potential-flow models. The public API; everything here is re-exported."""
+
+from vapo_fast import data, metrics, ode, reference
+from vapo_fast.checkpoint import CheckpointError, load, save
+from vapo_fast.density import log_density, log_likelihood
+from vapo_fast.engines import engines
+from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
+from vapo_fast.loss import EnergyLoss, energy_loss
+from vapo_fast.ode import Solution, SolveError, Status
+from vapo_fast.potentials import (
+    GaussianMixturePotential,
+    MLPPotential,
+    Potential,
+    UNetPotential,
+    WideResNetPotential,
+)
+from vapo_fast.sampling import interpolate, sample, validate_t_end
+from vapo_fast.trainer import Trainer, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "DataHomotopy",
+    "EnergyLoss",
+    "GaussianMixturePotential",
+    "Homotopy",
+    "LinearHomotopy",
+    "MLPPotential",
+    "Potential",
+    "Solution",
+    "SolveError",
+    "Status",
+    "Trainer",
+    "UNetPotential",
+    "WideResNetPotential",
+    "data",
+    "energy_loss",
+    "engines",
+    "interpolate",
+    "load",
+    "log_density",
+    "log_likelihood",
+    "metrics",
+    "ode",
+    "reference",
+    "sample",
+    "save",
+    "train",
+    "validate_t_end",
+]

@@ -90,7 +90,11 @@ class GaussianMixturePotential(Potential):
         index = torch.multinomial(self.log_weights.exp().cpu(), n, replacement=True, generator=generator)
         z = torch.randn(n, self.event_shape[0], generator=generator, dtype=self.means.dtype).to(self.means.device)
         index = index.to(self.means.device)
-        return self.means[index] + torch.einsum("nij,nj->ni", self.axes[index], self.variances[index].sqrt() * z)
+        data = self.means[index]
+        for k in range(len(self.means)):
+            rows = index == k
+            data[rows] += (self.variances[k].sqrt() * z[rows]) @ self.axes[k].T
+        return data
 
     def config(self) -> dict[str, Any]:
         covariances = torch.einsum("kij,kj,klj->kil", self.axes, self.variances, self.axes)

@@ -23,17 +23,20 @@ class MLPPotential(GaugedPotential):
     With ``z = x / sqrt(S)`` (see `GaugedPotential` for S, the gauge and why they keep training well conditioned at
     every noise level) and ``p`` the position of ln beta in [-1, 1]: input ``y = (z, p)``, features
     ``(y, cos 2 pi F y, sin 2 pi F y)``, hidden layers ``activation(W y + b)``, output ``w . h``. The rows of F are
-    fixed normal draws, scaled by ``fourier_scale / sqrt(D)`` on z and by ``fourier_scale`` on p, so that one feature
-    turns about ``fourier_scale`` times
-    over the data: an MLP alone learns structure much finer than its input's scale very slowly. Activations are smooth,
-    because sampling differentiates the network once and training twice.
+    fixed normal draws, scaled by ``fourier_scale / sqrt(D)`` on z and by ``fourier_scale`` on p. Activations are
+    smooth, because sampling differentiates the network once and training twice.
+
+    A time-independent Phi(x) must hold structure much finer than its input's scale, which an MLP alone learns very
+    slowly: it has features by default. A time-dependent one sees each noise level at its own scale and needs none;
+    features fit faster there too, but oscillate where training points are rare, and then about one sample in a few
+    thousand, starting in the prior's tail, is left far from the data.
 
     Args:
         event_shape: shape of one sample; it is flattened.
         homotopy, time_dependent, data_scale: as for `GaugedPotential`.
         widths: sizes of the hidden layers, at least one.
         activation: "silu", "softplus" or "tanh".
-        fourier_features: number of rows of F (each gives a cosine and a sine); 0 for none.
+        fourier_features: number of rows of F (each gives a cosine and a sine); None for 32 if time-independent, else 0.
         fourier_scale: standard deviation of the frequencies, > 0, in turns per unit of y.
     """
 
@@ -47,7 +50,7 @@ class MLPPotential(GaugedPotential):
         time_dependent: bool = True,
         *,
         activation: str = "silu",
-        fourier_features: int = 32,
+        fourier_features: int | None = None,
         fourier_scale: float = 0.5,
         data_scale: float = 1.0,
     ) -> None:
@@ -58,6 +61,8 @@ class MLPPotential(GaugedPotential):
             )
         self.widths = tuple(_checks.positive_int("each width in widths", width) for width in widths)
         self.activation = _checks.one_of("activation", activation, ACTIVATIONS)
+        if fourier_features is None:
+            fourier_features = 0 if self.time_dependent else 32
         self.fourier_features = _checks.non_negative_int("fourier_features", fourier_features)
         self.fourier_scale = _checks.positive_float("fourier_scale", fourier_scale)
         dimension = math.prod(self.event_shape)
