@@ -140,6 +140,9 @@ def test_inception_gets_bytes_and_a_checked_file(tmp_path, monkeypatch):
             if "fc.weight" not in torch.load(kwargs["feature_extractor_weights_path"]):
                 raise RuntimeError("Missing key(s) in state_dict: fc.weight")
 
+        def to(self, device):
+            asked.append(device)
+
         def __call__(self, images):
             assert images.dtype == torch.uint8
             return images.float().mean(dim=(2, 3))
@@ -154,13 +157,14 @@ def test_inception_gets_bytes_and_a_checked_file(tmp_path, monkeypatch):
     assert network(images).tolist() == [[0.0] * 3, [255.0] * 3, [51.0] * 3]
     assert asked[0][0] == ("inception-v3-compat", ["2048"])
     assert asked[0][1]["antialias"] is False
+    assert asked[1] == "cpu"
     torch.save({"other": torch.ones(1)}, path)
     with pytest.raises(ValueError, match=r"does not fit the Inception network \(Missing key"):
         InceptionExtractor(path)
     torch.save({"fc.weight": print}, path)
     with pytest.raises(ValueError, match=r"weights: .* is not a file of tensors"):
         InceptionExtractor(path)
-    assert len(asked) == 2
+    assert len(asked) == 3
 
 
 @pytest.mark.skipif(

