@@ -145,7 +145,7 @@ class CNNExtractor:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> CNNExtractor:
-        """Read a file that `save` wrote, onto ``device``; FileNotFoundError, ValueError for a damaged or foreign one."""
+        """Read what `save` wrote, onto ``device``; FileNotFoundError; ValueError for a damaged or foreign one."""
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
