@@ -49,6 +49,20 @@ def test_read_out_is_the_log_density_up_to_a_constant(path):
     assert log_density(model, x, torch.full((64,), path.t1, dtype=torch.float64)).equal(log_density(model, x))
 
 
+def test_read_out_evaluates_a_model_in_training_mode():
+    class Noisy(Well):
+        def __init__(self):
+            super().__init__()
+            self.drop = torch.nn.Dropout(0.5)
+
+        def forward(self, x):
+            return super().forward(self.drop(x))
+
+    model, x = Potential.from_module(Noisy(), (4,), PATHS[0]), torch.ones(5, 4)
+    assert torch.equal(log_density(model, x), log_density(Potential.from_module(Well(), (4,), PATHS[0]), x))
+    assert model.module.drop.training
+
+
 def test_read_out_is_differentiable():
     model = mixture(PATHS[0])
     x = sample(model, 5).requires_grad_()

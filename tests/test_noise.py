@@ -145,6 +145,14 @@ def test_dtype_is_a_rounding_of_the_float64_draw():
     assert torch.equal(noise.normal(2, range(100), (3,), dtype=torch.bfloat16), wide.float().bfloat16())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_cuda_draws_the_same_bits(dtype):
+    for maker in (noise.normal, noise.uniform):
+        device = maker(5, range(3_000), (3, 7), dtype=dtype, device="cuda")
+        assert torch.equal(device.cpu(), maker(5, range(3_000), (3, 7), dtype=dtype))
+
+
 def test_permutation():
     first = noise.permutation(4, 1_000, 0)
     assert first.dtype == torch.int64

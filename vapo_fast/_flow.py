@@ -43,7 +43,7 @@ def solve_in_batches(
     def solve(first: int, last: int) -> Solution:
         return engine.solve(model, start(first, last), t_from, t_to, job)
 
-    _check_result_fits(model, n)
+    _check_result_fits(model, n, 1 + len(job.solve.t_eval or ()))
     parts: list[Solution] = []
     with evaluation(model), _progress_bar(n, progress) as advance:
         size = default_batch_size(model, n) if batch_size is None else _checks.positive_int("batch_size", batch_size)
@@ -92,11 +92,11 @@ def default_batch_size(model: Potential, n: int) -> int:
     return max(1, min(n, int(_MEMORY_SHARE * free / bytes_per_sample)))
 
 
-def _check_result_fits(model: Potential, n: int) -> None:
-    """MemoryError if n samples, and the copy that joins the batches, cannot be held."""
+def _check_result_fits(model: Potential, n: int, states: int) -> None:
+    """MemoryError if n samples of so many states, and the copy that joins the batches, cannot be held."""
     dtype, device = model_dtype_device(model)
     free = _free_memory(device)
-    need = 2 * n * (math.prod(model.event_shape) * dtype.itemsize + _COUNTS_BYTES)
+    need = 2 * n * (states * math.prod(model.event_shape) * dtype.itemsize + _COUNTS_BYTES)
     if free is not None and need > free:
         raise MemoryError(
             f"n={n} samples need about {need / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free on {device}; "
@@ -130,13 +130,19 @@ def _free_memory(device: torch.device) -> int | None:
 
 @contextmanager
 def evaluation(model: Potential) -> Iterator[None]:
-    """Evaluation mode without gradients; each module's own mode comes back afterwards."""
+    """Evaluation mode without gradients."""
+    # Inside somebody's inference_mode, tensors could not take part in the field's autograd.
+    with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def evaluation_mode(model: Potential) -> Iterator[None]:
+    """``model.eval()``; each module's own mode comes back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        # Inside somebody's inference_mode, tensors could not take part in the field's autograd.
-        with torch.inference_mode(False), torch.no_grad():
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training

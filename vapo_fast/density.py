@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vapo_fast import _checks, noise
-from vapo_fast._flow import check_events, check_model, end_time, evaluation, solve_options
+from vapo_fast._flow import check_events, check_model, end_time, evaluation, evaluation_mode, solve_options
 from vapo_fast.engines import Job, choose
 from vapo_fast.homotopy import Time
 from vapo_fast.ode import Solution
@@ -23,7 +23,7 @@ _EXACT_WARNING_DIMENSION = 256
 
 
 def log_density(model: Potential, x: Tensor, t: Time | None = None) -> Tensor:
-    """Read ln rho(x, t) off the potential's value: one evaluation, exact for the optimal potential.
+    """Read ln rho(x, t) off the potential's value: one evaluation, evaluation_mode, exact for the optimal potential.
 
     The constant that is left out depends on t alone: compare values at one t only. Gradients flow to x and the model.
 
@@ -36,7 +36,8 @@ def log_density(model: Potential, x: Tensor, t: Time | None = None) -> Tensor:
     check_model(model)
     check_events(model, "x", x)
     time = model.homotopy.t1 if t is None else t
-    return model.homotopy.log_density(model(x, time), x, time)
+    with evaluation_mode(model):
+        return model.homotopy.log_density(model(x, time), x, time)
 
 
 def log_likelihood(

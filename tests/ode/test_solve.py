@@ -139,6 +139,53 @@ def test_a_row_agrees_to_rounding_for_a_network():
     assert alone.accepted[0] == whole.accepted[5]
 
 
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+def test_error_norm(direction):
+    """The ratio is c / tol if rtol = atol = tol; a step by hand gives c, hence the tol at which it is accepted."""
+    x0, h = np.array([0.5, -2.0, 3.0]), 0.25
+
+    def f(x, t):
+        return np.cos(3.0 * t) * x + x**2
+
+    k1 = f(x0, 1.0)
+    k2 = f(x0 + direction * h / 2 * k1, 1.0 + direction * h / 2)
+    k3 = f(x0 + direction * 3 * h / 4 * k2, 1.0 + direction * 3 * h / 4)
+    x1 = x0 + direction * h * (2 / 9 * k1 + 1 / 3 * k2 + 4 / 9 * k3)
+    k4 = f(x1, 1.0 + direction * h)
+    error = h * (-5 / 72 * k1 + k2 / 12 + k3 / 9 - k4 / 8)
+    c = float(np.sqrt(np.mean((error / (1.0 + np.maximum(abs(x0), abs(x1)))) ** 2)))
+
+    def field(x, t):
+        return torch.cos(3.0 * t)[:, None] * x + x * x
+
+    for factor, rejected in ((1.0 + 1e-9, 0), (1.0 - 1e-9, 1)):
+        solution = solve(
+            field,
+            torch.tensor(x0)[None],
+            1.0,
+            1.0 + 2 * direction,
+            method="bosh3",
+            rtol=c * factor,
+            first_step=h,
+            max_steps=1,
+            throw=False,
+        )
+        assert solution.rejected.tolist() == [rejected]
+        if not rejected:
+            assert solution.x[0].tolist() == pytest.approx(x1.tolist(), rel=1e-14)
+            assert solution.t.tolist() == [1.0 + direction * h]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu():
+    times = [0.3, 1.1, 2.0]
+    for options in ({"rtol": 1e-8}, {"method": "rk4", "steps": 40}):
+        host = solve(cubic, batch() * 0.2, 0.0, 2.0, t_eval=times, **options)
+        device = solve(cubic, batch().cuda() * 0.2, 0.0, 2.0, t_eval=times, **options)
+        for name in ("x", "t", "status", "nfe", "accepted", "rejected", "ys"):
+            assert torch.equal(getattr(device, name).cpu(), getattr(host, name)), name
+
+
 def test_row_rms():
     x = torch.randn(6, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(row_rms(x), x.flatten(1).square().mean(1).sqrt(), rtol=1e-14, atol=0.0)
