@@ -28,6 +28,9 @@ setup: $(PACKAGE_STAMP)  ## the virtual environment, the pinned dependencies and
 demo: setup  ## train on scikit-learn's digits; pictures and scores go to out/
 	$(BIN)/python examples/digits_demo.py $(DEMO_ARGS)
 
+# The tests' tensors are small: threads gain nothing, and on a busy machine waiting for one another costs tenfold.
+test test-all: export OMP_NUM_THREADS ?= 1
+
 test: lint types  ## lint, types and the tests, but for those marked slow
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 

@@ -323,8 +323,10 @@ def evaluate(
             real, held_out = (
                 data.load(name, root=root, split=split, image_size=image_size) for split in ("train", "test")
             )
-        # A generated set has as many points as are asked for; enough of them makes a floor that does not move.
         held_out = data.Subset(held_out, range(min(len(held_out), _EVALUATED)))
+        if len(real.event_shape) == 1:
+            # Sets of points are generated, far more of them than the scores need.
+            real = data.Subset(real, range(min(len(real), _EVALUATED)))
         shown = _shown(progress)
         if generated.suffix.lower() == ".npy":
             fake = _read_npy(generated)
