@@ -131,7 +131,7 @@ def test_csv_of_a_resumed_run_is_that_of_an_unbroken_one(tmp_path: Path) -> None
     with pytest.raises(OSError, match="gone"):
         trainer().fit(DATA, 10, callbacks=[CSVLogger(path), keeper, Stop(7, OSError("gone"))])
     with path.open("a") as file:
-        file.write("8,-0.1")  # a killed process leaves half a line
+        file.write("2,-0.1")  # a killed process leaves half a line, of any step that a number cut short may show
     assert len(curve(path)) == 9
     trainer().fit(DATA, 10, callbacks=[CSVLogger(path), keeper], resume=tmp_path / "c")
     assert curve(path) == curve(tmp_path / "whole.csv")
