@@ -25,6 +25,8 @@ SMALL: list[tuple[type[Potential], dict[str, Any]]] = [
     (MLPPotential, {"event_shape": (1,), "widths": (4, 4), "activation": "tanh", "data_scale": 0.5}),
     (WideResNetPotential, {"event_shape": (2, 4, 4), "channels": 3, "multipliers": (1, 1.5), "blocks": 1}),
     (UNetPotential, {"event_shape": (1, 4, 4), "channels": 3, "multipliers": (1, 2), "blocks": 1}),
+    (UNetPotential, {"event_shape": (1, 4, 4), "channels": 3, "multipliers": (1, 1), "blocks": 1, "patch_size": 2}),
+    (WideResNetPotential, {"event_shape": (1, 6, 6), "channels": 3, "multipliers": (1,), "blocks": 1, "patch_size": 3}),
 ]
 networks = pytest.mark.parametrize(
     ("cls", "arguments"), SMALL, ids=[f"{c.__name__}{i}" for i, (c, _) in enumerate(SMALL)]
@@ -187,6 +189,7 @@ def test_image_networks_accept_any_memory_format() -> None:
         (lambda: MLPPotential((2,), PATH, time_dependent=1), TypeError, "time_dependent must"),  # type: ignore[arg-type]
         (lambda: UNetPotential((28, 28), PATH), ValueError, "event_shape must be \\(channels, height, width\\)"),
         (lambda: UNetPotential((1, 7, 7), PATH, multipliers=(1, 1)), ValueError, "multiples of 2 .* got 7 x 7"),
+        (lambda: UNetPotential((1, 8, 8), PATH, patch_size=3), ValueError, "multiples of 12"),
         (lambda: WideResNetPotential((1, 8, 8), PATH, multipliers=()), ValueError, "multipliers must be a non-empty"),
         (lambda: WideResNetPotential((1, 8, 8), PATH, blocks=0), ValueError, "blocks must be a positive integer"),
         (lambda: potential_from_config({"class": "Nothing"}), ValueError, "potential class must be one of"),

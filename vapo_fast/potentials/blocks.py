@@ -68,18 +68,18 @@ def channels_last(module: nn.Module) -> None:
             part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
 
 
-def image_shape(event_shape: tuple[int, ...], halvings: int) -> tuple[int, int, int]:
-    """Check that events are (C, H, W) images whose sides can be halved ``halvings`` times; return the shape."""
+def patched_shape(event_shape: tuple[int, ...], patch_size: int, halvings: int) -> tuple[int, int, int]:
+    """The shape of (C, H, W) images once patches are channels; ValueError unless the sides can be halved as often."""
     if len(event_shape) != 3:
         raise ValueError(f"event_shape must be (channels, height, width) for an image potential, got {event_shape}")
     channels, height, width = event_shape
-    multiple = 2**halvings
+    multiple = patch_size * 2**halvings
     if height % multiple or width % multiple:
         raise ValueError(
-            f"height and width must be multiples of {multiple} ({halvings + 1} resolutions), got {height} x {width}; "
-            "use fewer multipliers or pad the images"
+            f"height and width must be multiples of {multiple} (patch_size {patch_size}, {halvings + 1} resolutions), "
+            f"got {height} x {width}; use fewer multipliers, smaller patches or pad the images"
         )
-    return channels, height, width
+    return channels * patch_size**2, height // patch_size, width // patch_size
 
 
 def channel_sizes(channels: int, multipliers: Sequence[float]) -> tuple[int, ...]:

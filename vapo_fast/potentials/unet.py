@@ -17,7 +17,7 @@ from vapo_fast.potentials.blocks import (
     blocks_of,
     channel_sizes,
     channels_last,
-    image_shape,
+    patched_shape,
 )
 from vapo_fast.potentials.gauge import GaugedPotential
 
@@ -32,9 +32,9 @@ class UNetPotential(GaugedPotential):
     by average pooling and doubled by nearest-neighbour repetition.
 
     Args:
-        event_shape: (C, H, W), H and W divisible by ``2 ** (len(multipliers) - 1)``.
+        event_shape: (C, H, W), H and W divisible by ``patch_size * 2 ** (len(multipliers) - 1)``.
         homotopy, time_dependent, data_scale: as for `GaugedPotential`.
-        channels, multipliers, blocks: as for `WideResNetPotential`; ``blocks`` counts each side of the U.
+        channels, multipliers, blocks, patch_size: as for `WideResNetPotential`; ``blocks`` counts each side of the U.
     """
 
     def __init__(
@@ -46,13 +46,15 @@ class UNetPotential(GaugedPotential):
         blocks: int = 2,
         time_dependent: bool = True,
         *,
+        patch_size: int = 1,
         data_scale: float = 1.0,
     ) -> None:
         super().__init__(event_shape, homotopy, time_dependent, data_scale)
         sizes = channel_sizes(channels, multipliers)
         self.channels, self.multipliers = channels, tuple(multipliers)
         self.blocks = _checks.positive_int("blocks", blocks)
-        image_channels, _, _ = image_shape(self.event_shape, len(sizes) - 1)
+        self.patch_size = _checks.positive_int("patch_size", patch_size)
+        image_channels, _, _ = patched_shape(self.event_shape, self.patch_size, len(sizes) - 1)
         features = 2 * sizes[0] if time_dependent else None
         self.embedding = NoiseLevelEmbedding(features) if features is not None else None
         self.stem = nn.Conv2d(image_channels, sizes[0], 3, padding=1)
@@ -82,7 +84,7 @@ class UNetPotential(GaugedPotential):
 
     def network(self, z: Tensor, position: Tensor | None) -> Tensor:
         embedding = None if self.embedding is None or position is None else self.embedding(position)
-        z = z.contiguous(memory_format=torch.channels_last)
+        z = F.pixel_unshuffle(z, self.patch_size).contiguous(memory_format=torch.channels_last)
         h = self.stem(z)
         skips = []
         for level, stage in enumerate(self.down):
@@ -106,4 +108,5 @@ class UNetPotential(GaugedPotential):
             "channels": self.channels,
             "multipliers": list(self.multipliers),
             "blocks": self.blocks,
+            "patch_size": self.patch_size,
         }

@@ -17,7 +17,7 @@ from vapo_fast.potentials.blocks import (
     blocks_of,
     channel_sizes,
     channels_last,
-    image_shape,
+    patched_shape,
 )
 from vapo_fast.potentials.gauge import GaugedPotential
 
@@ -33,11 +33,13 @@ class WideResNetPotential(GaugedPotential):
     Works in channels-last memory.
 
     Args:
-        event_shape: (C, H, W), H and W divisible by ``2 ** (len(multipliers) - 1)``.
+        event_shape: (C, H, W), H and W divisible by ``patch_size * 2 ** (len(multipliers) - 1)``.
         homotopy, time_dependent, data_scale: as for `GaugedPotential`.
         channels: width of the first resolution.
         multipliers: width of each resolution as a multiple of ``channels``.
         blocks: residual blocks at each resolution.
+        patch_size: side of the square patches that become channels before the stem; 2 makes every layer four times
+            cheaper for a small loss of sharpness.
     """
 
     def __init__(
@@ -49,13 +51,15 @@ class WideResNetPotential(GaugedPotential):
         blocks: int = 2,
         time_dependent: bool = True,
         *,
+        patch_size: int = 1,
         data_scale: float = 1.0,
     ) -> None:
         super().__init__(event_shape, homotopy, time_dependent, data_scale)
         sizes = channel_sizes(channels, multipliers)
         self.channels, self.multipliers = channels, tuple(multipliers)
         self.blocks = _checks.positive_int("blocks", blocks)
-        image_channels, _, _ = image_shape(self.event_shape, len(sizes) - 1)
+        self.patch_size = _checks.positive_int("patch_size", patch_size)
+        image_channels, _, _ = patched_shape(self.event_shape, self.patch_size, len(sizes) - 1)
         features = 2 * sizes[0] if time_dependent else None
         self.embedding = NoiseLevelEmbedding(features) if features is not None else None
         self.stem = nn.Conv2d(image_channels, sizes[0], 3, padding=1)
@@ -71,7 +75,8 @@ class WideResNetPotential(GaugedPotential):
 
     def network(self, z: Tensor, position: Tensor | None) -> Tensor:
         embedding = None if self.embedding is None or position is None else self.embedding(position)
-        h = self.stem(z.contiguous(memory_format=torch.channels_last))
+        z = F.pixel_unshuffle(z, self.patch_size).contiguous(memory_format=torch.channels_last)
+        h = self.stem(z)
         for level, stage in enumerate(self.stages):
             if level:
                 h = F.avg_pool2d(h, 2)
@@ -85,4 +90,5 @@ class WideResNetPotential(GaugedPotential):
             "channels": self.channels,
             "multipliers": list(self.multipliers),
             "blocks": self.blocks,
+            "patch_size": self.patch_size,
         }
