@@ -176,6 +176,63 @@ def test_error_norm(direction):
             assert solution.t.tolist() == [1.0 + direction * h]
 
 
+def plain_bosh3(f, x, t, t1, tol, h):
+    """The whole adaptive loop on Python floats: accepted step ends, and the number of rejections."""
+    ends, rejected, previous, after_rejection, k1 = [], 0, 1.0, False, f(x, t)
+    while t != t1:
+        last = 1.01 * h >= t1 - t
+        h = t1 - t if last else h
+        k2 = f(x + h / 2 * k1, t + h / 2)
+        k3 = f(x + 3 * h / 4 * k2, t + 3 * h / 4)
+        x_new = x + h * (2 / 9 * k1 + 1 / 3 * k2 + 4 / 9 * k3)
+        k4 = f(x_new, t + h)
+        ratio = abs(h * (-5 / 72 * k1 + k2 / 12 + k3 / 9 - k4 / 8)) / (tol + tol * max(abs(x), abs(x_new)))
+        if ratio <= 1.0:
+            factor = min(max(0.9 * ratio ** (-0.85 / 3) * previous ** (0.2 / 3), 0.2), 1.0 if after_rejection else 10.0)
+            t, x, k1, previous, after_rejection = t1 if last else t + h, x_new, k4, max(ratio, 1e-4), False
+            ends.append((t, x))
+        else:
+            factor, rejected, after_rejection = min(max(0.9 * ratio ** (-1 / 3), 0.2), 1.0), rejected + 1, True
+        h *= factor
+    return ends, rejected
+
+
+@pytest.mark.parametrize(("tol", "first_step", "end"), [(1e-6, 1.0, 6.0), (1e-4, 0.01, 3.0), (1e-5, 0.3, 4.7)])
+def test_the_loop_is_the_plain_one(tol, first_step, end):
+    """A bump in the field forces rejections; steps and states agree to rounding with the loop on Python floats."""
+
+    def bump(x, t, exp):
+        return -x + 5.0 * exp(-200.0 * (t - 1.3) * (t - 1.3))
+
+    ends, rejected = plain_bosh3(lambda x, t: bump(x, t, math.exp), 1.0, 0.0, end, tol, first_step)
+    assert rejected > 0
+    solution = solve(
+        lambda x, t: bump(x, t[:, None], torch.exp),
+        torch.ones(1, 1, dtype=torch.float64),
+        0.0,
+        end,
+        method="bosh3",
+        rtol=tol,
+        first_step=first_step,
+        t_eval=[t for t, _ in ends],
+    )
+    assert solution.accepted.tolist() == [len(ends)]
+    assert solution.rejected.tolist() == [rejected]
+    assert solution.t.tolist() == [end]
+    assert solution.ys.flatten().tolist() == pytest.approx([x for _, x in ends], rel=1e-10)
+
+
+def test_an_infinite_state_is_rejected_though_the_field_is_finite_there():
+    """An infinite scale would divide any error to 0, and the row would count as a success."""
+    x0 = torch.full((1, 2), 2e38)
+    options = {"method": "bosh3", "max_steps": 100, "throw": False}
+    solution = solve(lambda x, t: torch.full_like(x, 3e38), x0, 0.0, 1.0, **options)
+    assert not solution.success.any()
+    assert solution.x.isfinite().all()
+    assert solution.rejected > 0
+    assert solution.t < 0.5
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_the_cpu():
     times = [0.3, 1.1, 2.0]
