@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vapo_fast import native
+from vapo_fast import native, noise
 
 needs_native = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
 
@@ -56,6 +56,22 @@ def test_native_words_are_philox(seed, blocks):
             counter = [block, i & 0xFFFFFFFF, (i >> 32) & 0xFFFFFFFF, 5]
             expected += python_philox(counter, [seed & 0xFFFFFFFF, seed >> 32])
         assert [word & 0xFFFFFFFF for word in words[row].tolist()] == expected
+
+
+@needs_native
+@pytest.mark.parametrize("draw", [noise.normal, noise.uniform])
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (5,), (3, 8, 8), (1, 33)])
+def test_noise_is_the_same_bits_with_and_without_the_extension(draw, shape, monkeypatch):
+    index = torch.cat([torch.arange(300), torch.tensor([2**32 - 1, 2**32, 2**63 - 1])])
+    for seed, stream in ((0, 0), (2**64 - 1, 6), (0x123456789ABCDEF, 2**32 - 1)):
+        with monkeypatch.context() as patched:
+            patched.setattr(native, "philox_words", None)  # must not be called
+            patched.setattr(native, "unavailable_reason", lambda: "switched off by the test")
+            plain = draw(seed, index, shape, stream=stream, dtype=torch.float64)
+        fast = draw(seed, index, shape, stream=stream, dtype=torch.float64)
+        assert torch.equal(plain, fast)
+        # A view with gaps takes the fast way too.
+        assert torch.equal(draw(seed, index[::3], shape, stream=stream, dtype=torch.float64), plain[::3])
 
 
 @needs_native

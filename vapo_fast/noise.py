@@ -19,7 +19,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks, _elementary
+from vapo_fast import _checks, _elementary, native
 
 _MASK16 = 0xFFFF
 _MASK32 = 0xFFFFFFFF
@@ -165,17 +165,25 @@ def _draw(
     if dtype not in _DTYPES:
         raise TypeError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
     size = math.prod(shape)
-    blocks = torch.arange((size + 3) // 4, device=device)
+    blocks = (size + 3) // 4
     out = torch.empty(rows.shape[0], size, dtype=dtype, device=device)
-    rows_at_once = max(1, _CHUNK_BLOCKS // blocks.shape[0])
+    rows_at_once = max(1, _CHUNK_BLOCKS // blocks)
     for start in range(0, rows.shape[0], rows_at_once):
-        chunk = rows[start : start + rows_at_once, None].expand(-1, blocks.shape[0])
-        block = blocks.expand_as(chunk)
-        words = philox((block, chunk & _MASK32, chunk >> 32, torch.full_like(chunk, stream_word)), key)
+        words = _words(key, rows[start : start + rows_at_once], blocks, stream_word)
         values = from_words(words).flatten(1)[:, :size]
         # Narrow types go through float32 because PyTorch's own conversion does on some devices and not on others.
         out[start : start + rows_at_once] = values if dtype == torch.float64 else values.to(torch.float32).to(dtype)
     return out.reshape(rows.shape[0], *shape)
+
+
+def _words(key: tuple[int, int], rows: Tensor, blocks: int, stream: int) -> tuple[Tensor, ...]:
+    """The four words of every block of every row: int64, each (rows, blocks)."""
+    if rows.device.type == "cpu" and native.unavailable_reason() is None:
+        packed = native.philox_words(key[1] << 32 | key[0], rows.contiguous(), blocks, stream)
+        return (packed.to(torch.int64) & _MASK32).reshape(-1, blocks, 4).unbind(-1)
+    index = rows[:, None].expand(-1, blocks)
+    block = torch.arange(blocks, device=rows.device).expand_as(index)
+    return philox((block, index & _MASK32, index >> 32, torch.full_like(index, stream)), key)
 
 
 def _key(seed: object) -> tuple[int, int]:
