@@ -1,1 +1,1 @@
-"""Triton kernels, installed as ``vapo_fast.kernels``. This version ships none; `vapo_fast.engines` says what runs instead."""
+"""Triton kernels, installed as ``vapo_fast.kernels``; this version ships none, and `vapo_fast.engines` says what runs."""
