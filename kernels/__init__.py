@@ -1,1 +1,1 @@
-"""Triton kernels, installed as ``vapo_fast.kernels``; this version ships none, and `vapo_fast.engines` says what runs."""
+"""Triton kernels, installed as ``vapo_fast.kernels``. This version ships none: see `vapo_fast.engines`."""
