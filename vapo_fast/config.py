@@ -56,13 +56,16 @@ class TrainConfig:
     data_scale: float | None = _setting(None, "Model", "Root-mean-square of the data; by default measured.")
     widths: list[int] = _setting([128, 128, 128], "Model", "Of mlp: sizes of the hidden layers, such as 128,128,128.")
     activation: str = _setting("silu", "Model", "Of mlp: silu, softplus or tanh.")
-    fourier_features: int = _setting(32, "Model", "Of mlp: random Fourier features of the input.")
+    fourier_features: int | None = _setting(
+        None, "Model", "Of mlp: random Fourier features of the input; by default 32 if time-independent, else 0."
+    )
     fourier_scale: float = _setting(0.5, "Model", "Of mlp: standard deviation of their frequencies.")
     channels: int = _setting(64, "Model", "Of wide-resnet and unet: channels at full resolution.")
     multipliers: list[float] = _setting(
         [1, 2, 2], "Model", "Of wide-resnet and unet: channels of each level, such as 1,2,2."
     )
     blocks: int = _setting(2, "Model", "Of wide-resnet and unet: residual blocks a level.")
+    patch_size: int = _setting(1, "Model", "Of wide-resnet and unet: side of the patches that become channels.")
 
     steps: int | None = _setting(None, "Training", "Optimiser steps; 5000 if minutes is not given either.")
     minutes: float | None = _setting(
@@ -83,7 +86,7 @@ class TrainConfig:
 
     device: str = _setting("auto", "Machine", "auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
     engine: str = _setting("auto", "Machine", "Engine for loss and gradients, see `vapo-fast info`.")
-    precision: str = _setting("auto", "Machine", "auto, float32 or bfloat16.")
+    precision: str = _setting("auto", "Machine", "auto, float32 or bf16 (the network's products in bfloat16).")
 
     out: str | None = _setting(
         None, "Output", "Folder for checkpoints, log, pictures and resolved.yaml; runs/DATA by default."
@@ -211,6 +214,7 @@ def build_model(config: TrainConfig, data: Dataset) -> Potential:
             config.multipliers,
             config.blocks,
             config.time_dependent,
+            patch_size=config.patch_size,
             data_scale=config.data_scale,
         )
 
