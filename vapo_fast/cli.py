@@ -170,6 +170,8 @@ def train(
             model = config.build_model(run, dataset).to(device)
             options = config.trainer_options(run)
             trainer = Trainer(model, **options)
+            # The resolved settings name what was left to the model.
+            run.lr, run.batch_size = trainer.options.lr, trainer.options.batch_size
             out = Path(str(run.out))
             if resume is None and checkpoint.step_paths(out):
                 raise ConfigError(

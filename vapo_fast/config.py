@@ -71,8 +71,8 @@ class TrainConfig:
     minutes: float | None = _setting(
         None, "Training", "Instead of steps: as many as fit this time, from a short trial."
     )
-    batch_size: int = _setting(256, "Training", "Samples in one step.")
-    lr: float = _setting(1e-3, "Training", "Peak learning rate.")
+    batch_size: int | None = _setting(None, "Training", "Samples in one step; by default what suits the model.")
+    lr: float | None = _setting(None, "Training", "Peak learning rate; by default what suits the model.")
     optimizer: str = _setting("adam", "Training", "adam or adamw.")
     weight_decay: float = _setting(0.0, "Training", "Weight decay.")
     warmup_steps: int = _setting(100, "Training", "Steps over which the learning rate rises.")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vapo_fast import _checks
 from vapo_fast.loss import ESTIMATORS, WEIGHTS, Baseline, Weight
+from vapo_fast.potentials.base import Potential, TrainingDefaults
 
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("cosine", "constant")
@@ -54,8 +55,8 @@ class TrainingOptions:
         log_every: steps between two readings of the loss; None for 1 on the CPU, 20 on an accelerator.
     """
 
-    lr: float = 1e-3
-    batch_size: int = 256
+    lr: float
+    batch_size: int
     optimizer: str = "adam"
     weight_decay: float = 0.0
     warmup_steps: int = 100
@@ -69,6 +70,16 @@ class TrainingOptions:
     time_sampling: str = "log_noise"
     seed: int = 0
     log_every: int | None = None
+
+    @classmethod
+    def for_model(cls, model: object, *, lr: float | None, batch_size: int | None, **options: Any) -> TrainingOptions:
+        """Options with the model's `Potential.training_defaults` where lr or batch_size is None."""
+        defaults = model.training_defaults if isinstance(model, Potential) else TrainingDefaults()
+        return cls(
+            lr=defaults.lr if lr is None else lr,
+            batch_size=defaults.batch_size if batch_size is None else batch_size,
+            **options,
+        )
 
     def __post_init__(self) -> None:
         _checks.positive_float("lr", self.lr)

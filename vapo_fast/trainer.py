@@ -26,8 +26,8 @@ class Trainer(TrainingRun):
 
     Args:
         model: the potential; its initial weights are the caller's.
-        lr: peak learning rate, > 0.
-        batch_size: samples in one optimiser step, >= 1.
+        lr: peak learning rate, > 0; None for the potential's own (`Potential.training_defaults`).
+        batch_size: samples in one optimiser step, >= 1; None for the potential's own.
         optimizer: "adam" or "adamw".
         weight_decay: >= 0; an L2 term for "adam", decoupled for "adamw".
         warmup_steps: the rate rises linearly over this many steps from the first of the run; 0 for none.
@@ -54,8 +54,8 @@ class Trainer(TrainingRun):
         self,
         model: Potential,
         *,
-        lr: float = 1e-3,
-        batch_size: int = 256,
+        lr: float | None = None,
+        batch_size: int | None = None,
         optimizer: str = "adam",
         weight_decay: float = 0.0,
         warmup_steps: int = 100,
@@ -72,7 +72,8 @@ class Trainer(TrainingRun):
         engine: str = "auto",
         precision: str = "auto",
     ) -> None:
-        options = TrainingOptions(
+        options = TrainingOptions.for_model(
+            model,
             lr=lr,
             batch_size=batch_size,
             optimizer=optimizer,

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vapo_fast import _checks
 from vapo_fast.homotopy import Homotopy, Time, expand_time
+
+
+class TrainingDefaults(NamedTuple):
+    """What a trainer uses where the user names neither: peak learning rate of Adam, and samples in one step."""
+
+    lr: float = 1e-3
+    batch_size: int = 128
 
 
 class Potential(nn.Module, ABC):
@@ -34,6 +41,11 @@ class Potential(nn.Module, ABC):
             raise TypeError(f"time_dependent must be True or False, got {time_dependent!r}")
         self.homotopy = homotopy
         self.time_dependent = time_dependent
+
+    @property
+    def training_defaults(self) -> TrainingDefaults:
+        """Learning rate and batch size that suit this potential, which `vapo_fast.Trainer` uses unless told others."""
+        return TrainingDefaults()
 
     @abstractmethod
     def value(self, x: Tensor, t: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ class Trainer(TrainingRun):
         self,
         model: Potential,
         *,
-        lr: float = 1e-3,
-        batch_size: int = 256,
+        lr: float | None = None,
+        batch_size: int | None = None,
         optimizer: str = "adam",
         weight_decay: float = 0.0,
         warmup_steps: int = 100,
@@ -42,7 +42,8 @@ class Trainer(TrainingRun):
         seed: int = 0,
         log_every: int | None = None,
     ) -> None:
-        options = TrainingOptions(
+        options = TrainingOptions.for_model(
+            model,
             lr=lr,
             batch_size=batch_size,
             optimizer=optimizer,
