@@ -15,7 +15,7 @@ def kernel_distance(fake: Tensor, real: Tensor, *, standardise: bool = True) -> 
 
     Zero in expectation for equal distributions, so it may come out negative. All pairs are used, in float64, so there
     are no random subsets. ``standardise`` first brings each feature of ``real`` to mean 0 and standard deviation 1
-    (or less, where it varies less than a tenth of the root-mean-square feature), so that no feature's unit decides. It is the KID only with
+    (constant features are only centred), so that no feature's unit decides. It is the KID only with
     ``standardise=False`` and Inception features. Raises TypeError/ValueError for fewer than two rows, different F, or
     NaN. (Bińkowski et al. 2018, arXiv 1801.01401.)
     """
@@ -23,8 +23,6 @@ def kernel_distance(fake: Tensor, real: Tensor, *, standardise: bool = True) -> 
     x, y = x.to(torch.float64), y.to(torch.float64)
     if standardise:
         centre, scale = x.mean(dim=0), x.std(dim=0)
-        # A feature that hardly varies in real data (a corner pixel) would otherwise outvote all others by its cube.
-        scale = scale.clamp_min(0.1 * scale.square().mean().sqrt())
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         x, y = (x - centre) / scale, (y - centre) / scale
     within_x = (_kernel_sum(x, x) - _kernel_diagonal(x)) / (len(x) * (len(x) - 1))
