@@ -85,8 +85,16 @@ def batch_of_events(name: str, x: object, shape: tuple[int, ...]) -> Tensor:
     return x
 
 
+def time_or_times(name: str, t: float | Tensor, rows: int) -> None:
+    """ValueError if ``t`` is a tensor that is neither one time nor one for each row."""
+    if isinstance(t, Tensor) and t.dim() and t.shape != (rows,):
+        raise ValueError(f"{name} must be a number or have shape ({rows},), got {tuple(t.shape)}")
+
+
 def all_finite(name: str, x: Tensor) -> Tensor:
     """Return ``x``; ValueError naming the first bad row if any entry is NaN or infinite. Reads the device."""
+    if x.is_meta:
+        raise ValueError(f"{name} is on the meta device, which holds no values; put it on the cpu or an accelerator")
     finite = torch.isfinite(x)
     if not bool(finite.all()):
         rows = (~finite).reshape(x.shape[0], -1).any(dim=1).nonzero().flatten() if x.dim() else x.new_zeros(1)

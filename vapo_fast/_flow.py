@@ -7,6 +7,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from vapo_fast.engines import Engine, Job
 from vapo_fast.ode import Solution, SolveOptions
 from vapo_fast.ode.tableaus import TABLEAUS
 from vapo_fast.potentials.base import Potential
+
+Result = TypeVar("Result")
 
 # Share of the free memory that a default batch may use; the estimate behind it does not see a network's workspaces.
 _MEMORY_SHARE = 0.4
@@ -44,38 +48,52 @@ def solve_in_batches(
         return engine.solve(model, start(first, last), t_from, t_to, job)
 
     _check_result_fits(model, n, 1 + len(job.solve.t_eval or ()))
-    parts: list[Solution] = []
     with evaluation(model), _progress_bar(n, progress) as advance:
-        size = default_batch_size(model, n) if batch_size is None else _checks.positive_int("batch_size", batch_size)
-        done = 0
-        while done < n:
-            last = min(done + size, n)
-            part = _or_none_if_out_of_memory(solve, done, last)
-            if part is None:
-                if last - done == 1:
-                    raise MemoryError(
-                        f"out of memory with one sample at a time, after {done} of {n} samples; sample fewer, "
-                        "or use a smaller model or a machine with more memory"
-                    )
-                size = max(1, (last - done) // 2)
-                warnings.warn(f"out of memory: going on with batches of {size} samples", RuntimeWarning, stacklevel=3)
-                continue
-            parts.append(part)
-            done = last
-            advance(part.x.shape[0])
-    return Solution.concatenate(parts)
+        return Solution.concatenate(in_batches(solve, model, n, batch_size, advance))
 
 
-def _or_none_if_out_of_memory(solve: Callable[[int, int], Solution], first: int, last: int) -> Solution | None:
+def in_batches(
+    compute: Callable[[int, int], Result],
+    model: Potential,
+    n: int,
+    batch_size: int | None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Result]:
+    """``compute(i, j)`` for samples i to j - 1, for consecutive batches of all n; smaller ones when memory runs out.
+
+    ``advance`` is told how many samples each batch held.
+    """
+    size = default_batch_size(model, n) if batch_size is None else _checks.positive_int("batch_size", batch_size)
+    parts: list[Result] = []
+    done = 0
+    while done < n:
+        last = min(done + size, n)
+        part = _or_none_if_out_of_memory(partial(compute, done, last))
+        if part is None:
+            if last - done == 1:
+                raise MemoryError(
+                    f"out of memory with one sample at a time, after {done} of {n} samples; "
+                    "use a smaller model or a machine with more memory"
+                )
+            size = max(1, (last - done) // 2)
+            warnings.warn(f"out of memory: going on with batches of {size} samples", RuntimeWarning, stacklevel=4)
+            continue
+        parts.append(part)
+        advance(last - done)
+        done = last
+    return parts
+
+
+def _or_none_if_out_of_memory(compute: Callable[[], Result]) -> Result | None:
     try:
-        return solve(first, last)
+        return compute()
     except (MemoryError, torch.OutOfMemoryError):
         pass
     except RuntimeError as error:
         # PyTorch's CPU allocator has no error class of its own.
         if not any(phrase in str(error) for phrase in _OUT_OF_MEMORY):
             raise
-    # Outside the handler, so that the traceback no longer holds the failed solve's tensors.
+    # Outside the handler, so that the traceback no longer holds the failed computation's tensors.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
@@ -88,7 +106,10 @@ def default_batch_size(model: Potential, n: int) -> int:
     if free is None:
         return n
     state = math.prod(model.event_shape) * dtype.itemsize
-    bytes_per_sample = _STATES_PER_SAMPLE * state + 3 * _saved_bytes_per_sample(model, dtype, device)
+    saved = _or_none_if_out_of_memory(partial(_saved_bytes_per_sample, model, dtype, device))
+    if saved is None:
+        return 1
+    bytes_per_sample = _STATES_PER_SAMPLE * state + 3 * saved
     return max(1, min(n, int(_MEMORY_SHARE * free / bytes_per_sample)))
 
 
@@ -155,6 +176,10 @@ def check_model(model: object) -> Potential:
             f"model must be a Potential, got {type(model).__name__}; wrap a module with Potential.from_module"
         )
     named = list(model.named_parameters())
+    if any(parameter.is_meta for _, parameter in named):
+        raise ValueError(
+            "model is on the meta device, where parameters have no values; load or initialise it elsewhere"
+        )
     if named:
         finite = torch.stack([torch.isfinite(p.detach()).all() for _, p in named]).tolist()
         for (name, _), good in zip(named, finite, strict=True):
@@ -168,17 +193,16 @@ def check_model(model: object) -> Potential:
 
 def check_events(model: Potential, name: str, x: object) -> Tensor:
     """``x`` if it is a finite batch of events in the model's dtype, on its device; TypeError/ValueError otherwise."""
-    checked = _checks.all_finite(name, _checks.batch_of_events(name, x, model.event_shape))
+    checked = _checks.batch_of_events(name, x, model.event_shape)
     if checked.shape[0] == 0:
         raise ValueError(f"{name} must hold at least one sample, got shape {tuple(checked.shape)}")
-    if model.reference_tensor() is None:
-        return checked
-    dtype, device = model_dtype_device(model)
-    if checked.dtype != dtype:
-        raise TypeError(f"{name} has dtype {checked.dtype} but the model has {dtype}; convert one with .to(...)")
-    if checked.device != device:
-        raise ValueError(f"{name} is on {checked.device} but the model is on {device}; move one with .to(...)")
-    return checked
+    if model.reference_tensor() is not None:
+        dtype, device = model_dtype_device(model)
+        if checked.dtype != dtype:
+            raise TypeError(f"{name} has dtype {checked.dtype} but the model has {dtype}; convert one with .to(...)")
+        if checked.device != device:
+            raise ValueError(f"{name} is on {checked.device} but the model is on {device}; move one with .to(...)")
+    return _checks.all_finite(name, checked)
 
 
 def end_time(model: Potential, t_end: float | None) -> float:

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from vapo_fast import _checks, noise
-from vapo_fast._flow import check_events, check_model, end_time, evaluation, evaluation_mode, solve_options
+from vapo_fast._flow import (
+    check_events,
+    check_model,
+    end_time,
+    evaluation,
+    evaluation_mode,
+    in_batches,
+    solve_options,
+)
 from vapo_fast.engines import Job, choose
-from vapo_fast.homotopy import Time
+from vapo_fast.homotopy import Homotopy, Time, as_time
 from vapo_fast.ode import Solution
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS, DEFAULT_RTOL
 from vapo_fast.potentials.base import Potential
@@ -23,21 +31,34 @@ _EXACT_WARNING_DIMENSION = 256
 
 
 def log_density(model: Potential, x: Tensor, t: Time | None = None) -> Tensor:
-    """Read ln rho(x, t) off the potential's value: one evaluation, evaluation_mode, exact for the optimal potential.
+    """Read ln rho(x, t) off the potential's value: one evaluation, in evaluation mode, exact for the optimal potential.
 
     The constant that is left out depends on t alone: compare values at one t only. Gradients flow to x and the model.
 
     Args:
         x: (B, *event_shape), in the model's dtype and on its device.
-        t: float or (B,) times of the path; default its end, ``homotopy.t1``.
+        t: float or (B,) times of the path, in [t0, t1]; default its end, ``homotopy.t1``.
     Returns: (B,) nats.
     Raises: TypeError, ValueError for a bad x or t, or a model with NaN parameters.
     """
     check_model(model)
     check_events(model, "x", x)
-    time = model.homotopy.t1 if t is None else t
+    time = model.homotopy.t1 if t is None else _path_time(model.homotopy, t, x.shape[0])
     with evaluation_mode(model):
         return model.homotopy.log_density(model(x, time), x, time)
+
+
+def _path_time(path: Homotopy, t: Time, rows: int) -> Time:
+    """``t`` if it is one time of the path, or one for each row; ValueError otherwise. One device read."""
+    _checks.time_or_times("t", t, rows)
+    # The ends are rounded as t is: in float32 the end of a path may lie beyond t1 in float64.
+    times = as_time(t)
+    first, last = (torch.tensor(end, dtype=times.dtype, device=times.device) for end in (path.t0, path.t1))
+    outside = ~((times >= first) & (times <= last)).flatten()
+    if bool(outside.any()):
+        first_bad = float(times.flatten()[outside][0])
+        raise ValueError(f"t must be in [{path.t0:g}, {path.t1:g}], the times of {path!r}, got {first_bad!r}")
+    return t
 
 
 def log_likelihood(
@@ -73,12 +94,12 @@ def log_likelihood(
         t_end: end time, as for `vapo_fast.sample`.
         return_standard_error: also return the standard error over the probes (0 for the exact trace); needs probes >=
             2.
-        batch_size: rows integrated at a time; default all.
+        batch_size: rows integrated at a time; default: as many as fit, halved (with a warning) when memory runs out.
         engine, precision: see `vapo_fast.engines`.
         throw: raise `SolveError` if a row fails; with False such a row is NaN.
     Returns: (B,) nats in x's dtype, or (values, standard errors).
     Raises:
-        SolveError, UnsupportedJobError, TypeError, ValueError: as `vapo_fast.sample`.
+        SolveError, UnsupportedJobError, MemoryError, TypeError, ValueError: as `vapo_fast.sample`.
     """
     check_model(model)
     check_events(model, "x", x)
@@ -98,17 +119,16 @@ def log_likelihood(
     path, end = model.homotopy, end_time(model, t_end)
     job = Job("solve_with_trace", precision, solve_options(method, rtol, atol, steps, max_steps))
     chosen = choose(engine, model, x.device, x.dtype, job)
-    rows = x.shape[0]
-    size = rows if batch_size is None else _checks.positive_int("batch_size", batch_size)
     noise.normal(seed, range(0), ())  # a bad seed is refused before any work
 
-    parts = []
     with evaluation(model):
         start = x.detach().clone()
-        for first in range(0, rows, size):
-            last = min(first + size, rows)
+
+        def solve(first: int, last: int) -> tuple[Solution, Tensor]:
             signs = _signs(seed, first, last, probes, dimension, start) if hutchinson else None
-            parts.append(chosen.solve_with_trace(model, start[first:last], end, path.t0, job, signs))
+            return chosen.solve_with_trace(model, start[first:last], end, path.t0, job, signs)
+
+        parts = in_batches(solve, model, x.shape[0], batch_size)
         solution = Solution.concatenate([part for part, _ in parts])
         if throw:
             solution.raise_for_failures()

@@ -99,8 +99,7 @@ class Homotopy(ABC):
         """
         if noise.shape != x_data.shape:
             raise ValueError(f"noise must have the shape of x_data, {tuple(x_data.shape)}, got {tuple(noise.shape)}")
-        if isinstance(t, Tensor) and t.dim() and t.shape != x_data.shape[:1]:
-            raise ValueError(f"t must be a number or have shape ({x_data.shape[0]},), got {tuple(t.shape)}")
+        _checks.time_or_times("t", t, x_data.shape[0])
         k = self.kernel(t)
         a, b, a_dot, b_dot = (expand_time(value, x_data) for value in k)
         flat_noise, flat_data = noise.flatten(1), x_data.flatten(1)

@@ -61,8 +61,12 @@ def energy_loss(
             ``lambda x_data, t: model(path.kernel(t).alpha[:, None] * x_data, t)``.
     Returns: `EnergyLoss`.
     Raises:
-        ValueError, TypeError: shapes, names or the weight's result do not fit.
+        ValueError, TypeError: model, shapes, names or the weight's result do not fit.
     """
+    if not isinstance(model, Potential):
+        raise TypeError(
+            f"model must be a Potential, got {type(model).__name__}; wrap a module with Potential.from_module"
+        )
     _checks.one_of("estimator", estimator, ESTIMATORS)
     if baseline is not None and estimator != "covariance":
         raise ValueError(
@@ -71,6 +75,7 @@ def energy_loss(
     _checks.batch_of_events("x_data", x_data, model.event_shape)
     if x_data.shape[0] == 0:
         raise ValueError("x_data is an empty batch; the loss is a mean over at least one sample")
+    _checks.time_or_times("t", t, x_data.shape[0])
     path = model.homotopy
     t = as_time(t).to(device=x_data.device, dtype=x_data.dtype).expand(x_data.shape[0])
     point = path.perturb(x_data, t, noise)
