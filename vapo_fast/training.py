@@ -19,6 +19,7 @@ from types import FrameType
 import torch
 
 from vapo_fast import _checks, checkpoint
+from vapo_fast._flow import check_model
 from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.optim import NonFiniteLossError, TrainingOptions, make_optimizer, trainable_parameters
 from vapo_fast.potentials.base import Potential
@@ -44,10 +45,7 @@ class TrainingRun:
     """
 
     def __init__(self, model: Potential, options: TrainingOptions, *, fused: bool = False) -> None:
-        if not isinstance(model, Potential):
-            raise TypeError(
-                f"model must be a Potential, got {type(model).__name__}; wrap a module by Potential.from_module"
-            )
+        check_model(model)
         self.parameters = trainable_parameters(model)
         self.model = model
         self.ema_model = copy.deepcopy(model).requires_grad_(False).eval()
