@@ -305,7 +305,7 @@ def test_validate_t_end_refuses_time_dependent_potentials():
         validate_t_end(mixture(DATA_PATH), torch.zeros(5, 2, dtype=torch.float64))
     with pytest.raises(ValueError, match="held_out has NaN"):
         validate_t_end(well(), torch.full((5, 2), torch.nan))
-    with pytest.raises(ValueError, match="t_eval must be ordered"):
+    with pytest.raises(ValueError, match="candidates must increase"):
         validate_t_end(well(), torch.zeros(5, 2), candidates=[2.0, 1.0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -207,13 +208,16 @@ def validate_t_end(
     if model.time_dependent:
         raise ValueError("validate_t_end is for time-independent potentials; a time-dependent one ends at homotopy.t1")
     held_out = _checks.all_finite("held_out", _checks.batch_of_events("held_out", held_out, model.event_shape))
+    if held_out.shape[0] == 0:
+        raise ValueError(f"held_out must hold at least one sample, got shape {tuple(held_out.shape)}")
     path = model.homotopy
     if candidates is None:
         candidates = torch.linspace(0.5 * path.t1, 2.0 * path.t1, _DEFAULT_CANDIDATES, dtype=torch.float64)
-    times = times_of(candidates) or ()
+    times = times_of(candidates, "candidates") or ()
+    if times[0] <= path.t0 or any(after <= before for before, after in pairwise(times)):
+        raise ValueError(f"candidates must increase, from after the start of the path, {path.t0:g}; got {times}")
     count = min(held_out.shape[0], 10_000) if n is None else _checks.positive_int("n", n)
     options = replace(solve_options(method, rtol, atol, steps, max_steps), t_eval=times)
-    options.check_times(path.t0, times[-1])
     job = Job("solve", precision, options)
     dtype, device = model_dtype_device(model)
     chosen = choose(engine, model, device, dtype, job)

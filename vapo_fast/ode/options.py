@@ -97,16 +97,16 @@ class SolveOptions:
                 )
 
 
-def times_of(t_eval: object) -> tuple[float, ...] | None:
+def times_of(t_eval: object, name: str = "t_eval") -> tuple[float, ...] | None:
     """``t_eval`` (None, a 1-D tensor or a sequence of numbers) as a tuple of floats; TypeError/ValueError otherwise."""
     if t_eval is None:
         return None
     if isinstance(t_eval, Tensor):
         if t_eval.dim() != 1:
-            raise ValueError(f"t_eval must have one dimension, got shape {tuple(t_eval.shape)}")
+            raise ValueError(f"{name} must have one dimension, got shape {tuple(t_eval.shape)}")
         t_eval = t_eval.tolist()
     if not isinstance(t_eval, (list, tuple)):
-        raise TypeError(f"t_eval must be a 1-D tensor or a sequence of numbers, got {type(t_eval).__name__}")
+        raise TypeError(f"{name} must be a 1-D tensor or a sequence of numbers, got {type(t_eval).__name__}")
     if not t_eval:
-        raise ValueError("t_eval must hold at least one time; leave it out for none")
-    return tuple(_checks.finite_float("each time in t_eval", value) for value in t_eval)
+        raise ValueError(f"{name} must hold at least one time; leave it out for the default")
+    return tuple(_checks.finite_float(f"each time in {name}", value) for value in t_eval)
