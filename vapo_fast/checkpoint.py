@@ -133,10 +133,11 @@ def load_training(
         raise CheckpointError(
             f"{path} holds a model without its optimiser: a run can be resumed from a training checkpoint only"
         )
-    if info.model != _json(model.config(), "model.config()"):
-        raise CheckpointError(
-            f"{path} is of another potential: it holds {info.model}, the trainer has {model.config()}"
-        )
+    config = _json(model.config(), "model.config()")
+    if info.model != config:
+        names = [name for name in info.model | config if info.model.get(name) != config.get(name)]
+        listed = "; ".join(f"{name} is {info.model.get(name)!r} there and {config.get(name)!r} here" for name in names)
+        raise CheckpointError(f"{path} is of another potential than the trainer's: {listed}")
     moments: dict[nn.Parameter, dict[str, Tensor]] = {}
     for name, parameter in _optimised(model, optimizer).items():
         state = {key: tensors.pop(f"optimizer.{name}.{key}", None) for key in _MOMENTS}
@@ -175,7 +176,7 @@ def step_paths(directory: PathLike) -> list[Path]:
         found = [
             (int(match[1]), path) for path in Path(directory).iterdir() if (match := _STEP_FILE.fullmatch(path.name))
         ]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [path for _, path in sorted(found)]
 
@@ -192,7 +193,8 @@ def resolve(path: PathLike) -> Path:
 
 
 def _header(kind: str, model: Potential, notes: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {"format_version": FORMAT_VERSION, "kind": kind, "model": model.config(), "notes": dict(notes or {})}
+    kept = _json(dict(notes or {}), "notes")
+    return {"format_version": FORMAT_VERSION, "kind": kind, "model": model.config(), "notes": kept}
 
 
 def _json(value: object, name: str) -> Any:
@@ -234,6 +236,8 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> No
         raise CheckpointError(
             f"{path} is a directory; give the name of the file to write, such as {path / 'model.safetensors'}"
         )
+    if path.parent.exists() and not path.parent.is_dir():
+        raise CheckpointError(f"could not write {path}: {path.parent} is a file, not a folder")
     # One name a target, so that what a killed writer left behind is overwritten by the next one.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
