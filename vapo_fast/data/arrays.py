@@ -25,6 +25,7 @@ def load_npy(path: Path, split: str, image_size: int | None) -> ArrayDataset:
     """
     if split != "train":
         raise ValueError(f"split must be 'train' for the single file {path}; pass the path of the {split} file instead")
+    _check_magic(path, b"\x93NUMPY", ".npy array")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -37,6 +38,7 @@ def load_npz(path: Path, split: str, image_size: int | None) -> ArrayDataset:
     ``images`` or ``arr_0``, or its only array; class labels under ``y_train``/``y_test``, or ``y`` or ``labels``.
     Arrays and errors as `load_npy`.
     """
+    _check_magic(path, b"PK", ".npz archive")
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = list(archive.files)
@@ -48,6 +50,14 @@ def load_npz(path: Path, split: str, image_size: int | None) -> ArrayDataset:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataFormatError(f"{path}: is not a .npz archive that can be read ({error})") from error
     return _dataset(path, array, classes, image_size)
+
+
+def _check_magic(path: Path, magic: bytes, kind: str) -> None:
+    """DataFormatError unless the file begins as its kind does: numpy takes any other file for a pickle and says so."""
+    with path.open("rb") as file:
+        start = file.read(len(magic))
+    if start != magic:
+        raise DataFormatError(f"{path}: is not a {kind} that can be read (it starts with {start!r}, not {magic!r})")
 
 
 def _members(path: Path, names: list[str], split: str) -> tuple[str, str | None]:
