@@ -153,6 +153,7 @@ def test_config_round_trip_and_samples() -> None:
         ((torch.ones(2), torch.zeros(3, 1), torch.ones(3, 1, 1)), "weights must be"),
         ((torch.ones(1), torch.zeros(1, 2), torch.ones(1, 1, 1)), "covariances must be"),
         ((torch.tensor([-1.0]), torch.zeros(1, 1), torch.ones(1, 1, 1)), "weights must be positive"),
+        ((torch.tensor([math.inf]), torch.zeros(1, 1), torch.ones(1, 1, 1)), "weights has NaN or infinite"),
         ((torch.ones(1), torch.zeros(1, 1), -torch.ones(1, 1, 1)), "positive semi-definite"),
         ((torch.ones(1), torch.full((1, 1), math.nan), torch.ones(1, 1, 1)), "means has NaN"),
         ((torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, 0.5], [0.0, 1.0]]])), "symmetric"),

@@ -43,10 +43,10 @@ class GaussianMixturePotential(Potential):
         count, dimension = means.shape
         if covariances.shape != (count, dimension, dimension):
             raise ValueError(f"covariances must be ({count}, {dimension}, {dimension}), got {tuple(covariances.shape)}")
+        for name, value in (("weights", weights), ("means", means), ("covariances", covariances)):
+            _checks.all_finite(name, value)
         if not bool((weights > 0).all()):
             raise ValueError(f"weights must be positive, got {weights.tolist()}")
-        for name, value in (("means", means), ("covariances", covariances)):
-            _checks.all_finite(name, value)
         if not torch.allclose(covariances, covariances.mT):
             raise ValueError("covariances must be symmetric")
         super().__init__((dimension,), homotopy, time_dependent=True)

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vapo_fast import _checks
-from vapo_fast.homotopy import Homotopy
-from vapo_fast.potentials.blocks import (
-    NoiseLevelEmbedding,
-    ResidualBlock,
-    blocks_of,
-    channel_sizes,
-    channels_last,
-    patched_shape,
-)
-from vapo_fast.potentials.gauge import GaugedPotential
+from vapo_fast.potentials.blocks import ResidualBlock, blocks_of
+from vapo_fast.potentials.image import ImagePotential
 
 
-class UNetPotential(GaugedPotential):
+class UNetPotential(ImagePotential):
     """A U-Net F of the image with the scalar head ``f = <z, F(z)>``.
 
     The inner product takes either sign, so the potential can contract (negative curvature) as well as expand; a head
@@ -31,60 +19,36 @@ class UNetPotential(GaugedPotential):
     detail. Blocks and activations as in `WideResNetPotential`; skip connections are concatenated; the image is halved
     by average pooling and doubled by nearest-neighbour repetition.
 
-    Args:
-        event_shape: (C, H, W), H and W divisible by ``patch_size * 2 ** (len(multipliers) - 1)``.
-        homotopy, time_dependent, data_scale: as for `GaugedPotential`.
-        channels, multipliers, blocks, patch_size: as for `WideResNetPotential`; ``blocks`` counts each side of the U.
+    Arguments as for `ImagePotential`; ``blocks`` counts each side of the U.
     """
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        homotopy: Homotopy,
-        channels: int = 64,
-        multipliers: Sequence[float] = (1, 2, 2),
-        blocks: int = 2,
-        time_dependent: bool = True,
-        *,
-        patch_size: int = 1,
-        data_scale: float = 1.0,
-    ) -> None:
-        super().__init__(event_shape, homotopy, time_dependent, data_scale)
-        sizes = channel_sizes(channels, multipliers)
-        self.channels, self.multipliers = channels, tuple(multipliers)
-        self.blocks = _checks.positive_int("blocks", blocks)
-        self.patch_size = _checks.positive_int("patch_size", patch_size)
-        image_channels, _, _ = patched_shape(self.event_shape, self.patch_size, len(sizes) - 1)
-        features = 2 * sizes[0] if time_dependent else None
-        self.embedding = NoiseLevelEmbedding(features) if features is not None else None
-        self.stem = nn.Conv2d(image_channels, sizes[0], 3, padding=1)
+    def build(self) -> None:
         self.down = nn.ModuleList()
         skips = []
-        width = sizes[0]
-        for size in sizes:
+        width = self.sizes[0]
+        for size in self.sizes:
             stage = nn.ModuleList()
             for _ in range(self.blocks):
-                stage.append(ResidualBlock(width, size, features))
+                stage.append(ResidualBlock(width, size, self.features))
                 width = size
                 skips.append(width)
             self.down.append(stage)
-        self.middle = ResidualBlock(width, width, features)
+        self.middle = ResidualBlock(width, width, self.features)
         self.up = nn.ModuleList()
-        for size in reversed(sizes):
+        for size in reversed(self.sizes):
             stage = nn.ModuleList()
             for _ in range(self.blocks):
-                stage.append(ResidualBlock(width + skips.pop(), size, features))
+                stage.append(ResidualBlock(width + skips.pop(), size, self.features))
                 width = size
             self.up.append(stage)
-        self.output = nn.Conv2d(width, image_channels, 3, padding=1)
+        self.output = nn.Conv2d(width, self.image_channels, 3, padding=1)
         # Start from f = 0: the potential is then the exact one of data N(0, data_scale^2 I).
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)  # type: ignore[arg-type]
-        channels_last(self)
 
     def network(self, z: Tensor, position: Tensor | None) -> Tensor:
-        embedding = None if self.embedding is None or position is None else self.embedding(position)
-        z = F.pixel_unshuffle(z, self.patch_size).contiguous(memory_format=torch.channels_last)
+        embedding = self.embed(position)
+        z = self.patches(z)
         h = self.stem(z)
         skips = []
         for level, stage in enumerate(self.down):
@@ -101,12 +65,3 @@ class UNetPotential(GaugedPotential):
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
         output: Tensor = self.output(F.silu(h))
         return (z * output).flatten(1).sum(1)
-
-    def config(self) -> dict[str, Any]:
-        return {
-            **super().config(),
-            "channels": self.channels,
-            "multipliers": list(self.multipliers),
-            "blocks": self.blocks,
-            "patch_size": self.patch_size,
-        }
