@@ -10,7 +10,7 @@ import torch
 
 from vapo_fast import plots
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
-from vapo_fast.potentials import GaussianMixturePotential, MLPPotential
+from vapo_fast.potentials import GaussianMixturePotential, MLPPotential, Potential
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("matplotlib")
@@ -172,6 +172,16 @@ def test_samples_of_the_picture_are_those_of_sample(two_modes):
     assert np.abs(flow.ys[-1] - drawn.double().numpy()).max() < 1e-5
 
 
+def test_a_model_in_training_mode_is_drawn_in_evaluation_mode(tmp_path):
+    class Noisy(torch.nn.Module):
+        def forward(self, x):
+            return (-0.5 if not self.training else torch.nan) * x.square().sum(1)
+
+    model = Potential.from_module(Noisy().eval(), (2,), LinearHomotopy()).train()
+    plots.samples_2d(model, tmp_path / "flow.png", n=4)
+    assert model.training
+
+
 def test_animation_2d_has_the_asked_frames(tmp_path):
     model = MLPPotential((2,), LinearHomotopy(1.0, 0.9), widths=(8,), time_dependent=False)
     path = plots.animation_2d(model, tmp_path / "flow.gif", n=32, frames=5, frames_per_second=10, rtol=1e-2)
@@ -190,7 +200,8 @@ def test_animation_2d_has_the_asked_frames(tmp_path):
     [
         ({"n": 0}, "n must be a positive integer"),
         ({"trajectories": -1}, "trajectories must be a non-negative integer"),
-        ({"t_end": -1.0}, "t_end must be later than the path's start 0, got -1"),
+        ({"t_end": -1.0}, "t_end must be after the start of the path, 0, got -1"),
+        ({"t_end": 30.0}, "t_end must be at most 3.2581, where the path of this time-dependent potential ends"),
         ({"rtol": 0.0}, "rtol"),
         ({"data": torch.zeros(3, 3)}, r"data must have shape \(B, 2\)"),
     ],

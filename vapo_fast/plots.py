@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vapo_fast import _checks, noise, ode
+from vapo_fast._flow import check_model, end_time, evaluation, model_dtype_device
 from vapo_fast.potentials.base import Potential
 
 if TYPE_CHECKING:
@@ -208,21 +209,18 @@ class _Flow(NamedTuple):
 
 
 def _flow(model: Potential, n: int, frames: int, t_end: float | None, seed: int, rtol: float) -> _Flow:
-    if not isinstance(model, Potential):
-        raise TypeError(f"model must be a Potential, got {type(model).__name__}")
+    check_model(model)
     if model.event_shape != (2,):
         raise ValueError(f"model must have event_shape (2,) to be drawn on the plane, got {model.event_shape}")
-    homotopy, like = model.homotopy, model.reference_tensor()
-    end = homotopy.t1 if t_end is None else _checks.finite_float("t_end", t_end)
-    if end <= homotopy.t0:
-        raise ValueError(f"t_end must be later than the path's start {homotopy.t0:g}, got {end:g}")
-    dtype, device = (torch.float32, torch.device("cpu")) if like is None else (like.dtype, like.device)
+    homotopy, end = model.homotopy, end_time(model, t_end)
+    dtype, device = model_dtype_device(model)
     x0 = homotopy.omega * noise.normal(seed, range(n), (2,), dtype=dtype, device=device)
     times = np.linspace(homotopy.t0, end, frames).tolist()
     times[-1] = end
-    solution = ode.solve(
-        lambda x, t: model.field(x, t)[1], x0, homotopy.t0, end, rtol=rtol, atol=rtol, method="dopri5", t_eval=times
-    )
+    with evaluation(model):
+        solution = ode.solve(
+            lambda x, t: model.field(x, t)[1], x0, homotopy.t0, end, rtol=rtol, atol=rtol, method="dopri5", t_eval=times
+        )
     if solution.ys is None:
         raise RuntimeError("the solver returned no states at t_eval")
     return _Flow(times, solution.ys.double().cpu().numpy())
@@ -232,9 +230,9 @@ def _height(model: Potential, t: float, extent: tuple[float, float, float, float
     """(cells, cells) read-out (or potential) on a grid, its maximum moved to 0."""
     x, y = np.linspace(extent[0], extent[1], cells), np.linspace(extent[2], extent[3], cells)
     grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    like = model.reference_tensor()
-    points = torch.from_numpy(grid).to(torch.float32 if like is None else like)
-    with torch.no_grad():
+    dtype, device = model_dtype_device(model)
+    points = torch.from_numpy(grid).to(device, dtype)
+    with evaluation(model):
         phi = model(points, t)
         values = model.homotopy.log_density(phi, points, t) if model.time_dependent else phi
     height: Array = values.double().cpu().numpy().reshape(cells, cells)
