@@ -79,6 +79,8 @@ def test_module_in_float64_and_without_parameters() -> None:
             ValueError,
             r"module\(x\) with x of shape \(2, 2\) failed: RuntimeError",
         ),
+        (Returning(lambda x: x.detach().sum(1)), ValueError, r"must be differentiable with respect to x"),
+        (nn.Sequential(nn.Linear(2, 1), Returning(lambda y: y.detach()[:, 0])), ValueError, "must be differentiable"),
         (nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1)), ValueError, "batch normalisation at '0'"),
         (lambda x: x, TypeError, "module must be a torch.nn.Module"),
     ],
@@ -86,6 +88,15 @@ def test_module_in_float64_and_without_parameters() -> None:
 def test_wrong_modules(module, error, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(error, match=message):
         Potential.from_module(module, (2,), PATH)
+
+
+def test_wrapping_works_where_autograd_is_off() -> None:
+    module = Quadratic()
+    with torch.no_grad():
+        Potential.from_module(module, (2,), PATH)
+    with torch.inference_mode():
+        Potential.from_module(module, (2,), PATH)
+    assert module.curvature.grad is None
 
 
 def test_module_cannot_be_rebuilt_from_its_config() -> None:

@@ -109,7 +109,7 @@ class Potential(nn.Module, ABC):
 
         Raises:
             TypeError: not a module, or its output is not a floating-point tensor of the module's dtype.
-            ValueError: the call failed, or its output has another shape or device.
+            ValueError: the call failed, or its output has another shape or device, or no gradient with respect to x.
         """
         return ModulePotential(module, event_shape, homotopy, time_dependent)
 
@@ -156,7 +156,8 @@ class ModulePotential(Potential):
         t = x.new_full((2,), 0.5 * (self.homotopy.t0 + self.homotopy.t1))
         call = f"module(x{', t' if self.time_dependent else ''}) with x of shape {tuple(x.shape)}"
         try:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.enable_grad():
+                x, t = x.clone().requires_grad_(), t.clone()
                 out: object = self.value(x, t)
         except Exception as error:  # the user's own code may raise anything; say in which call it did
             raise ValueError(f"{call} failed: {type(error).__name__}: {error}") from error
@@ -168,3 +169,10 @@ class ModulePotential(Potential):
             raise TypeError(f"{call} must return dtype {x.dtype}, got {out.dtype}")
         if out.device != x.device:
             raise ValueError(f"{call} must return a tensor on {x.device}, got {out.device}")
+        with torch.inference_mode(False), torch.enable_grad():
+            followed = out.requires_grad and torch.autograd.grad(out.sum(), x, allow_unused=True)[0] is not None
+        if not followed:
+            raise ValueError(
+                f"{call} must be differentiable with respect to x, and its result does not depend on x through "
+                "autograd; look for detach, no_grad, numpy or integer operations in the module"
+            )
