@@ -178,11 +178,35 @@ def test_config_round_trip(path: Homotopy) -> None:
 
 
 @pytest.mark.parametrize(
+    "extreme",
+    [DataHomotopy(1.0, 1e-15), DataHomotopy(1.0, 1e3), LinearHomotopy(1.0, 1e-6), LinearHomotopy(1e3, 0.999999)],
+)
+def test_the_widest_and_the_narrowest_paths_compute(extreme: Homotopy) -> None:
+    times = extreme.time_at_noise_position(torch.linspace(-1, 1, 9, dtype=torch.float64))
+    assert times[0] == pytest.approx(extreme.t0, abs=1e-9)
+    assert times[-1] == pytest.approx(extreme.t1, rel=1e-6)
+    weight = extreme.kernel(times.float()).beta.pow(-2)
+    values = (
+        *extreme.kernel(times.float()),
+        *extreme.gauge(times.float()),
+        *extreme.density_coefficients(times.float()),
+    )
+    assert all(torch.isfinite(value).all() for value in (weight, *values))
+
+
+@pytest.mark.parametrize(
     ("build", "error", "message"),
     [
         (lambda: DataHomotopy(sigma=0.0), ValueError, "sigma must be a finite number > 0, got 0.0"),
         (lambda: DataHomotopy(omega=-1), ValueError, "omega must be a finite number > 0, got -1"),
         (lambda: DataHomotopy(omega=float("nan")), ValueError, "omega must be finite"),
+        (
+            lambda: DataHomotopy(sigma=1e-200),
+            ValueError,
+            "sigma must be between omega/1e15 and 1000 omega, got sigma=1e-2",
+        ),
+        (lambda: DataHomotopy(sigma=1e20), ValueError, "sigma must be between omega/1e15 and 1000 omega"),
+        (lambda: LinearHomotopy(t1=1e-300), ValueError, "t1 must be at least 1e-6"),
         (lambda: DataHomotopy(sigma="small"), TypeError, "sigma must be a number, got 'small'"),
         (lambda: LinearHomotopy(t1=1.0), ValueError, "t1 must be below 1"),
         (lambda: homotopy_from_config({"class": "Other"}), ValueError, "homotopy class must be one of"),

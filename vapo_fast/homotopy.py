@@ -155,15 +155,22 @@ class DataHomotopy(Homotopy):
 
     Args:
         omega: standard deviation of the prior, > 0.
-        sigma: standard deviation of the data likelihood, > 0: the noise left at the end is sigma/sqrt(1 +
-        sigma^2/omega^2).
+        sigma: standard deviation of the data likelihood, between omega/1e15 and 1000 omega: the noise left at the end
+            is sigma/sqrt(1 + sigma^2/omega^2).
+    Raises: TypeError, ValueError for other values.
     """
 
     def __init__(self, omega: float = 1.0, sigma: float = 0.01) -> None:
         self.omega = _checks.positive_float("omega", omega)
         self.sigma = _checks.positive_float("sigma", sigma)
         self.t0 = 0.0
-        self.t1 = math.log1p((self.omega / self.sigma) ** 2)
+        ratio = self.omega / self.sigma
+        # Closer together, no noise is removed along the path; further apart, 1/beta^2 overflows in float32.
+        if not 1e-3 <= ratio <= 1e15:
+            raise ValueError(
+                f"sigma must be between omega/1e15 and 1000 omega, got sigma={sigma!r} with omega={omega!r}"
+            )
+        self.t1 = math.log1p(ratio**2)
 
     def kernel(self, t: Time) -> Kernel:
         t = as_time(t)
@@ -200,7 +207,8 @@ class LinearHomotopy(Homotopy):
 
     Args:
         omega: standard deviation of the prior, > 0.
-        t1: end of the path, 0 < t1 < 1; (1 - t1) omega is the noise left there.
+        t1: end of the path, 1e-6 <= t1 < 1; (1 - t1) omega is the noise left there.
+    Raises: TypeError, ValueError for other values.
     """
 
     def __init__(self, omega: float = 1.0, t1: float = 0.99) -> None:
@@ -211,6 +219,8 @@ class LinearHomotopy(Homotopy):
             raise ValueError(
                 f"t1 must be below 1, where the path's noise vanishes and its log-density with it; got {t1!r}"
             )
+        if self.t1 < 1e-6:
+            raise ValueError(f"t1 must be at least 1e-6, a path of no length carries no sample; got {t1!r}")
 
     def kernel(self, t: Time) -> Kernel:
         t = as_time(t)
