@@ -143,6 +143,46 @@ def test_sample_pictures(trained, trained_images, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"points.png", "images.png"}
 
 
+def test_a_picture_of_points_refuses_what_it_would_ignore(trained, tmp_path):
+    options = ["--engine", "native", "--method", "tsit5", "--batch-size", 3]
+    outcome = run("sample", trained, "-n", 16, "-o", tmp_path / "points.png", *options)
+    assert outcome.code == USAGE
+    assert "--method, --batch-size, --engine cannot be used for a picture of points" in outcome.plain
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_users_own_file_of_points(tmp_path):
+    """Trained on, drawn and judged, although one file has no test split and is sorted."""
+    points = np.sort(np.random.default_rng(0).normal(size=(600, 2)).astype(np.float32), axis=0)
+    np.save(tmp_path / "train.npy", points[::2])
+    np.save(tmp_path / "test.npy", points[1::2])
+    model = tmp_path / "run"
+    settings = ["--data", tmp_path / "train.npy", "--steps", 2, "--sample-every", 0, "--out", model]
+    assert run("train", *settings, *TINY).code == 0
+    outcome = run("plot", "landscape", model, "-n", 16, "-o", tmp_path / "a.png", "--rtol", 1e-2)
+    assert outcome.code == 0, outcome.all
+    outcome = run("evaluate", model)
+    assert outcome.code == USAGE
+    assert "--test-data is needed" in outcome.plain
+    scores = tmp_path / "s.json"
+    options = ["--test-data", tmp_path / "test.npy", "-n", 100, "--rtol", 1e-2, "-o", scores]
+    outcome = run("evaluate", model, *options, "--no-progress")
+    assert outcome.code == 0, outcome.all
+    report = json.loads(scores.read_text())
+    assert (report["n_fake"], report["n_real"]) == (100, 300)
+
+
+def test_parts_of_sorted_data_are_shuffled():
+    from vapo_fast.data import ArrayDataset
+
+    whole = ArrayDataset("sorted", np.arange(1000.0, dtype=np.float32)[:, None], labels=torch.arange(1000))
+    part = cli._at_most(whole, 100)
+    assert len(part) == 100
+    assert torch.equal(part.tensor()[:, 0].long(), part.labels)
+    assert part.labels.max() > 800
+    assert cli._at_most(whole, 1000) is whole
+
+
 def test_evaluate_a_run_and_a_file(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "_EVALUATED", 400)
     outcome = run("evaluate", trained, "-n", 200, "--rtol", 1e-3, "-o", tmp_path / "scores.json", "--no-progress")

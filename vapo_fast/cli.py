@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from vapo_fast import callbacks, checkpoint, config, data, metrics, native, plots
+from vapo_fast import callbacks, checkpoint, config, data, metrics, native, noise, plots
 from vapo_fast.budget import steps_within
 from vapo_fast.config import ConfigError, TrainConfig
 from vapo_fast.engines import engines
@@ -234,6 +234,15 @@ def sample(
             where = config.build_device(device)
         potential = _load_model(model, where)
         if out.suffix.lower() == ".png" and potential.event_shape == (2,):
+            with _usage():
+                _refuse_for_points(
+                    atol=atol is not None,
+                    method=method != Method.dopri5,
+                    batch_size=batch_size is not None,
+                    columns=columns is not None,
+                    engine=engine != "auto",
+                    precision=precision != "auto",
+                )
             plots.samples_2d(potential, out, n=n, t_end=t_end, seed=seed, rtol=rtol)
             typer.echo(str(out))
             return
@@ -262,6 +271,15 @@ def sample(
         typer.echo(str(out))
 
 
+def _refuse_for_points(**given: bool) -> None:
+    names = [f"--{name.replace('_', '-')}" for name, is_given in given.items() if is_given]
+    if names:
+        raise ConfigError(
+            f"{', '.join(names)} cannot be used for a picture of points, whose paths are drawn by the default "
+            "solver; write the samples to a .npy file instead"
+        )
+
+
 @app.command()
 def evaluate(
     generated: Annotated[
@@ -276,6 +294,12 @@ def evaluate(
         str | None, typer.Option(show_default=False, help="Folder with the files of a named image set.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(show_default=False, help="Resize images to this side.")] = None,
+    test_data: Annotated[
+        str | None,
+        typer.Option(
+            show_default="the data's test split", help="Real data that plays the perfect model, for data in one file."
+        ),
+    ] = None,
     n: Annotated[
         int | None,
         typer.Option("--n", "-n", show_default=f"as the test split, at most {_EVALUATED}", help="Samples to draw."),
@@ -322,13 +346,11 @@ def evaluate(
                 raise ConfigError("--data is needed: there is no resolved.yaml beside what is evaluated")
             if data_name in (None, known.get("data")):
                 root, image_size = root or known.get("root"), image_size or known.get("image_size")
-            real, held_out = (
-                data.load(name, root=root, split=split, image_size=image_size) for split in ("train", "test")
-            )
-        held_out = data.Subset(held_out, range(min(len(held_out), _EVALUATED)))
+            real = data.load(name, root=root, image_size=image_size)
+            held_out = _at_most(_test_data(name, test_data, root, image_size), _EVALUATED)
         if len(real.event_shape) == 1:
             # Sets of points are generated, far more of them than the scores need.
-            real = data.Subset(real, range(min(len(real), _EVALUATED)))
+            real = _at_most(real, _EVALUATED)
         shown = _shown(progress)
         if generated.suffix.lower() == ".npy":
             fake = _read_npy(generated)
@@ -345,13 +367,30 @@ def evaluate(
         report = metrics.evaluate(fake, real, reference_split=held_out, extractor=chosen, seed=seed)
         report = {"data": str(name), "generated": str(generated), **report}
         if real.labels is not None and len(real.event_shape) == 3:
-            rows = range(min(len(real), _EVALUATED))
-            shares = metrics.class_shares(fake, real.batch(rows), real.labels[: len(rows)])
+            examples = _at_most(real, _EVALUATED)
+            shares = metrics.class_shares(fake, examples.tensor(), cast("Tensor", examples.labels))
             report["class_shares"] = {str(k): v for k, v in shares.items()}
         _print_report(report)
         if out is not None:
             _write_text(out, json.dumps(report, indent=2) + "\n")
             typer.echo(str(out))
+
+
+def _test_data(name: str, test_data: str | None, root: str | None, image_size: int | None) -> data.Dataset:
+    """The events that play a perfect model: of ``test_data`` if given, else the test split of ``name``."""
+    if test_data is not None:
+        return data.load(test_data, split="train" if Path(test_data).is_file() else "test", image_size=image_size)
+    if Path(name).is_file() and Path(name).suffix != ".npz":
+        raise ConfigError(
+            f"--test-data is needed: {name} is one file without a test split, and the floor of each score is what "
+            "other real events, which are not in it, score against it"
+        )
+    return data.load(name, root=root, split="test", image_size=image_size)
+
+
+def _at_most(events: data.Dataset, n: int) -> data.Dataset:
+    """The first ``n`` of a shuffle: files are often in the order of their classes."""
+    return events if len(events) <= n else data.Subset(events, noise.permutation(0, len(events), 0)[:n])
 
 
 @plot_app.command("curve")
@@ -387,8 +426,7 @@ def plot_landscape(
             name = data_name or _settings_beside(model).get("data")
             points = None
             if name is not None:
-                real = data.load(name, split="test")
-                points = real.batch(range(min(len(real), n)))
+                points = _at_most(data.load(name), n).tensor()
         potential = _load_model(model, where)
         plots.samples_2d(potential, out, data=points, n=n, trajectories=trajectories, t_end=t_end, seed=seed, rtol=rtol)
         typer.echo(str(out))
