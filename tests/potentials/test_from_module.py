@@ -79,6 +79,11 @@ def test_module_in_float64_and_without_parameters() -> None:
             ValueError,
             r"module\(x\) with x of shape \(2, 2\) failed: RuntimeError",
         ),
+        (
+            Returning(lambda x: (x.sub_(1) if x.requires_grad else x).sum(1)),
+            ValueError,
+            r"the gradient of module\(x\).*in-place",
+        ),
         (Returning(lambda x: x.detach().sum(1)), ValueError, r"must be differentiable with respect to x"),
         (nn.Sequential(nn.Linear(2, 1), Returning(lambda y: y.detach()[:, 0])), ValueError, "must be differentiable"),
         (nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1)), ValueError, "batch normalisation at '0'"),

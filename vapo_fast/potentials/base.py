@@ -156,8 +156,7 @@ class ModulePotential(Potential):
         t = x.new_full((2,), 0.5 * (self.homotopy.t0 + self.homotopy.t1))
         call = f"module(x{', t' if self.time_dependent else ''}) with x of shape {tuple(x.shape)}"
         try:
-            with torch.inference_mode(False), torch.enable_grad():
-                x, t = x.clone().requires_grad_(), t.clone()
+            with torch.no_grad():
                 out: object = self.value(x, t)
         except Exception as error:  # the user's own code may raise anything; say in which call it did
             raise ValueError(f"{call} failed: {type(error).__name__}: {error}") from error
@@ -169,10 +168,20 @@ class ModulePotential(Potential):
             raise TypeError(f"{call} must return dtype {x.dtype}, got {out.dtype}")
         if out.device != x.device:
             raise ValueError(f"{call} must return a tensor on {x.device}, got {out.device}")
-        with torch.inference_mode(False), torch.enable_grad():
-            followed = out.requires_grad and torch.autograd.grad(out.sum(), x, allow_unused=True)[0] is not None
-        if not followed:
+        if not self._has_gradient(x, t, call):
             raise ValueError(
                 f"{call} must be differentiable with respect to x, and its result does not depend on x through "
                 "autograd; look for detach, no_grad, numpy or integer operations in the module"
             )
+
+    def _has_gradient(self, x: Tensor, t: Tensor, call: str) -> bool:
+        try:
+            # Inside somebody's inference_mode the copies are ordinary tensors, which autograd can follow.
+            with torch.inference_mode(False), torch.enable_grad():
+                x = x.clone().requires_grad_()
+                out = self.value(x, t.clone())
+                return out.requires_grad and torch.autograd.grad(out.sum(), x, allow_unused=True)[0] is not None
+        except (MemoryError, torch.OutOfMemoryError):
+            return True  # how much fits is for sampling to find out
+        except Exception as error:
+            raise ValueError(f"the gradient of {call} failed: {type(error).__name__}: {error}") from error
