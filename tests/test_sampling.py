@@ -227,6 +227,15 @@ def test_more_samples_than_memory_can_hold_are_refused_at_once():
         sample(well(), 10**15)
 
 
+def test_memory_that_holds_cached_files_counts_as_free(monkeypatch, tmp_path):
+    cpu = torch.device("cpu")
+    (tmp_path / "meminfo").write_text("MemTotal: 8000 kB\nMemFree:  10 kB\nMemAvailable:    6000 kB\n")
+    monkeypatch.setattr(_flow, "_MEMORY_INFO", tmp_path / "meminfo")
+    assert _flow._free_memory(cpu) == 6000 * 1024
+    monkeypatch.setattr(_flow, "_MEMORY_INFO", tmp_path / "none")
+    assert _flow._free_memory(cpu) != 6000 * 1024
+
+
 def test_default_batch_follows_the_free_memory(monkeypatch):
     small, large = well(), MLPPotential((2,), DATA_PATH, widths=(256, 256))
     monkeypatch.setattr(_flow, "_free_memory", lambda device: 1 << 20)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -24,6 +25,7 @@ Result = TypeVar("Result")
 # Share of the free memory that a default batch may use; the estimate behind it does not see a network's workspaces.
 _MEMORY_SHARE = 0.4
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_MEMORY_INFO = Path("/proc/meminfo")
 # Bytes of a sample's time, status and counts.
 _COUNTS_BYTES = 40
 # States, stages and temporaries that a step keeps for each sample.
@@ -143,6 +145,14 @@ def _saved_bytes_per_sample(model: Potential, dtype: torch.dtype, device: torch.
 def _free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = _MEMORY_INFO.read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    # Free pages alone leave out the cache of files, which Linux gives back when asked: most of a busy machine's memory.
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not every system tells
