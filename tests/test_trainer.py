@@ -594,3 +594,22 @@ def test_models_that_cannot_be_trained_are_named() -> None:
 def test_bad_step_counts_are_named(steps: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="steps must be a positive integer"):
         Trainer(mlp()).fit(DATA, steps)
+
+
+def test_defaults_come_from_the_potential_and_its_path():
+    vapo = Trainer(MLPPotential((2,), DataHomotopy(), widths=(8,))).options
+    assert (vapo.lr, vapo.batch_size, vapo.weight) == (1e-2, 1024, "inverse_variance")
+    wide = Trainer(MLPPotential((2,), LinearHomotopy(), widths=(256, 8))).options
+    assert (wide.lr, wide.batch_size, wide.weight) == (5e-3, 1024, "uniform")
+    named = Trainer(MLPPotential((2,), DataHomotopy(), widths=(8,)), lr=0.1, batch_size=3, weight="uniform").options
+    assert (named.lr, named.batch_size, named.weight) == (0.1, 3, "uniform")
+
+
+def test_balanced_weights_weigh_noise_levels_alike():
+    """``weight (scale beta)^2`` may not vary by more than the square of the gauge's own factor 2."""
+    from vapo_fast.loss import loss_weight
+
+    for path in (DataHomotopy(), LinearHomotopy()):
+        t = path.time_at_noise_position(torch.linspace(-1, 1, 50, dtype=torch.float64))
+        balance = loss_weight(path, path.balanced_weight, t) * (path.gauge(t).scale * path.kernel(t).beta).square()
+        assert float(balance.max() / balance.min()) <= 4.0 + 1e-9

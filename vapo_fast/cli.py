@@ -34,6 +34,7 @@ from vapo_fast.budget import steps_within
 from vapo_fast.config import ConfigError, TrainConfig
 from vapo_fast.engines import engines
 from vapo_fast.ode import Solution
+from vapo_fast.optim import NonFiniteLossError
 from vapo_fast.potentials.base import Potential
 from vapo_fast.sampling import interpolate as interpolate_samples
 from vapo_fast.sampling import sample as draw_samples
@@ -172,6 +173,7 @@ def train(
             trainer = Trainer(model, **options)
             # The resolved settings name what was left to the model.
             run.lr, run.batch_size = trainer.options.lr, trainer.options.batch_size
+            run.weight = str(trainer.options.weight)
             out = Path(str(run.out))
             if resume is None and checkpoint.step_paths(out):
                 raise ConfigError(
@@ -297,7 +299,8 @@ def evaluate(
     test_data: Annotated[
         str | None,
         typer.Option(
-            show_default="the data's test split", help="Real data that plays the perfect model, for data in one file."
+            show_default="the data's test split",
+            help="Real data that plays the perfect model, for data without a test split.",
         ),
     ] = None,
     n: Annotated[
@@ -379,11 +382,13 @@ def evaluate(
 def _test_data(name: str, test_data: str | None, root: str | None, image_size: int | None) -> data.Dataset:
     """The events that play a perfect model: of ``test_data`` if given, else the test split of ``name``."""
     if test_data is not None:
-        return data.load(test_data, split="train" if Path(test_data).is_file() else "test", image_size=image_size)
-    if Path(name).is_file() and Path(name).suffix != ".npz":
+        has_test_split = test_data in data.names() or (Path(test_data) / "test").is_dir()
+        return data.load(test_data, root=root, split="test" if has_test_split else "train", image_size=image_size)
+    place = Path(name)
+    if (place.is_file() and place.suffix != ".npz") or (place.is_dir() and not (place / "test").is_dir()):
         raise ConfigError(
-            f"--test-data is needed: {name} is one file without a test split, and the floor of each score is what "
-            "other real events, which are not in it, score against it"
+            f"--test-data is needed: {name} has no test split, and the floor of each score is what other real events, "
+            "which are not in it, score against it"
         )
     return data.load(name, root=root, split="test", image_size=image_size)
 
@@ -664,6 +669,19 @@ class _UsageError(Exception):
     pass
 
 
+# Errors whose message says all that a user needs; others are told with their class.
+_EXPECTED = (
+    _UsageError,
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    RuntimeError,
+    MemoryError,
+    NonFiniteLossError,
+)
+
+
 @contextlib.contextmanager
 def _reporting(debug: bool) -> Iterator[None]:
     """Turn errors and warnings into one clear line each, and errors into exit codes."""
@@ -681,6 +699,6 @@ def _reporting(debug: bool) -> Iterator[None]:
                 traceback.print_exc()
             # A message of several lines (a compiler's, say) is told in one; --debug shows it as it is.
             text = " ".join(str(error).split()) or type(error).__name__
-            expected = isinstance(error, (_UsageError, ValueError, TypeError, OSError, ImportError, RuntimeError))
+            expected = isinstance(error, _EXPECTED)
             _note(f"error: {text}" if expected else f"error: {type(error).__name__}: {text} (--debug shows where)")
             raise typer.Exit(USAGE if isinstance(error, (_UsageError, ConfigError)) else FAILED) from None

@@ -81,7 +81,9 @@ class TrainConfig:
     ema_decay: float = _setting(0.999, "Training", "Decay of the averaged weights, in [0, 1).")
     accumulate: int = _setting(1, "Training", "Micro-batches in one step, for less memory.")
     estimator: str = _setting("velocity", "Training", "velocity or covariance.")
-    weight: str = _setting("inverse_variance", "Training", "inverse_variance or uniform.")
+    weight: str | None = _setting(
+        None, "Training", "inverse_variance or uniform; by default what weighs all noise levels of the path alike."
+    )
     seed: int = _setting(0, "Training", "Decides initial weights, data order, times and noise.")
 
     device: str = _setting("auto", "Machine", "auto (CUDA if there is one), cpu, cuda, cuda:1, ...")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +62,12 @@ class Homotopy(ABC):
     omega: float
     t0: float
     t1: float
+    balanced_weight: ClassVar[str]
+    """Name of the loss weight under which, with times uniform in ln beta, each noise level counts about alike.
+
+    The loss weighs errors of ``grad Phi = ... + scale E[x_data | x]`` (`Gauge`), and x_data given x is uncertain by
+    about beta: the balance is ``1 / (scale beta)^2``.
+    """
 
     @abstractmethod
     def kernel(self, t: Time) -> Kernel:
@@ -160,6 +166,9 @@ class DataHomotopy(Homotopy):
     Raises: TypeError, ValueError for other values.
     """
 
+    # scale is between 1/2 and 1.
+    balanced_weight = "inverse_variance"
+
     def __init__(self, omega: float = 1.0, sigma: float = 0.01) -> None:
         self.omega = _checks.positive_float("omega", omega)
         self.sigma = _checks.positive_float("sigma", sigma)
@@ -210,6 +219,9 @@ class LinearHomotopy(Homotopy):
         t1: end of the path, 1e-6 <= t1 < 1; (1 - t1) omega is the noise left there.
     Raises: TypeError, ValueError for other values.
     """
+
+    # scale beta = omega. (1/beta^2 would leave all but the end of the path untrained.)
+    balanced_weight = "uniform"
 
     def __init__(self, omega: float = 1.0, t1: float = 0.99) -> None:
         self.omega = _checks.positive_float("omega", omega)

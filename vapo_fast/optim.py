@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vapo_fast import _checks
+from vapo_fast._flow import check_model
 from vapo_fast.loss import ESTIMATORS, WEIGHTS, Baseline, Weight
-from vapo_fast.potentials.base import Potential, TrainingDefaults
+from vapo_fast.potentials.base import Potential
 
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("cosine", "constant")
@@ -57,6 +58,7 @@ class TrainingOptions:
 
     lr: float
     batch_size: int
+    weight: Weight
     optimizer: str = "adam"
     weight_decay: float = 0.0
     warmup_steps: int = 100
@@ -65,19 +67,22 @@ class TrainingOptions:
     ema_decay: float = 0.999
     accumulate: int = 1
     estimator: str = "velocity"
-    weight: Weight = "inverse_variance"
     baseline: Baseline | None = None
     time_sampling: str = "log_noise"
     seed: int = 0
     log_every: int | None = None
 
     @classmethod
-    def for_model(cls, model: object, *, lr: float | None, batch_size: int | None, **options: Any) -> TrainingOptions:
-        """Options with the model's `Potential.training_defaults` where lr or batch_size is None."""
-        defaults = model.training_defaults if isinstance(model, Potential) else TrainingDefaults()
+    def for_model(
+        cls, model: Potential, *, lr: float | None, batch_size: int | None, weight: Weight | None, **options: Any
+    ) -> TrainingOptions:
+        """Options with what suits the model and its path where lr, batch_size or weight is None."""
+        check_model(model)
+        defaults = model.training_defaults
         return cls(
             lr=defaults.lr if lr is None else lr,
             batch_size=defaults.batch_size if batch_size is None else batch_size,
+            weight=model.homotopy.balanced_weight if weight is None else weight,
             **options,
         )
 

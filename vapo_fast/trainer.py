@@ -36,7 +36,8 @@ class Trainer(TrainingRun):
         ema_decay: in [0, 1); after k updates the decay in use is ``min(ema_decay, (1 + k)/(10 + k))``.
         accumulate: compute each batch in this many micro-batches, for less memory; the result is the whole batch's to
             rounding.
-        estimator, weight, baseline: as for `vapo_fast.energy_loss`.
+        estimator, weight, baseline: as for `vapo_fast.energy_loss`; weight None for the path's own
+            (`Homotopy.balanced_weight`: "inverse_variance" for `DataHomotopy`, "uniform" for `LinearHomotopy`).
         time_sampling: "log_noise" (stratified uniform in ln beta) or "uniform" (stratified uniform in the path's time).
         seed: 0 <= seed < 2**64: decides data order, times and noise. A network's own randomness (dropout) is not
             covered.
@@ -64,7 +65,7 @@ class Trainer(TrainingRun):
         ema_decay: float = 0.999,
         accumulate: int = 1,
         estimator: str = "velocity",
-        weight: Weight = "inverse_variance",
+        weight: Weight | None = None,
         baseline: Baseline | None = None,
         time_sampling: str = "log_noise",
         seed: int = 0,
@@ -93,7 +94,9 @@ class Trainer(TrainingRun):
         deferred = _defers(model)
         # Fused Adam takes a flag on the device that says whether to skip the step.
         super().__init__(model, options, fused=deferred)
-        self._job = Job("loss_and_grads", precision, loss=LossOptions(estimator, weight, baseline))
+        self._job = Job(
+            "loss_and_grads", precision, loss=LossOptions(options.estimator, options.weight, options.baseline)
+        )
         self.engine = choose(engine, model, self.device, self.dtype, self._job)
         names = ("linear term", "quadratic term", *(f"gradient of {name}" for name in self.parameters))
         self._watch = _FiniteWatch(names, self.device, deferred=deferred)

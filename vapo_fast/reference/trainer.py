@@ -36,7 +36,7 @@ class Trainer(TrainingRun):
         ema_decay: float = 0.999,
         accumulate: int = 1,
         estimator: str = "velocity",
-        weight: Weight = "inverse_variance",
+        weight: Weight | None = None,
         baseline: Baseline | None = None,
         time_sampling: str = "log_noise",
         seed: int = 0,
