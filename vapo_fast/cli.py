@@ -173,6 +173,7 @@ def train(
             trainer = Trainer(model, **options)
             # The resolved settings name what was left to the model.
             run.lr, run.batch_size = trainer.options.lr, trainer.options.batch_size
+            run.weight = str(trainer.options.weight)
             out = Path(str(run.out))
             if resume is None and checkpoint.step_paths(out):
                 raise ConfigError(
