@@ -25,7 +25,7 @@ class NonFiniteLossError(ArithmeticError):
 
     Attributes:
         step: the 1-based step that failed; ``step - 1`` steps are in the model.
-        term: "linear", "quadratic", "total", or "gradient of NAME" with the name of a parameter.
+        term: "linear term", "quadratic term", or "gradient of NAME" with the name of a parameter.
     """
 
     def __init__(self, step: int, term: str, advice: str) -> None:
