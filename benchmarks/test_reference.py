@@ -1,8 +1,8 @@
 """What the reference costs: one training step, one solve and its noise. pytest benchmarks/ --benchmark-only
 
 Correctness is tests/' business; these only measure. The solve stands beside torchdiffeq where that is installed, with
-the same weights, start, tableau and tolerance; torchdiffeq takes one step size for the batch, the reference one for each
-sample.
+the same weights, start, tableau and tolerance; torchdiffeq takes one step size for the batch, the reference one for
+each sample.
 """
 
 from __future__ import annotations
