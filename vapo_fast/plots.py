@@ -152,9 +152,8 @@ def animation_2d(
     _frame(left, "samples", extent)
     _frame(right, "log-density" if model.time_dependent else "potential", extent)
     dots = left.scatter(flow.ys[0, :, 0], flow.ys[0, :, 1], s=3, color=_SAMPLE_COLOUR, linewidths=0)
-    surface = right.imshow(
-        _height(model, flow.times[0], extent), extent=extent, origin="lower", cmap="magma", vmin=-_DEPTH, vmax=0.0
-    )
+    height = _height(model, flow.times[0], extent)
+    surface = right.imshow(height, extent=extent, origin="lower", cmap="magma", vmin=-_depth(model, height), vmax=0.0)
     figure.tight_layout()
     pictures = []
     for time, x in zip(flow.times, flow.ys, strict=True):
@@ -240,13 +239,19 @@ def _height(model: Potential, t: float, extent: tuple[float, float, float, float
     return height
 
 
+def _depth(model: Potential, height: Array) -> float:
+    """How far below the maximum the colours reach: a fixed span of nats, or, for Phi(x), most of the span it has."""
+    return _DEPTH if model.time_dependent else max(-float(np.quantile(height, 0.1)), 1e-6)
+
+
 def _landscape(
     figure: Figure, axes: Axes, model: Potential, t: float, extent: tuple[float, float, float, float]
 ) -> None:
     height = _height(model, t, extent)
     x, y = (np.linspace(extent[i], extent[i + 1], height.shape[0]) for i in (0, 2))
-    drawn = axes.contourf(x, y, np.maximum(height, -_DEPTH), levels=np.linspace(-_DEPTH, 0.0, 25), cmap="magma")
-    bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03, ticks=np.linspace(-_DEPTH, 0.0, 5))
+    depth = _depth(model, height)
+    drawn = axes.contourf(x, y, np.maximum(height, -depth), levels=np.linspace(-depth, 0.0, 25), cmap="magma")
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03, ticks=np.linspace(-depth, 0.0, 5), format="%.3g")
     bar.ax.tick_params(labelsize=7)
 
 
