@@ -6,6 +6,7 @@ import types
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vapo_fast import data
@@ -74,6 +75,19 @@ def test_damaged_and_foreign_files(trained, tmp_path):
     save_file({"x": torch.ones(2)}, path)
     with pytest.raises(ValueError, match=r"not one that CNNExtractor\.save wrote"):
         CNNExtractor.load(path)
+    trained.save(path)
+    with safe_open(str(path), framework="pt") as file:
+        metadata, weights = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    name, weight = next(iter(weights.items()))
+    for kept, description in (
+        (weights, {}),
+        (weights, {"description": "{}"}),
+        (weights, {"description": metadata["description"].replace("10", "7")}),
+        ({**weights, name: weight[:-1].contiguous()}, {"description": metadata["description"]}),
+    ):
+        save_file(kept, path, {"format": metadata["format"], **description})
+        with pytest.raises(ValueError, match="is damaged, its weights and its description do not fit"):
+            CNNExtractor.load(path)
 
 
 def test_training_needs_labelled_images(digits):

@@ -155,15 +155,18 @@ class CNNExtractor:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise ValueError(f"{path}: is a safetensors file, but not one that CNNExtractor.save wrote")
-                description = json.loads(metadata["description"])
+                description = json.loads(metadata.get("description", "null"))
                 weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path}: is not a safetensors file that can be read ({error})") from error
-        shape = tuple(description["event_shape"])
-        with torch.random.fork_rng(devices=[]):
-            network = _classifier(shape[0], description["n_classes"])
-        network.load_state_dict(weights)
-        return cls(network.to(device), shape, description["n_classes"], description["data_name"])
+        try:
+            shape = tuple(description["event_shape"])
+            with torch.random.fork_rng(devices=[]):
+                network = _classifier(shape[0], description["n_classes"])
+            network.load_state_dict(weights)
+            return cls(network.to(device), shape, description["n_classes"], description["data_name"])
+        except (KeyError, TypeError, IndexError, RuntimeError) as error:
+            raise ValueError(f"{path}: is damaged, its weights and its description do not fit ({error})") from error
 
 
 class EfficientNetLite0Extractor:
