@@ -57,9 +57,9 @@ class TrainConfig:
     widths: list[int] = _setting([128, 128, 128], "Model", "Of mlp: sizes of the hidden layers, such as 128,128,128.")
     activation: str = _setting("silu", "Model", "Of mlp: silu, softplus or tanh.")
     fourier_features: int | None = _setting(
-        None, "Model", "Of mlp: random Fourier features of the input; by default 32 if time-independent, else 0."
+        None, "Model", "Of mlp: random Fourier features of the input; by default 64 if time-independent, else 0."
     )
-    fourier_scale: float = _setting(0.5, "Model", "Of mlp: standard deviation of their frequencies.")
+    fourier_scale: float = _setting(1.0, "Model", "Of mlp: standard deviation of their frequencies.")
     channels: int = _setting(64, "Model", "Of wide-resnet and unet: channels at full resolution.")
     multipliers: list[float] = _setting(
         [1, 2, 2], "Model", "Of wide-resnet and unet: channels of each level, such as 1,2,2."

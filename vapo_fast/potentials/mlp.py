@@ -37,7 +37,7 @@ class MLPPotential(GaugedPotential):
         homotopy, time_dependent, data_scale: as for `GaugedPotential`.
         widths: sizes of the hidden layers, at least one.
         activation: "silu", "softplus" or "tanh".
-        fourier_features: number of rows of F (each gives a cosine and a sine); None for 32 if time-independent, else 0.
+        fourier_features: number of rows of F (each gives a cosine and a sine); None for 64 if time-independent, else 0.
         fourier_scale: standard deviation of the frequencies, > 0, in turns per unit of y.
     """
 
@@ -52,7 +52,7 @@ class MLPPotential(GaugedPotential):
         *,
         activation: str = "silu",
         fourier_features: int | None = None,
-        fourier_scale: float = 0.5,
+        fourier_scale: float = 1.0,
         data_scale: float = 1.0,
     ) -> None:
         super().__init__(event_shape, homotopy, time_dependent, data_scale)
@@ -63,7 +63,7 @@ class MLPPotential(GaugedPotential):
         self.widths = tuple(_checks.positive_int("each width in widths", width) for width in widths)
         self.activation = _checks.one_of("activation", activation, ACTIVATIONS)
         if fourier_features is None:
-            fourier_features = 0 if self.time_dependent else 32
+            fourier_features = 0 if self.time_dependent else 64
         self.fourier_features = _checks.non_negative_int("fourier_features", fourier_features)
         self.fourier_scale = _checks.positive_float("fourier_scale", fourier_scale)
         dimension = math.prod(self.event_shape)
