@@ -12,23 +12,19 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
-import platform
-import subprocess
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 from statistics import fmean, pstdev
 
+import provenance
 import torch
+from provenance import ROOT, append
 from torch import Tensor
 
 import vapo_fast as vf
 from vapo_fast import plots
 from vapo_fast.noise import Stream, normal
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "toy_sets.csv"
+RESULTS = provenance.RESULTS / "toy_sets.csv"
 SETS = ("8gaussians", "2moons", "checkerboard", "pinwheel", "swissroll")
 N = 8192
 SEEDS = 8
@@ -103,11 +99,6 @@ def run(name: str, steps: int, time_dependent: bool, seed: int) -> dict[str, obj
 
 
 COLUMNS = (
-    "date",
-    "commit",
-    "machine",
-    "threads",
-    "torch",
     "set",
     "phi",
     "steps",
@@ -126,27 +117,6 @@ COLUMNS = (
     "log_likelihood",
     "true_log_likelihood",
 )
-
-
-def append(row: dict[str, object]) -> None:
-    """Add a row to the results, with where it was measured."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    where = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or "unknown",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    new = not RESULTS.exists()
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(where | row)
 
 
 def write_docs() -> None:
@@ -203,7 +173,7 @@ def main() -> None:
     for kind in options.kinds:
         for name in options.sets:
             row = run(name, options.steps, kind == "dependent", options.seed) | {"seed": options.seed}
-            append(row)
+            append(RESULTS, COLUMNS, [row])
             print(row, flush=True)
     write_docs()
 

@@ -1,0 +1,42 @@
+"""Where and when a number was measured, and the append-only files that keep them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+COLUMNS = ("date", "commit", "machine", "threads", "torch")
+
+
+def provenance() -> dict[str, object]:
+    """Date, commit, machine, threads and torch version, as the first columns of every results file."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": commit.stdout.strip() or "unknown",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def append(path: Path, columns: Sequence[str], rows: Sequence[dict[str, object]]) -> None:
+    """Add rows to a results file, with their provenance; ``columns`` are the others, in order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    where = provenance()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, (*COLUMNS, *columns))
+        if new:
+            writer.writeheader()
+        writer.writerows(where | row for row in rows)
