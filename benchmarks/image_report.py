@@ -29,6 +29,7 @@ _LOCAL = ("root", "out", "device")
 def keep(name: str, folder: Path, facts: dict[str, Any]) -> None:
     """Store a run's scores with ``facts`` about it, and its pictures."""
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    scores.pop("generated", None)  # a path on the machine that ran it
     text = json.dumps(scores | facts, indent=2) + "\n"
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
     for picture in ("samples.png", "training.png"):

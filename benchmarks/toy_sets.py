@@ -33,19 +33,25 @@ LIKELIHOOD_POINTS = 2048
 
 def score(model: vf.Potential, data: Tensor, t_end: float, floor: float) -> dict[str, float]:
     """Sliced-W2 of samples to data over the floor: its mean and spread over sample seeds, and the solver's effort."""
-    ratios, nfe = [], []
+    ratios, nfe, failed = [], [], 0
     for seed in range(SEEDS):
-        solution = vf.sample(model, N, rtol=1e-5, t_end=t_end, seed=seed, return_solution=True)
+        solution = vf.sample(model, N, rtol=1e-5, t_end=t_end, seed=seed, return_solution=True, throw=False)
         assert isinstance(solution, vf.Solution)
         real = data[seed * N : (seed + 1) * N]
         ratios.append(vf.metrics.sliced_wasserstein(solution.x, real) / floor)
         nfe.append(float(solution.nfe.double().mean()))
-    return {"sw2_ratio": fmean(ratios), "sw2_ratio_sd": pstdev(ratios), "nfe": fmean(nfe)}
+        failed += int((solution.status != vf.Status.SUCCESS).sum())
+    return {
+        "sw2_ratio": fmean(ratios),
+        "sw2_ratio_sd": pstdev(ratios),
+        "nfe": fmean(nfe),
+        "failed": failed / (SEEDS * N),
+    }
 
 
 def modes(model: vf.Potential, t_end: float) -> dict[str, float]:
     """For eight Gaussians: share of samples within .2 of a mode, and the smallest and largest share of one mode."""
-    samples = vf.sample(model, N, rtol=1e-5, t_end=t_end)
+    samples = vf.sample(model, N, rtol=1e-5, t_end=t_end, throw=False)
     assert isinstance(samples, Tensor)
     found = vf.metrics.mode_shares(samples, vf.data.eight_gaussians_mixture().means.to(samples.dtype), radius=0.2)
     return {"near": found.near, "least": float(min(found.shares)), "most": float(max(found.shares))}
@@ -94,7 +100,8 @@ def run(name: str, steps: int, time_dependent: bool, seed: int) -> dict[str, obj
         if time_dependent:
             row |= likelihoods(trainer.ema_model, held_out)
     picture = f"toy_{name}{'' if time_dependent else '_time_independent'}.png"
-    plots.samples_2d(trainer.ema_model, ROOT / "docs" / "images" / picture, data=held_out[:4096], t_end=end)
+    rtol = 1e-5 if time_dependent else 1e-4
+    plots.samples_2d(trainer.ema_model, ROOT / "docs" / "images" / picture, data=held_out[:4096], t_end=end, rtol=rtol)
     return row
 
 
@@ -116,6 +123,7 @@ COLUMNS = (
     "most",
     "log_likelihood",
     "true_log_likelihood",
+    "failed",
 )
 
 
@@ -130,16 +138,17 @@ def write_docs() -> None:
         "from `benchmarks/results/toy_sets.csv`. The ratio is sliced-W2 of 8 192 samples (rtol = atol = 1e-5) to data",
         "over its mean between two independent data sets of that size: 1 is perfect. It and its spread are over",
         f"{SEEDS} draws of samples and data. Phi(x) is the paper's time-independent potential, which cannot follow the",
-        "path exactly; its end time is chosen on held-out data.",
+        "path exactly; its end time is chosen on held-out data. Unfinished samples used up the solver's steps and count",
+        "as they are.",
         "",
-        "| set | potential | steps | training, s (threads) | ratio to the floor | end time | nfe |",
-        "|---|---|---|---|---|---|---|",
+        "| set | potential | steps | training, s (threads) | ratio to the floor | end time | nfe | unfinished |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(newest.values(), key=lambda row: (row["phi"] == "Phi(x)", SETS.index(row["set"]))):
         lines.append(
             f"| {row['set']} | {row['phi']} | {row['steps']} | {float(row['train_seconds']):.0f} ({row['threads']}) "
             f"| {float(row['sw2_ratio']):.2f} ± {float(row['sw2_ratio_sd']):.2f} | {float(row['t_end']):.2f} "
-            f"| {float(row['nfe']):.0f} |"
+            f"| {float(row['nfe']):.0f} | {100 * float(row['failed']):.2g} % |"
         )
     lines += ["", "Eight Gaussians, standard deviation .05:", ""]
     for row in newest.values():

@@ -300,22 +300,22 @@ def test_wrong_usage(arguments, message, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (["sample", "none.safetensors"], "there is no checkpoint at none.safetensors"),
-        (["sample", "junk.safetensors"], "cannot be read as safetensors"),
-        (["plot", "curve", "none.csv"], "there is no training log at none.csv"),
-        (["evaluate", "short.npy", "--data", "8gaussians"], "fake must have at least k + 1 = 6 events, got 2"),
-        (["evaluate", "wide.npy", "--data", "8gaussians"], "events of one shape, got (3,) and (2,)"),
+        (["sample", "none.safetensors"], FAILED, "there is no checkpoint at none.safetensors"),
+        (["sample", "junk.safetensors"], FAILED, "cannot be read as safetensors"),
+        (["plot", "curve", "none.csv"], USAGE, "there is no training log at none.csv"),
+        (["evaluate", "short.npy", "--data", "8gaussians"], USAGE, "fake must have at least k + 1 = 6 events, got 2"),
+        (["evaluate", "wide.npy", "--data", "8gaussians"], USAGE, "events of one shape, got (3,) and (2,)"),
     ],
 )
-def test_failures(arguments, message, tmp_path, monkeypatch):
+def test_failures(arguments, code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     np.save(tmp_path / "short.npy", np.zeros((2, 2), dtype=np.float32))
     np.save(tmp_path / "wide.npy", np.zeros((20, 3), dtype=np.float32))
     outcome = run(*arguments)
-    assert outcome.code == FAILED
+    assert outcome.code == code
     assert message in outcome.plain
     assert len(outcome.err.strip().splitlines()) == 1
     assert "Traceback" not in outcome.all
@@ -337,5 +337,5 @@ def test_a_diverging_run_fails_and_says_where(tmp_path):
 
 def test_interpolation_of_points_is_refused(trained, tmp_path):
     outcome = run("plot", "interpolation", trained, "-o", tmp_path / "a.png", "--rtol", 1e-2)
-    assert outcome.code == FAILED
+    assert outcome.code == USAGE
     assert "images must have shape (N, C, H, W)" in outcome.plain

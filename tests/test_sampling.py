@@ -309,6 +309,13 @@ def test_validate_t_end_finds_the_time_that_fits():
     assert default.candidates[-1] == pytest.approx(2.0 * DATA_PATH.t1)
 
 
+def test_validate_t_end_warns_of_a_best_time_at_the_edge():
+    held_out = 0.1 * noise.normal(1, range(400), (2,))
+    for candidates, edge in (([0.5, 1.0], "last"), ([2.3, 4.0, 5.0], "first")):
+        with pytest.warns(UserWarning, match=f"is the {edge} candidate; a better one may lie beyond"):
+            validate_t_end(well(), held_out, candidates=candidates)
+
+
 def test_validate_t_end_refuses_time_dependent_potentials():
     with pytest.raises(ValueError, match="time-independent potentials"):
         validate_t_end(mixture(DATA_PATH), torch.zeros(5, 2, dtype=torch.float64))

@@ -32,7 +32,7 @@ from torch import Tensor
 from vapo_fast import callbacks, checkpoint, config, data, metrics, native, noise, plots
 from vapo_fast.budget import steps_within
 from vapo_fast.config import ConfigError, TrainConfig
-from vapo_fast.engines import engines
+from vapo_fast.engines import UnsupportedJobError, engines
 from vapo_fast.ode import Solution
 from vapo_fast.optim import NonFiniteLossError
 from vapo_fast.potentials.base import Potential
@@ -235,6 +235,8 @@ def sample(
                 raise ConfigError(f"--out must end in .npy or .png, got {str(out)!r}")
             where = config.build_device(device)
         potential = _load_model(model, where)
+        # Before the work, not after it.
+        _make_folder(out.parent)
         if out.suffix.lower() == ".png" and potential.event_shape == (2,):
             with _usage():
                 _refuse_for_points(
@@ -639,13 +641,21 @@ def _write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary file that takes the place of ``path`` once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder to write to; ConfigError if something else is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"--out: {folder} cannot be made, a file is in the way; name another") from None
 
 
 def _shown(progress: bool | None) -> bool:
@@ -682,6 +692,11 @@ _EXPECTED = (
 )
 
 
+def _is_usage(error: Exception) -> bool:
+    """Whether the user's input is at fault: the library raises plain ValueError and TypeError for arguments only."""
+    return isinstance(error, (_UsageError, ConfigError, UnsupportedJobError)) or type(error) in (ValueError, TypeError)
+
+
 @contextlib.contextmanager
 def _reporting(debug: bool) -> Iterator[None]:
     """Turn errors and warnings into one clear line each, and errors into exit codes."""
@@ -701,4 +716,4 @@ def _reporting(debug: bool) -> Iterator[None]:
             text = " ".join(str(error).split()) or type(error).__name__
             expected = isinstance(error, _EXPECTED)
             _note(f"error: {text}" if expected else f"error: {type(error).__name__}: {text} (--debug shows where)")
-            raise typer.Exit(USAGE if isinstance(error, (_UsageError, ConfigError)) else FAILED) from None
+            raise typer.Exit(USAGE if _is_usage(error) else FAILED) from None

@@ -151,6 +151,9 @@ def merge(*layers: Mapping[str, Any]) -> TrainConfig:
     config = TrainConfig(**values)
     if not config.data:
         raise ConfigError("data is needed: the name of a data set or the path of a file or folder (--data)")
+    for name, budget in (("steps", config.steps), ("minutes", config.minutes)):
+        if budget is not None and not budget > 0:
+            raise ConfigError(f"{name} must be above 0, got {budget!r}")
     if config.steps is not None and config.minutes is not None:
         raise ConfigError(f"give steps or minutes, not both; got steps {config.steps} and minutes {config.minutes}")
     if config.homotopy not in ("data", "linear"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -191,7 +192,7 @@ def validate_t_end(
 
     Such a potential cannot reproduce the path, so when to stop is a hyper-parameter: samples are integrated once
     through all candidate times, and each time is scored by the sliced Wasserstein distance to ``held_out`` (lower is
-    better).
+    better). Warns if the best is the first or the last of them.
 
     Args:
         model: a time-independent potential.
@@ -232,4 +233,10 @@ def validate_t_end(
     real = held_out.to(device=device, dtype=dtype)
     scores = [sliced_wasserstein(state, real, n_projections=n_projections, seed=seed) for state in states]
     best = min(range(len(times)), key=scores.__getitem__)
+    if len(times) > 1 and best in (0, len(times) - 1):
+        end = "first" if best == 0 else "last"
+        warnings.warn(
+            f"the best end time, {times[best]:.4g}, is the {end} candidate; a better one may lie beyond it",
+            stacklevel=2,
+        )
     return EndTimes(torch.tensor(times, dtype=torch.float64), torch.tensor(scores, dtype=torch.float64), times[best])
