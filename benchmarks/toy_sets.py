@@ -101,7 +101,8 @@ def run(name: str, steps: int, time_dependent: bool, seed: int) -> dict[str, obj
             row |= likelihoods(trainer.ema_model, held_out)
     picture = f"toy_{name}{'' if time_dependent else '_time_independent'}.png"
     rtol = 1e-5 if time_dependent else 1e-4
-    plots.samples_2d(trainer.ema_model, ROOT / "docs" / "images" / picture, data=held_out[:4096], t_end=end, rtol=rtol)
+    to = ROOT / "docs" / "images" / picture
+    plots.samples_2d(trainer.ema_model, to, data=held_out[:4096], t_end=end, rtol=rtol)
     return row
 
 
