@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
 # What a run's folder says about the machine and not about the run.
 _LOCAL = ("root", "out", "device")
+_MLP_ONLY = ("widths", "activation", "fourier_features", "fourier_scale")
 
 
 def keep(name: str, folder: Path, facts: dict[str, Any]) -> None:
@@ -43,7 +44,7 @@ def training_facts(folder: Path) -> dict[str, Any]:
     flags = ["vapo-fast", "train"]
     for name in FIELDS:
         value = settings[name]
-        if name in _LOCAL or value == defaults[name]:
+        if name in _LOCAL or value == defaults[name] or (settings["model"] != "mlp" and name in _MLP_ONLY):
             continue
         flag = "--" + name.replace("_", "-")
         flags += [flag, ",".join(f"{v:g}" for v in value) if isinstance(value, list) else str(value)]

@@ -139,7 +139,7 @@ def write_docs() -> None:
         "from `benchmarks/results/toy_sets.csv`. The ratio is sliced-W2 of 8 192 samples (rtol = atol = 1e-5) to data",
         "over its mean between two independent data sets of that size: 1 is perfect. It and its spread are over",
         f"{SEEDS} draws of samples and data. Phi(x) is the paper's time-independent potential, which cannot follow the",
-        "path exactly; its end time is chosen on held-out data. Unfinished samples used up the solver's steps and count",
+        "path exactly; its end time is chosen on held-out data. Unfinished samples used up the steps and count",
         "as they are.",
         "",
         "| set | potential | steps | training, s (threads) | ratio to the floor | end time | nfe | unfinished |",
