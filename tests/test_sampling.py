@@ -316,6 +316,18 @@ def test_validate_t_end_warns_of_a_best_time_at_the_edge():
             validate_t_end(well(), held_out, candidates=candidates)
 
 
+def test_validate_t_end_keeps_the_times_before_a_failure():
+    held_out = math.exp(-3.0) * noise.normal(1, range(400), (2,))
+    whole = validate_t_end(well(), held_out, candidates=[1.0, 3.0, 5.0, 200.0])
+    steps = sample(well(), 400, t_end=100.0, return_solution=True).accepted.max().item()
+    cut = validate_t_end(well(), held_out, candidates=[1.0, 3.0, 5.0, 200.0], max_steps=steps)
+    assert cut.t_end == whole.t_end == 3.0
+    torch.testing.assert_close(cut.scores[:3], whole.scores[:3])
+    assert math.isinf(cut.scores[3])
+    with pytest.raises(SolveError):
+        validate_t_end(well(), held_out, candidates=[1.0, 3.0], max_steps=1)
+
+
 def test_validate_t_end_refuses_time_dependent_potentials():
     with pytest.raises(ValueError, match="time-independent potentials"):
         validate_t_end(mixture(DATA_PATH), torch.zeros(5, 2, dtype=torch.float64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -164,7 +165,10 @@ def spherical(z_a: Tensor, z_b: Tensor, s: float) -> Tensor:
 
 @dataclass(frozen=True)
 class EndTimes:
-    """Result of `validate_t_end`: (m,) float64 candidate end times, their scores, and the candidate with the lowest."""
+    """Result of `validate_t_end`: (m,) float64 candidate end times, their scores, and the candidate with the lowest.
+
+    A time that not every sample reached has the score infinity.
+    """
 
     candidates: Tensor
     scores: Tensor
@@ -192,7 +196,7 @@ def validate_t_end(
 
     Such a potential cannot reproduce the path, so when to stop is a hyper-parameter: samples are integrated once
     through all candidate times, and each time is scored by the sliced Wasserstein distance to ``held_out`` (lower is
-    better). Warns if the best is the first or the last of them.
+    better). Warns if the best is the first or the last of them. Candidates that not every sample reached lose.
 
     Args:
         model: a time-independent potential.
@@ -227,11 +231,19 @@ def validate_t_end(
         return path.omega * noise.normal(seed, range(first, last), model.event_shape, dtype=dtype, device=device)
 
     solution = solve_in_batches(chosen, model, start, count, path.t0, times[-1], job, batch_size=batch_size)
-    states = solution.raise_for_failures().ys
+    states = solution.ys
     if states is None:
         raise RuntimeError(f"engine {chosen.name!r} returned no states at the candidate times")
     real = held_out.to(device=device, dtype=dtype)
-    scores = [sliced_wasserstein(state, real, n_projections=n_projections, seed=seed) for state in states]
+    # A potential may become too stiff late; that must not cost the scores of the times before.
+    scores = [
+        sliced_wasserstein(state, real, n_projections=n_projections, seed=seed)
+        if bool(torch.isfinite(state).all())
+        else math.inf
+        for state in states
+    ]
+    if math.isinf(min(scores)):
+        solution.raise_for_failures()
     best = min(range(len(times)), key=scores.__getitem__)
     if len(times) > 1 and best in (0, len(times) - 1):
         end = "first" if best == 0 else "last"
