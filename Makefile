@@ -17,7 +17,7 @@ TORCH_STAMP := $(VENV)/.torch-$(TORCH)
 PACKAGE_STAMP := $(VENV)/.package
 SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(wildcard csrc/*)
 
-.PHONY: help setup demo test test-all lint types bench clean
+.PHONY: help setup demo test test-all lint types bench gpu on-device clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -45,6 +45,14 @@ types: setup  ## mypy --strict on vapo_fast/
 	$(BIN)/mypy
 
 bench: setup  ## the benchmarks
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(PYTEST_ARGS)
+
+gpu:  ## on a CUDA machine: every test, those that need the device included, and the benchmarks
+	@$(MAKE) --no-print-directory on-device TORCH=$(if $(filter cpu,$(TORCH)),cuda,$(TORCH))
+
+on-device: setup
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else f"error: torch {torch.__version__} finds no CUDA device")'
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(PYTEST_ARGS)
 
 clean:  ## remove what was built; the environment in VENV and out/ stay
