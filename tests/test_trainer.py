@@ -601,6 +601,8 @@ def test_defaults_come_from_the_potential_and_its_path():
     assert (vapo.lr, vapo.batch_size, vapo.weight) == (1e-2, 1024, "inverse_variance")
     wide = Trainer(MLPPotential((2,), LinearHomotopy(), widths=(256, 8))).options
     assert (wide.lr, wide.batch_size, wide.weight) == (5e-3, 1024, "uniform")
+    still = Trainer(MLPPotential((2,), DataHomotopy(), widths=(8,), time_dependent=False)).options
+    assert (still.lr, still.batch_size, still.weight) == (2e-3, 1024, "inverse_variance")
     named = Trainer(MLPPotential((2,), DataHomotopy(), widths=(8,)), lr=0.1, batch_size=3, weight="uniform").options
     assert (named.lr, named.batch_size, named.weight) == (0.1, 3, "uniform")
 
