@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -131,13 +132,19 @@ class Homotopy(ABC):
 
     def noise_position(self, t: Time) -> Tensor:
         """``ln beta(t)`` mapped linearly so that t0 becomes -1 and t1 becomes +1: the time a network is shown."""
-        first, last = (math.log(float(self.kernel(end).beta)) for end in (self.t0, self.t1))
+        first, last = self._log_noise_ends
         return (self.kernel(t).beta.log() - first) * (2.0 / (last - first)) - 1.0
 
     def time_at_noise_position(self, position: Time) -> Tensor:
         """The time whose `noise_position` is ``position``; uniform positions give times uniform in ln beta."""
-        first, last = (math.log(float(self.kernel(end).beta)) for end in (self.t0, self.t1))
+        first, last = self._log_noise_ends
         return self.time_at_noise_level(torch.exp(first + (as_time(position) + 1.0) * (0.5 * (last - first))))
+
+    @cached_property
+    def _log_noise_ends(self) -> tuple[float, float]:
+        # Kept, because networks ask for the noise position at every evaluation.
+        first, last = (math.log(float(self.kernel(end).beta)) for end in (self.t0, self.t1))
+        return first, last
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Homotopy) and self.config() == other.config()

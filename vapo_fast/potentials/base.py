@@ -120,8 +120,7 @@ class Potential(nn.Module, ABC):
             raise ValueError("t is required: this potential is time-dependent")
         if not isinstance(t, Tensor):
             return x.new_full((x.shape[0],), _checks.finite_float("t", t))
-        if t.dim() and t.shape != x.shape[:1]:
-            raise ValueError(f"t must be a number or have shape ({x.shape[0]},), got {tuple(t.shape)}")
+        _checks.time_or_times("t", t, x.shape[0])
         if t.device != x.device and t.dim():
             raise ValueError(f"t is on {t.device} but x is on {x.device}; move one with .to(...)")
         return t.to(device=x.device, dtype=x.dtype).expand(x.shape[0])

@@ -29,8 +29,8 @@ class MLPPotential(GaugedPotential):
 
     A time-independent Phi(x) must hold structure much finer than its input's scale, which an MLP alone learns very
     slowly: it has features by default. A time-dependent one sees each noise level at its own scale and needs none;
-    features fit faster there too, but oscillate where training points are rare, and then about one sample in a few
-    thousand, starting in the prior's tail, is left far from the data.
+    features fit faster there too, but oscillate where training points are rare, and then a few samples, which start
+    in the prior's tail, are left far from the data.
 
     Args:
         event_shape: shape of one sample; it is flattened.
