@@ -1,5 +1,7 @@
 #include "build_info.h"
 
+#include "instruction_set.h"
+
 #if defined(__x86_64__) || defined(_M_X64)
 #define VAPO_FAST_X86_64 1
 #endif
@@ -39,23 +41,6 @@ std::string architecture() {
 #endif
 }
 
-std::vector<std::string> instruction_sets() {
-    std::vector<std::string> found;
-#if defined(VAPO_FAST_X86_64) && (defined(__GNUC__) || defined(__clang__))
-    // These ask the processor and the operating system; the argument must be a literal.
-    __builtin_cpu_init();
-    found.push_back("sse2");
-    if (__builtin_cpu_supports("sse4.2")) found.push_back("sse4.2");
-    if (__builtin_cpu_supports("avx")) found.push_back("avx");
-    if (__builtin_cpu_supports("fma")) found.push_back("fma");
-    if (__builtin_cpu_supports("avx2")) found.push_back("avx2");
-    if (__builtin_cpu_supports("avx512f")) found.push_back("avx512f");
-#elif defined(VAPO_FAST_X86_64)
-    found.push_back("sse2");  // part of x86-64 itself
-#elif defined(VAPO_FAST_AARCH64)
-    found.push_back("neon");  // part of AArch64 itself
-#endif
-    return found;
-}
+std::vector<std::string> instruction_sets() { return processor_features(); }
 
 }  // namespace vapo_fast
