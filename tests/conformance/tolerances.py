@@ -1,0 +1,130 @@
+"""How far an engine's numbers may be from the float64 reference: one table for all engines, jobs and dtypes.
+
+Errors are measured against the size of the terms that a result is the sum of (`field_scales`, or what the test names),
+because a sum of large terms cannot be known better than they are. A float64 engine differs by rounding alone, a float32
+one by the rounding of its inputs' arithmetic: the figures are about ten times the largest that the reference itself
+shows over the zoo in that dtype.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vapo_fast.engines import Engine
+from vapo_fast.homotopy import expand_time
+from vapo_fast.ode import Solution
+from vapo_fast.potentials import MLPPotential
+
+
+class Tolerance(NamedTuple):
+    """Bounds of one dtype.
+
+    Attributes:
+        value, gradient: of Phi and grad Phi, relative to `field_scales`.
+        trace: of the Laplacian's integral, relative to 1 plus the largest of the batch.
+        loss: of the loss terms, relative to the sum of both.
+        weights: of each parameter's gradient, relative to its own largest entry plus a thousandth of the largest of
+            all.
+        fixed: of states after a solve with fixed steps, relative to 1 plus the largest state.
+        adaptive: of states after an adaptive solve, likewise, in units of the larger tolerance: engines may round an
+            error ratio to different sides of 1 and then take different steps, each as accurate as was asked.
+        floor: added to ``adaptive``, for tolerances near what the dtype resolves.
+        same_counts: share of the samples that must take exactly the reference's steps (computed in the same dtype).
+        counts: largest difference of a sample's count of steps, relative to 3 plus the count.
+    """
+
+    value: float
+    gradient: float
+    trace: float
+    loss: float
+    weights: float
+    fixed: float
+    adaptive: float
+    floor: float
+    same_counts: float
+    counts: float
+
+
+TOLERANCES = {
+    torch.float32: Tolerance(
+        value=3e-6,
+        gradient=1e-5,
+        trace=1e-4,
+        loss=5e-6,
+        weights=5e-5,
+        fixed=5e-5,
+        adaptive=10.0,
+        floor=2e-5,
+        same_counts=0.7,
+        counts=0.25,
+    ),
+    torch.float64: Tolerance(
+        value=1e-13,
+        gradient=1e-12,
+        trace=1e-11,
+        loss=1e-13,
+        weights=1e-11,
+        fixed=1e-12,
+        adaptive=1e-3,
+        floor=1e-12,
+        same_counts=0.97,
+        counts=0.1,
+    ),
+}
+
+ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-13}
+"""What one computation done in two ways (other batches, other thread counts) may differ by, where not bit for bit."""
+
+BITWISE = ("native", "triton")
+"""Engines whose rows have the same bits in any batch and on any number of threads."""
+
+
+def field_scales(model: MLPPotential, x: Tensor, t: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) sizes of the terms of Phi and of grad Phi, in float64, for a float64 model."""
+    gauge = model.homotopy.gauge(t if model.time_dependent else torch.full_like(t, model.homotopy.t0))
+    network = model.output.weight.detach().abs().sum()
+    quadratic, norm = gauge.quadratic.abs(), x.norm(dim=1)
+    value = quadratic * norm.square() + gauge.scale * network
+    return value + 1e-3, quadratic * norm + gradient.norm(dim=1) + gauge.scale * network
+
+
+def assert_rows_close(actual: Tensor, expected: Tensor, scale: Tensor, tolerance: float, what: str) -> None:
+    """Every row of ``actual`` within ``tolerance * scale`` of ``expected``; NaN is never close."""
+    error = (actual.to(torch.float64) - expected).abs() / expand_time(scale, expected)
+    worst = error.flatten(1).amax(1) if error.dim() > 1 else error
+    good = worst <= tolerance
+    assert bool(good.all()), (
+        f"{what}: {int((~good).sum())} of {len(good)} rows are off; row {int((~good).nonzero()[0])} by "
+        f"{worst[~good][0].item():.3g} of its scale, {tolerance:.3g} allowed"
+    )
+
+
+def assert_same(engine: Engine, actual: Tensor, expected: Tensor, what: str, rounding: float | None = None) -> None:
+    """One computation done in two ways: the same bits from engines that promise them, the same to rounding else.
+
+    ``rounding`` takes the place of `ROUNDING` after a solve, whose steps may change with the last bits.
+    """
+    if engine.name in BITWISE:
+        assert torch.equal(actual, expected), f"{what} differs in {int((actual != expected).sum())} places"
+        return
+    allowed = ROUNDING[actual.dtype] if rounding is None else rounding
+    scale = (1.0 + expected.double().abs().amax()).expand(expected.shape[:1])
+    assert_rows_close(actual, expected.double(), scale, allowed, what)
+
+
+def assert_same_rows(engine: Engine, actual: Solution, expected: Solution, rows: Tensor | slice) -> None:
+    """The given rows of two solutions are the same, as in `assert_same`."""
+    for name in ("t", "status", "nfe", "accepted", "rejected"):
+        ours, theirs = getattr(actual, name)[rows], getattr(expected, name)[rows]
+        if engine.name in BITWISE or name in ("t", "status"):
+            assert torch.equal(ours, theirs), name
+        else:
+            assert bool(((ours - theirs).abs() <= TOLERANCES[actual.x.dtype].counts * (3 + theirs)).all()), name
+    if engine.name in BITWISE:
+        assert torch.equal(actual.x[rows], expected.x[rows])
+    else:
+        # A step more or less moves the result by about the tolerance.
+        torch.testing.assert_close(actual.x[rows], expected.x[rows], rtol=1e-3, atol=1e-3)
