@@ -1,0 +1,17 @@
+// The kernels of an MLP potential for the instruction set 'avx512'.
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "kernels.h"
+
+#if defined(VAPO_FAST_X86_BUILDS)
+
+#define VAPO_FAST_ISA_AVX512
+#include "isa_begin.h"
+#include "kernels_table.h"
+#include "isa_end.h"
+
+#endif

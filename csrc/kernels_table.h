@@ -1,0 +1,22 @@
+// Collects the kernels of the instruction set that the including file is built for; see kernels_*.cpp.
+#pragma once
+
+#include "mlp_field_kernel.h"
+#include "mlp_loss_kernel.h"
+
+namespace vapo_fast {
+namespace VAPO_FAST_ISA {
+
+template <class T>
+const Kernels<T>& table() {
+    static constexpr Kernels<T> kernels = {
+        Vec<T>::lanes, tile_rows, &field_workspace<T>, &field<T>, &loss_workspace<T>, &loss<T>,
+    };
+    return kernels;
+}
+
+template const Kernels<float>& table<float>();
+template const Kernels<double>& table<double>();
+
+}  // namespace VAPO_FAST_ISA
+}  // namespace vapo_fast

@@ -1,0 +1,117 @@
+#include "mlp_field.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace vapo_fast {
+
+namespace {
+
+// A batch is summed in this many slices at most, each on one thread and in the order of its rows; then slice by slice.
+// The slices depend on the batch alone, and so does the rounding of their sum.
+constexpr std::int64_t most_slices = 16;
+
+}  // namespace
+
+template <class T>
+MlpField<T>::MlpField(std::shared_ptr<const PackedMlp<T>> mlp, InstructionSet instruction_set, Trace<T> trace)
+    : mlp_(std::move(mlp)), trace_(trace), kernels_(kernels<T>(instruction_set)) {}
+
+template <class T>
+bool evaluate_batch(const Field<T>& field, const FieldRows<T>& rows, int threads, const Monitor& monitor) {
+    const std::int64_t tile = field.tile(), tasks = (rows.rows + tile - 1) / tile;
+    threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, tasks)));
+    std::vector<AlignedBuffer<T>> workspaces;
+    for (int i = 0; i < threads; ++i) workspaces.emplace_back(field.workspace_size());
+    const std::int64_t width = field.width();
+    return parallel_for(
+        tasks, threads,
+        [&](std::int64_t task, int thread) {
+            const std::int64_t first = task * tile;
+            FieldRows<T> part = rows;
+            part.rows = std::min(tile, rows.rows - first);
+            part.state += first * width;
+            part.t += first;
+            part.derivative += first * width;
+            if (part.sample != nullptr) part.sample += first;
+            if (part.value != nullptr) part.value += first;
+            field.evaluate(part, workspaces[static_cast<std::size_t>(thread)].data());
+        },
+        monitor);
+}
+
+template <class T>
+bool loss_and_gradient(const PackedMlp<T>& mlp, InstructionSet instruction_set, const LossBatch<T>& batch,
+                       LossResult<T>& result, int threads, const Monitor& monitor) {
+    const Kernels<T>& kernel = kernels<T>(instruction_set);
+    const MlpShape& shape = mlp.shape();
+    const MlpGradient<T> layout(mlp);
+    const std::int64_t tile = kernel.tile, d = shape.dimension;
+    // At least two tiles, so that adding slices up costs little beside computing them.
+    const std::int64_t tiles = (batch.rows + tile - 1) / tile;
+    const std::int64_t slice = tile * std::max<std::int64_t>(2, (tiles + most_slices - 1) / most_slices);
+    const std::int64_t slices = (batch.rows + slice - 1) / slice;
+    threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, slices)));
+
+    AlignedBuffer<T> gradients(layout.size * static_cast<std::size_t>(slices));
+    std::vector<LossSums<T>> sums(static_cast<std::size_t>(slices));
+    std::vector<AlignedBuffer<T>> workspaces;
+    for (int i = 0; i < threads; ++i) workspaces.emplace_back(kernel.loss_workspace(mlp));
+    const bool finished = parallel_for(
+        slices, threads,
+        [&](std::int64_t i, int thread) {
+            LossSums<T>& sum = sums[static_cast<std::size_t>(i)];
+            sum.gradient = gradients.data() + static_cast<std::size_t>(i) * layout.size;
+            std::fill(sum.gradient, sum.gradient + layout.size, T(0));
+            for (std::int64_t first = i * slice; first < std::min(batch.rows, (i + 1) * slice); first += tile) {
+                LossRows<T> rows;
+                rows.rows = std::min(tile, batch.rows - first);
+                rows.x_data = batch.x_data + first * d;
+                rows.t = batch.t + first;
+                rows.noise = batch.noise + first * d;
+                rows.weight = batch.weight == nullptr ? nullptr : batch.weight + first;
+                rows.inverse_variance = batch.inverse_variance;
+                rows.covariance = batch.covariance;
+                rows.scale = T(1) / static_cast<T>(batch.rows);
+                kernel.loss(mlp, layout, rows, sum, workspaces[static_cast<std::size_t>(thread)].data());
+            }
+        },
+        monitor);
+    if (!finished) return false;
+
+    result.linear = result.quadratic = 0.0;
+    for (const LossSums<T>& sum : sums) {
+        result.linear += sum.linear / static_cast<double>(batch.rows);
+        result.quadratic += sum.quadratic / static_cast<double>(batch.rows);
+    }
+    // Row by row of every parameter, the slices in order.
+    const auto add_up = [&](std::size_t offset, T* out, std::size_t size) {
+        std::copy_n(gradients.data() + offset, size, out);
+        for (std::int64_t i = 1; i < slices; ++i) {
+            const T* part = gradients.data() + static_cast<std::size_t>(i) * layout.size + offset;
+            for (std::size_t k = 0; k < size; ++k) out[k] += part[k];
+        }
+    };
+    for (int l = 0; l < shape.layers(); ++l) {
+        const auto i = static_cast<std::size_t>(l);
+        const auto out = static_cast<std::size_t>(shape.size(l + 1)), in = static_cast<std::size_t>(shape.size(l));
+        for (std::size_t row = 0; row < out; ++row) {
+            add_up(layout.weight[i] + row * static_cast<std::size_t>(layout.stride[i]), result.weight[i] + row * in,
+                   in);
+        }
+        add_up(layout.bias[i], result.bias[i], out);
+    }
+    add_up(layout.output, result.output, static_cast<std::size_t>(shape.size(shape.layers())));
+    return true;
+}
+
+template class MlpField<float>;
+template class MlpField<double>;
+template bool evaluate_batch(const Field<float>&, const FieldRows<float>&, int, const Monitor&);
+template bool evaluate_batch(const Field<double>&, const FieldRows<double>&, int, const Monitor&);
+template bool loss_and_gradient(const PackedMlp<float>&, InstructionSet, const LossBatch<float>&, LossResult<float>&,
+                                int, const Monitor&);
+template bool loss_and_gradient(const PackedMlp<double>&, InstructionSet, const LossBatch<double>&,
+                                LossResult<double>&, int, const Monitor&);
+
+}  // namespace vapo_fast
