@@ -1,6 +1,7 @@
 """The float64 functions that noise and step control share, against mpmath-free references and at their corners."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -42,6 +43,23 @@ def test_cos_sin_match_libm_and_are_exact_at_quarter_turns():
     cosine, sine = _elementary.cos_sin_turns(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64))
     assert cosine.tolist() == [1.0, 0.0, -1.0, 0.0, 1.0]
     assert sine.tolist() == [0.0, 1.0, 0.0, -1.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sqrt_is_correctly_rounded(dtype):
+    """Against exact rational arithmetic: the root lies within half a unit in the last place."""
+    x = torch.rand(400, dtype=dtype, generator=torch.Generator().manual_seed(0)) * 4.0
+    root = _elementary.sqrt(x)
+    assert root.dtype == dtype
+    for square, value in zip(x.tolist(), root.tolist(), strict=True):
+        below, above = (
+            float(torch.nextafter(torch.tensor(value, dtype=dtype), torch.tensor(to, dtype=dtype))) for to in (0.0, 9.0)
+        )
+        low, high = (Fraction(value) + Fraction(below)) / 2, (Fraction(value) + Fraction(above)) / 2
+        assert low * low <= Fraction(square) <= high * high
+    corners = _elementary.sqrt(torch.tensor([0.0, math.inf, math.nan], dtype=dtype))
+    assert corners[:2].tolist() == [0.0, math.inf]
+    assert corners[2].isnan()
 
 
 @pytest.mark.parametrize("function", [_elementary.log, _elementary.exp, lambda u: _elementary.cos_sin_turns(u)[0]])

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
+from vapo_fast import _checks, _elementary
 from vapo_fast.ode.controller import PIController, initial_step, trial_step
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS, SolveOptions, times_of
 from vapo_fast.ode.solution import Solution, Status
@@ -202,7 +202,7 @@ def row_rms(x: Tensor) -> Tensor:
         half = squares.shape[1] // 2
         folded = squares[:, :half] + squares[:, half : 2 * half]
         squares = folded if squares.shape[1] % 2 == 0 else torch.cat((folded, squares[:, -1:]), dim=1)
-    return torch.sqrt(squares[:, 0] / size)
+    return _elementary.sqrt(squares[:, 0] / size)
 
 
 def _with_first_step(field: Field, live: _Live, options: SolveOptions, direction: float, span: float) -> _Live:
