@@ -1,0 +1,145 @@
+// One register of numbers, Vec<float> or Vec<double>, with the widest instructions that the including file targets.
+//
+// isa_begin.h comes before this and says how a file chooses its instruction set. Everything here is inline in the
+// namespace VAPO_FAST_ISA, which keeps the variants apart. Lanes never meet: what a lane holds afterwards depends on
+// nothing but what it held before.
+//
+// fma(a, b, c) is fused where the instruction set has it and rounds twice where it does not: results of one instruction
+// set are reproducible to the last bit, results of two differ by rounding.
+#pragma once
+
+#ifndef VAPO_FAST_ISA
+#error "include isa_begin.h before simd.h"
+#endif
+
+#if defined(_MSC_VER)
+#define VAPO_FAST_INLINE __forceinline
+#else
+#define VAPO_FAST_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace vapo_fast {
+namespace VAPO_FAST_ISA {
+
+#if defined(VAPO_FAST_ISA_AVX512)
+constexpr int register_bytes = 64;
+#elif defined(VAPO_FAST_ISA_AVX2)
+constexpr int register_bytes = 32;
+#else
+constexpr int register_bytes = 16;  // what every x86-64 and AArch64 processor has
+#endif
+
+template <class T>
+struct IntegerOf;  // the unsigned integer as wide as T
+template <>
+struct IntegerOf<float> {
+    using Type = std::uint32_t;
+};
+template <>
+struct IntegerOf<double> {
+    using Type = std::uint64_t;
+};
+
+// What a register is to the compiler: something on which + - * / & | ^ << >> act lane by lane, and < gives a mask that
+// chooses lane by lane in ?:.
+template <class T>
+struct Register {
+#if defined(__GNUC__) || defined(__clang__)
+    typedef T Type __attribute__((vector_size(register_bytes), may_alias));
+    typedef T Unaligned __attribute__((vector_size(register_bytes), may_alias, aligned(sizeof(T))));
+    static constexpr int lanes = register_bytes / sizeof(T);
+    static VAPO_FAST_INLINE Type load(const void* p) { return *static_cast<const Unaligned*>(p); }
+    static VAPO_FAST_INLINE void store(void* p, Type v) { *static_cast<Unaligned*>(p) = v; }
+#else
+    // A compiler without vectors of its own: one number, and what it makes of the loops around it.
+    using Type = T;
+    static constexpr int lanes = 1;
+    static VAPO_FAST_INLINE Type load(const void* p) { return *static_cast<const T*>(p); }
+    static VAPO_FAST_INLINE void store(void* p, Type v) { *static_cast<T*>(p) = v; }
+#endif
+    static VAPO_FAST_INLINE Type broadcast(T x) { return x - Type{}; }
+};
+
+// The same bits as another type of register.
+template <class To, class From>
+VAPO_FAST_INLINE To reinterpret(From from) {
+    static_assert(sizeof(To) == sizeof(From), "registers have one size");
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <class T>
+struct Vec {
+    using Type = typename Register<T>::Type;
+    static constexpr int lanes = Register<T>::lanes;
+    Type v;
+    static VAPO_FAST_INLINE Vec load(const T* p) { return {Register<T>::load(p)}; }
+    static VAPO_FAST_INLINE Vec broadcast(T x) { return {Register<T>::broadcast(x)}; }
+    static VAPO_FAST_INLINE Vec zero() { return {Type{}}; }
+    VAPO_FAST_INLINE void store(T* p) const { Register<T>::store(p, v); }
+    friend VAPO_FAST_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+    friend VAPO_FAST_INLINE Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+    friend VAPO_FAST_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+    friend VAPO_FAST_INLINE Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+    friend VAPO_FAST_INLINE auto operator<(Vec a, Vec b) { return a.v < b.v; }  // for select
+    friend VAPO_FAST_INLINE auto operator==(Vec a, Vec b) { return a.v == b.v; }
+};
+
+// a where the mask is set, b elsewhere.
+template <class T, class Mask>
+VAPO_FAST_INLINE Vec<T> select(Mask mask, Vec<T> a, Vec<T> b) {
+    return {mask ? a.v : b.v};
+}
+
+// The lesser and the greater; b where either is NaN.
+template <class T>
+VAPO_FAST_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) {
+    return select(a < b, a, b);
+}
+template <class T>
+VAPO_FAST_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
+    return select(b < a, a, b);
+}
+
+// The bits of each lane as unsigned integers.
+template <class T>
+using Bits = typename Register<typename IntegerOf<T>::Type>::Type;
+
+template <class T>
+VAPO_FAST_INLINE Bits<T> bits_of(Vec<T> a) {
+    return reinterpret<Bits<T>>(a.v);
+}
+template <class T>
+VAPO_FAST_INLINE Bits<T> bits_of(T x) {
+    return bits_of(Vec<T>::broadcast(x));
+}
+template <class T>
+VAPO_FAST_INLINE Bits<T> integers(typename IntegerOf<T>::Type x) {
+    return Register<typename IntegerOf<T>::Type>::broadcast(x);
+}
+template <class T>
+VAPO_FAST_INLINE Vec<T> from_bits(Bits<T> bits) {
+    return {reinterpret<typename Vec<T>::Type>(bits)};
+}
+
+// a b + c
+#if defined(VAPO_FAST_ISA_AVX512)
+VAPO_FAST_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+VAPO_FAST_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+    return {_mm512_fmadd_pd(a.v, b.v, c.v)};
+}
+#elif defined(VAPO_FAST_ISA_AVX2)
+VAPO_FAST_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+VAPO_FAST_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+    return {_mm256_fmadd_pd(a.v, b.v, c.v)};
+}
+#else
+template <class T>
+VAPO_FAST_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
+    return a * b + c;
+}
+#endif
+
+}  // namespace VAPO_FAST_ISA
+}  // namespace vapo_fast
