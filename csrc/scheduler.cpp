@@ -128,8 +128,8 @@ Pool& pool() {
 
 }  // namespace
 
-CallState::CallState(const Monitor& monitor)
-    : monitor_(monitor), next_(std::chrono::steady_clock::now() + kMonitorInterval) {}
+CallState::CallState(Monitor monitor)
+    : monitor_(std::move(monitor)), next_(std::chrono::steady_clock::now() + kMonitorInterval) {}
 
 void CallState::poll() noexcept {
     if (!monitor_ || stopped() || std::chrono::steady_clock::now() < next_) return;

@@ -20,7 +20,7 @@ using Monitor = std::function<bool(std::int64_t)>;
 // What the threads of one call share: how far they are, whether they are to stop, and the exception that stopped them.
 class CallState {
 public:
-    explicit CallState(const Monitor& monitor);
+    explicit CallState(Monitor monitor);
 
     void add_done(std::int64_t count) { done_.fetch_add(count, std::memory_order_relaxed); }
     void stop() { stopped_.store(true, std::memory_order_relaxed); }
@@ -32,7 +32,7 @@ public:
     void rethrow();  // the exception kept, if any; when all threads have left
 
 private:
-    const Monitor& monitor_;
+    const Monitor monitor_;
     std::chrono::steady_clock::time_point next_;
     std::atomic<std::int64_t> done_{0};
     std::atomic<bool> stopped_{false};

@@ -1,0 +1,47 @@
+"""The C++ tests of the scheduler and the solver (csrc/tests), compiled and run without Python.
+
+VAPO_FAST_SANITIZE=thread (or address,undefined) builds them with that sanitizer; `make sanitize` runs both.
+"""
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+PROGRAMS = {
+    "test_scheduler": ["scheduler.cpp", "tests/test_scheduler.cpp"],
+    "test_solve": ["scheduler.cpp", "solve.cpp", "tests/test_solve.cpp", "tests/counted_new.cpp"],
+}
+
+pytestmark = pytest.mark.skipif(COMPILER is None or os.name == "nt", reason="needs g++ or clang++ on a POSIX system")
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """Compiles all programs at once; maps each name to its path, or to the compiler's complaint."""
+    folder = tmp_path_factory.mktemp("programs")
+    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    if sanitizer := os.environ.get("VAPO_FAST_SANITIZE"):
+        flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-g"]
+
+    def compile_one(name):
+        sources = [str(CSRC / source) for source in PROGRAMS[name]]
+        command = [COMPILER, *flags, *sources, "-o", str(folder / name)]
+        return subprocess.run(command, capture_output=True, text=True).stderr or folder / name
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(PROGRAMS, pool.map(compile_one, PROGRAMS), strict=True))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program(programs, name):
+    assert isinstance(programs[name], Path), programs[name]
+    done = subprocess.run([programs[name]], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAILED" not in done.stdout
+    assert done.stdout.count("ok  ") >= 7
