@@ -15,9 +15,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_STAMP := $(VENV)/.torch-$(TORCH)
 PACKAGE_STAMP := $(VENV)/.package
-SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(wildcard csrc/*)
+SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(wildcard csrc/*.h csrc/*.cpp)
 
-.PHONY: help setup demo test test-all lint types bench gpu on-device clean
+.PHONY: help setup demo test test-all lint types sanitize bench gpu on-device clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -43,6 +43,21 @@ lint: setup  ## ruff: rules and formatting
 
 types: setup  ## mypy --strict on vapo_fast/
 	$(BIN)/mypy
+
+# The extension is built apart, in build/sanitize, and its package put before the tree's. Leaks are not looked for: an
+# interpreter leaves much behind on purpose. libstdc++ is loaded first, so that exceptions are seen from the start.
+SANITIZED := $(CURDIR)/build/sanitize
+NATIVE_TESTS := $(filter-out %_cpp.py,$(wildcard tests/test_native*.py tests/*/test_native*.py)) tests/conformance
+preloaded = $(foreach library,asan ubsan stdc++,$(shell $${CXX:-g++} -print-file-name=lib$(library).so))
+
+sanitize: export OMP_NUM_THREADS ?= 1
+sanitize: setup  ## the native tests under AddressSanitizer and UBSan; the threads' under ThreadSanitizer too
+	VAPO_FAST_SANITIZE=thread $(BIN)/python -m pytest tests/ode/test_native_cpp.py $(PYTEST_ARGS)
+	VAPO_FAST_SANITIZE=address,undefined $(BIN)/python -m pytest tests/ode/test_native_cpp.py $(PYTEST_ARGS)
+	VAPO_FAST_SANITIZE=address,undefined VAPO_FAST_REQUIRE_NATIVE=1 $(BIN)/python setup.py -q \
+	    build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	LD_PRELOAD="$(preloaded)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib \
+	    $(BIN)/python -P -m pytest -p no:cacheprovider -m "not slow" $(NATIVE_TESTS) $(PYTEST_ARGS)
 
 bench: setup  ## the benchmarks
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(PYTEST_ARGS)
