@@ -1,5 +1,5 @@
-// Logarithm and exponential in float64 from correctly rounded operations only: the bits of vapo_fast/_elementary.py on
-// every machine, provided that the compiler fuses no multiply and add (-ffp-contract=off).
+// Logarithm, exponential and sine/cosine in float64 from correctly rounded operations only: the bits of
+// vapo_fast/_elementary.py on every machine, provided that the compiler fuses no multiply and add (-ffp-contract=off).
 #pragma once
 
 #include <cmath>
@@ -38,8 +38,22 @@ constexpr Coefficients<15> exp_coefficients() {
     return c;
 }
 
+// 1, -1/3!, 1/5!, ... for first = 1 and 1, -1/2!, 1/4!, ... for first = 0.
+constexpr Coefficients<10> alternating_coefficients(int first) {
+    Coefficients<10> c{};
+    double factorial = 1.0;  // exact up to 22!
+    for (int k = 0; k < 10; ++k) {
+        const int last = 2 * k + first;
+        if (k > 0) factorial *= (last - 1) * last;
+        c.value[k] = (k % 2 == 0 ? 1.0 : -1.0) / factorial;
+    }
+    return c;
+}
+
 inline constexpr auto kAtanh = atanh_coefficients();
 inline constexpr auto kExp = exp_coefficients();
+inline constexpr auto kSin = alternating_coefficients(1);
+inline constexpr auto kCos = alternating_coefficients(0);
 
 // Horner's rule, lowest power first in c.
 template <int N>
@@ -67,14 +81,15 @@ inline double from_bits(std::int64_t bits) {
 // ln m = 2 artanh s, s = (m - 1)/(m + 1), by its series.
 inline double portable_log(double x) {
     using namespace elementary;
-    const std::int64_t bits = bits_of(x);
-    // Rounded down, as the reference's arithmetic shift is; a multiplication, since a negative number must not be shifted.
-    const std::int64_t offset = bits - kSqrtHalfBits;
-    const std::int64_t unit = std::int64_t{1} << kFractionBits;
-    const std::int64_t exponent = offset / unit - (offset % unit < 0 ? 1 : 0);
-    const double m = from_bits(bits - exponent * unit);
+    // Unsigned shifts, and numbers below 2^52 converted by their bits: what every processor's vectors can do.
+    constexpr std::uint64_t bias = std::uint64_t{kExponentBias} << kFractionBits;
+    constexpr double two_to_52 = 0x1p52;
+    const std::uint64_t bits = static_cast<std::uint64_t>(bits_of(x));
+    // Measured from sqrt(1/2), the exponent field counts the powers of two that bring m into [sqrt(1/2), sqrt 2).
+    const std::uint64_t biased = (bits - static_cast<std::uint64_t>(kSqrtHalfBits) + bias) >> kFractionBits;
+    const double m = from_bits(static_cast<std::int64_t>(bits - (biased << kFractionBits) + bias));
+    const double e = from_bits(static_cast<std::int64_t>(biased) | bits_of(two_to_52)) - (two_to_52 + kExponentBias);
     const double s = (m - 1.0) / (m + 1.0);
-    const double e = static_cast<double>(exponent);
     return e * kLn2High + (2.0 * s * polynomial(s * s, kAtanh) + e * kLn2Low);
 }
 
@@ -87,6 +102,23 @@ inline double portable_exp(double x) {
     const double r = (x - k * kLn2High) - k * kLn2Low;
     const double power_of_two = from_bits((static_cast<std::int64_t>(k) + kExponentBias) * (std::int64_t{1} << kFractionBits));
     return polynomial(r, kExp) * power_of_two;
+}
+
+// cos 2 pi u and sin 2 pi u for u in [0, 1]: the nearest quarter turn is taken off exactly, and the series see an angle
+// of at most pi/4.
+inline void portable_cos_sin_turns(double u, double& cosine, double& sine) {
+    using namespace elementary;
+    constexpr double two_pi = 0x1.921fb54442d18p+2;
+    const int quarter = static_cast<int>(4.0 * u + 0.5);
+    const double angle = (u - 0.25 * quarter) * two_pi;
+    const double square = angle * angle;
+    const double odd = angle * polynomial(square, kSin);
+    const double even = polynomial(square, kCos);
+    // Choices between two numbers at hand, then products: steps that a compiler can take for many u at once.
+    const bool swap = (quarter & 1) != 0;
+    const double along = swap ? odd : even, across = swap ? even : odd;
+    cosine = ((quarter + 1) & 2 ? -1.0 : 1.0) * along;
+    sine = (quarter & 2 ? -1.0 : 1.0) * across;
 }
 
 }  // namespace vapo_fast
