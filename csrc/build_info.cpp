@@ -41,6 +41,4 @@ std::string architecture() {
 #endif
 }
 
-std::vector<std::string> instruction_sets() { return processor_features(); }
-
 }  // namespace vapo_fast

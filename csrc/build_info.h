@@ -1,14 +1,12 @@
-// What this build is and what the processor it runs on can do.
+// What this build is.
 #pragma once
 
 #include <string>
-#include <vector>
 
 namespace vapo_fast {
 
 std::string compiler();
-long cpp_standard();                           // the value of __cplusplus, e.g. 201703
-std::string architecture();                    // of the build: "x86_64", "aarch64" or "other"
-std::vector<std::string> instruction_sets();   // found on this processor at run time, least to most capable
+long cpp_standard();         // the value of __cplusplus, e.g. 201703
+std::string architecture();  // of the build: "x86_64", "aarch64" or "other"
 
 }  // namespace vapo_fast

@@ -1,4 +1,16 @@
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32] | NDArray[np.float64]
+
+MOST_LAYERS: int
+LARGEST_SIZE: int
+MOST_THREADS: int
+
+testing: Any  # hooks for the tests of the solver
 
 class BuildInfo(TypedDict):
     compiler: str
@@ -6,5 +18,66 @@ class BuildInfo(TypedDict):
     architecture: str
     instruction_sets: list[str]
 
-def philox_words(seed: int, index_ptr: int, n: int, blocks: int, stream: int, out_ptr: int) -> None: ...
+class SolveResult(TypedDict):
+    x: Floats
+    t: NDArray[np.float64]
+    status: NDArray[np.int64]
+    nfe: NDArray[np.int64]
+    accepted: NDArray[np.int64]
+    rejected: NDArray[np.int64]
+    ys: Floats | None
+
+class NonFiniteWeightsError(ValueError): ...
+
+class Mlp:
+    def __init__(
+        self,
+        *,
+        dtype: str,
+        dimension: int,
+        widths: Sequence[int],
+        fourier_features: int,
+        activation: str,
+        homotopy: str,
+        omega: float,
+        t1: float,
+        data_scale: float,
+        time_dependent: bool,
+        log_beta_ends: tuple[float, float],
+        instruction_set: str | None = None,
+    ) -> None: ...
+    @property
+    def instruction_set(self) -> str: ...
+    def load(
+        self, weights: Sequence[Floats], biases: Sequence[Floats], output: Floats, frequencies: Floats
+    ) -> bool: ...
+    def field(self, x: Floats, t: Floats, phi: Floats, grad: Floats, threads: int) -> None: ...
+    def solve(
+        self,
+        x0: Floats,
+        t0: float,
+        t1: float,
+        *,
+        method: str,
+        rtol: float | None,
+        atol: float | None,
+        steps: int | None,
+        max_steps: int,
+        first_step: float | None,
+        t_eval: Sequence[float] | None,
+        trace: Literal["exact"] | Floats | None,
+        threads: int,
+        progress: Callable[[int], object] | None,
+    ) -> SolveResult: ...
+    def loss(
+        self, x_data: Floats, t: Floats, noise: Floats, estimator: str, weight: str | Floats, threads: int
+    ) -> tuple[float, float, list[Floats], list[Floats], Floats]: ...
+
+def philox_words(seed: int, index: NDArray[np.int64], blocks: int, stream: int) -> NDArray[np.int32]: ...
+def normal_draws(seed: int, index: NDArray[np.int64], size: int, stream: int, dtype: str) -> Floats: ...
+def uniform_draws(seed: int, index: NDArray[np.int64], size: int, stream: int, dtype: str) -> Floats: ...
+def permutation(seed: int, stream: int, epoch: int, n: int) -> NDArray[np.int64]: ...
 def build_info() -> BuildInfo: ...
+def instruction_sets() -> list[str]: ...
+def chosen_instruction_set() -> str: ...
+def elementwise(function: str, x: Floats, instruction_set: str | None = None) -> Floats: ...

@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
-
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from vapo_fast._native import BuildInfo
+
+DTYPE_NAMES = {torch.float32: "float32", torch.float64: "float64"}
+"""The dtypes that the extension computes in, by the names it knows them by."""
 
 _BUILD_RECORD = Path(__file__).with_name("_native_build.json")
 
@@ -33,12 +37,20 @@ def unavailable_reason() -> str | None:
     return _load()[1]
 
 
+def extension() -> ModuleType:
+    """The module itself, typed in ``_native.pyi``; NativeUnavailableError without it."""
+    module, reason = _load()
+    if module is None:
+        raise NativeUnavailableError(f"the native extension is not available: {reason}")
+    return module
+
+
 def build_info() -> BuildInfo:
     """Compiler, C++ standard and architecture of the build, and the instruction sets of this processor.
 
     Raises: NativeUnavailableError.
     """
-    return cast("BuildInfo", _module().build_info())
+    return cast("BuildInfo", extension().build_info())
 
 
 def build_record() -> dict[str, object]:
@@ -48,6 +60,22 @@ def build_record() -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def instruction_sets() -> list[str]:
+    """Names of the kernels that this build has and this processor runs, least to most capable.
+
+    Raises: NativeUnavailableError.
+    """
+    return list(extension().instruction_sets())
+
+
+def chosen_instruction_set() -> str:
+    """The kernels in use: the most capable, or those that environment variable VAPO_FAST_INSTRUCTION_SET names.
+
+    Raises: ValueError if that names none, or some that this processor or build lacks; NativeUnavailableError.
+    """
+    return str(extension().chosen_instruction_set())
 
 
 def philox_words(seed: int, index: Tensor, blocks: int, stream: int) -> Tensor:
@@ -61,31 +89,45 @@ def philox_words(seed: int, index: Tensor, blocks: int, stream: int) -> Tensor:
     Returns: (n, 4 * blocks) int32, the 32-bit words as bit patterns.
     Raises: TypeError or ValueError for other arguments; NativeUnavailableError.
     """
-    seed = _word("seed", seed, 64)
-    blocks = _word("blocks", blocks, 32)
-    stream = _word("stream", stream, 32)
+    return torch.from_numpy(extension().philox_words(seed, _index(index), blocks, stream))
+
+
+def normal_draws(seed: int, index: Tensor, size: int, stream: int, dtype: torch.dtype) -> Tensor:
+    """Standard normal draws with the bits of `vapo_fast.noise.normal`.
+
+    Args:
+        seed, index, stream: as for `philox_words`.
+        size: numbers for each index, >= 1.
+        dtype: float32 or float64.
+    Returns: (n, size).
+    Raises: as `philox_words`.
+    """
+    return torch.from_numpy(extension().normal_draws(seed, _index(index), size, stream, _dtype_name(dtype)))
+
+
+def uniform_draws(seed: int, index: Tensor, size: int, stream: int, dtype: torch.dtype) -> Tensor:
+    """Draws uniform in (0, 1), with the bits of `vapo_fast.noise.uniform`; otherwise as `normal_draws`."""
+    return torch.from_numpy(extension().uniform_draws(seed, _index(index), size, stream, _dtype_name(dtype)))
+
+
+def permutation(seed: int, n: int, epoch: int, stream: int) -> Tensor:
+    """The shuffle of 0 .. n - 1 that `vapo_fast.noise.permutation` gives: (n,) int64."""
+    return torch.from_numpy(extension().permutation(seed, stream, epoch, n))
+
+
+def _index(index: Tensor) -> NDArray[np.int64]:
     if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
         found = f"{tuple(index.shape)} {index.dtype}" if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index must be an int64 tensor of shape (n,), got {found}")
     if index.device.type != "cpu" or not index.is_contiguous():
         raise ValueError(f"index must be contiguous and on the CPU, got stride {index.stride()} on {index.device}")
-    out = torch.empty((index.shape[0], 4 * blocks), dtype=torch.int32)
-    _module().philox_words(seed, index.data_ptr(), index.shape[0], blocks, stream, out.data_ptr())
-    return out
+    return index.numpy()
 
 
-def _word(name: str, value: int, bits: int) -> int:
-    value = _checks.non_negative_int(name, value)
-    if value >= 1 << bits:
-        raise ValueError(f"{name} must be below 2^{bits}, got {value}")
-    return value
-
-
-def _module() -> ModuleType:
-    module, reason = _load()
-    if module is None:
-        raise NativeUnavailableError(f"the native extension is not available: {reason}")
-    return module
+def _dtype_name(dtype: torch.dtype) -> str:
+    if dtype not in DTYPE_NAMES:
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    return DTYPE_NAMES[dtype]
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def normal(
     Returns: (n, *event_shape) on ``device``.
     Raises: TypeError or ValueError for a bad seed, index, shape, stream or dtype.
     """
-    return _draw(_normal_from_words, seed, index, event_shape, stream, dtype, device)
+    return _draw(_NORMAL, seed, index, event_shape, stream, dtype, device)
 
 
 def uniform(
@@ -86,7 +87,7 @@ def uniform(
     A value that rounds to an end is moved to the nearest normal number inside. Arguments, result and errors are those
     of `normal`.
     """
-    draw = _draw(_uniform_from_words, seed, index, event_shape, stream, dtype, device)
+    draw = _draw(_UNIFORM, seed, index, event_shape, stream, dtype, device)
     limits = torch.finfo(dtype)
     return draw.clamp_(limits.tiny, 1.0 - 0.5 * limits.eps)
 
@@ -101,10 +102,13 @@ def permutation(seed: int, n: int, epoch: int, *, stream: int = Stream.DATA_ORDE
     """
     n = _checks.positive_int("n", n)
     epoch = _checks.non_negative_int("epoch", epoch)
+    (low, high), stream = _key(seed), _stream(stream)
+    if native.unavailable_reason() is None and n <= 1 << 33 and epoch < 1 << 63:
+        return native.permutation(high << 32 | low, n, epoch, stream)
     blocks = torch.arange((n + 1) // 2)
     zeros = torch.zeros_like(blocks)
     epoch_low, epoch_high = (zeros + (epoch & _MASK32)), (zeros + (epoch >> 32))
-    words = philox((blocks, epoch_low, epoch_high, zeros + _stream(stream)), _key(seed))
+    words = philox((blocks, epoch_low, epoch_high, zeros + stream), (low, high))
     keys = torch.stack((words[0] << 32 | words[1], words[2] << 32 | words[3]), dim=1).flatten()[:n]
     return torch.argsort(keys, stable=True)
 
@@ -136,7 +140,7 @@ def _normal_from_words(words: tuple[Tensor, ...]) -> Tensor:
     u = [_open_uniform(word) for word in words]
     parts = []
     for u1, u2 in ((u[0], u[1]), (u[2], u[3])):
-        radius = torch.sqrt(-2.0 * _elementary.log(u1))
+        radius = _elementary.sqrt(-2.0 * _elementary.log(u1))
         cosine, sine = _elementary.cos_sin_turns(u2)
         parts += [radius * cosine, radius * sine]
     return torch.stack(parts, dim=-1)
@@ -151,8 +155,19 @@ def _open_uniform(word: Tensor) -> Tensor:
     return (word.to(torch.float64) + 0.5) * 2.0**-32
 
 
+class _Distribution(NamedTuple):
+    """How numbers are made of the words of every block, and the extension's way to the same bits."""
+
+    from_words: Callable[[tuple[Tensor, ...]], Tensor]
+    native: Callable[[int, Tensor, int, int, torch.dtype], Tensor]
+
+
+_NORMAL = _Distribution(_normal_from_words, native.normal_draws)
+_UNIFORM = _Distribution(_uniform_from_words, native.uniform_draws)
+
+
 def _draw(
-    from_words: Callable[[tuple[Tensor, ...]], Tensor],
+    distribution: _Distribution,
     seed: int,
     index: Index,
     event_shape: Sequence[int],
@@ -165,22 +180,23 @@ def _draw(
     if dtype not in _DTYPES:
         raise TypeError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
     size = math.prod(shape)
+    if rows.device.type == "cpu" and native.unavailable_reason() is None:
+        # Narrow types go through float32 because PyTorch's own conversion does on some devices and not on others.
+        drawn = torch.float64 if dtype == torch.float64 else torch.float32
+        values = distribution.native(key[1] << 32 | key[0], rows.contiguous(), size, stream_word, drawn)
+        return values.to(dtype).reshape(rows.shape[0], *shape)
     blocks = (size + 3) // 4
     out = torch.empty(rows.shape[0], size, dtype=dtype, device=device)
     rows_at_once = max(1, _CHUNK_BLOCKS // blocks)
     for start in range(0, rows.shape[0], rows_at_once):
         words = _words(key, rows[start : start + rows_at_once], blocks, stream_word)
-        values = from_words(words).flatten(1)[:, :size]
-        # Narrow types go through float32 because PyTorch's own conversion does on some devices and not on others.
+        values = distribution.from_words(words).flatten(1)[:, :size]
         out[start : start + rows_at_once] = values if dtype == torch.float64 else values.to(torch.float32).to(dtype)
     return out.reshape(rows.shape[0], *shape)
 
 
 def _words(key: tuple[int, int], rows: Tensor, blocks: int, stream: int) -> tuple[Tensor, ...]:
     """The four words of every block of every row: int64, each (rows, blocks)."""
-    if rows.device.type == "cpu" and native.unavailable_reason() is None:
-        packed = native.philox_words(key[1] << 32 | key[0], rows.contiguous(), blocks, stream)
-        return (packed.to(torch.int64) & _MASK32).reshape(-1, blocks, 4).unbind(-1)
     index = rows[:, None].expand(-1, blocks)
     block = torch.arange(blocks, device=rows.device).expand_as(index)
     return philox((block, index & _MASK32, index >> 32, torch.full_like(index, stream)), key)
@@ -212,7 +228,7 @@ def _index(index: Index) -> Tensor:
             )
         rows = index
     elif isinstance(index, range):
-        if len(index) and (min(index) < 0 or max(index) >= 1 << 63):
+        if len(index) and (min(index[0], index[-1]) < 0 or max(index[0], index[-1]) >= 1 << 63):
             raise ValueError(f"index must hold sample numbers in [0, 2**63), got {index}")
         return torch.arange(len(index)) * index.step + index.start
     elif isinstance(index, Sequence) and not isinstance(index, (str, bytes)):
