@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 from vapo_fast import _flow, noise, sampling
-from vapo_fast.engines import ReferenceEngine, UnsupportedJobError
+from vapo_fast.engines import Job, ReferenceEngine, UnsupportedJobError
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
 from vapo_fast.ode import Solution, SolveError
 from vapo_fast.potentials import MLPPotential, Potential
@@ -238,13 +238,28 @@ def test_memory_that_holds_cached_files_counts_as_free(monkeypatch, tmp_path):
 
 def test_default_batch_follows_the_free_memory(monkeypatch):
     small, large = well(), MLPPotential((2,), DATA_PATH, widths=(256, 256))
+    def size(model, n):
+        return _flow.batch_size_for(ReferenceEngine(), model, n, Job("solve"))
+
     monkeypatch.setattr(_flow, "_free_memory", lambda device: 1 << 20)
-    assert 1 <= _flow.default_batch_size(large, 10**9) < _flow.default_batch_size(small, 10**9) < 10**5
-    assert _flow.default_batch_size(small, 3) == 3
+    assert 1 <= size(large, 10**9) < size(small, 10**9) < 10**5
+    assert size(small, 3) == 3
     monkeypatch.setattr(_flow, "_free_memory", lambda device: None)
-    assert _flow.default_batch_size(small, 10**9) == 10**9
+    assert size(small, 10**9) == 10**9
     monkeypatch.setattr(_flow, "_free_memory", lambda device: 1 << 14)
     torch.testing.assert_close(sample(large, 9), sample(large, 9, batch_size=9), rtol=1e-4, atol=1e-4)
+
+
+def test_an_engine_that_knows_what_it_needs_is_not_tried(monkeypatch):
+    class Frugal(ReferenceEngine):
+        def bytes_per_sample(self, potential, dtype, job, probes=0):
+            assert (potential, dtype, job.kind, probes) == (model, torch.float64, "solve", 0)
+            return 1 << 10
+
+    model = well().double()
+    monkeypatch.setattr(_flow, "_saved_bytes_per_sample", None)  # would fail if called
+    monkeypatch.setattr(_flow, "_free_memory", lambda device: 1 << 20)
+    assert _flow.batch_size_for(Frugal(), model, 10**9, Job("solve")) == int(0.4 * 2**10)
 
 
 def test_progress_bar(capsys):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vapo_fast import _checks
 from vapo_fast.engines import Engine, Job
+from vapo_fast.engines.base import Progress
 from vapo_fast.ode import Solution, SolveOptions
 from vapo_fast.ode.tableaus import TABLEAUS
 from vapo_fast.potentials.base import Potential
@@ -46,26 +47,25 @@ def solve_in_batches(
 ) -> Solution:
     """Solve n samples, as many at a time as fit; ``start(i, j)`` gives the states of samples i to j - 1."""
 
-    def solve(first: int, last: int) -> Solution:
-        return engine.solve(model, start(first, last), t_from, t_to, job)
-
     _check_result_fits(model, n, 1 + len(job.solve.t_eval or ()))
-    with evaluation(model), _progress_bar(n, progress) as advance:
-        return Solution.concatenate(in_batches(solve, model, n, batch_size, advance))
+    with evaluation(model), _progress_bar(n, progress) as report:
+
+        def solve(first: int, last: int) -> Solution:
+            tell = None if report is None else lambda ended: report(first + ended)
+            return engine.solve(model, start(first, last), t_from, t_to, job, tell)
+
+        size = batch_size_for(engine, model, n, job) if batch_size is None else batch_size
+        return Solution.concatenate(in_batches(solve, n, size, report))
 
 
 def in_batches(
-    compute: Callable[[int, int], Result],
-    model: Potential,
-    n: int,
-    batch_size: int | None,
-    advance: Callable[[int], None] = lambda count: None,
+    compute: Callable[[int, int], Result], n: int, batch_size: int, report: Progress | None = None
 ) -> list[Result]:
     """``compute(i, j)`` for samples i to j - 1, for consecutive batches of all n; smaller ones when memory runs out.
 
-    ``advance`` is told how many samples each batch held.
+    ``report`` is told after each batch how many samples are done.
     """
-    size = default_batch_size(model, n) if batch_size is None else _checks.positive_int("batch_size", batch_size)
+    size = _checks.positive_int("batch_size", batch_size)
     parts: list[Result] = []
     done = 0
     while done < n:
@@ -81,8 +81,9 @@ def in_batches(
             warnings.warn(f"out of memory: going on with batches of {size} samples", RuntimeWarning, stacklevel=4)
             continue
         parts.append(part)
-        advance(last - done)
         done = last
+        if report is not None:
+            report(done)
     return parts
 
 
@@ -101,17 +102,19 @@ def _or_none_if_out_of_memory(compute: Callable[[], Result]) -> Result | None:
     return None
 
 
-def default_batch_size(model: Potential, n: int) -> int:
-    """How many of n samples a share of the free memory holds, by the bytes that an evaluation of the field keeps."""
+def batch_size_for(engine: Engine, model: Potential, n: int, job: Job, probes: int = 0) -> int:
+    """How many of n samples a share of the free memory holds, by what the engine or a trial says that one needs."""
     dtype, device = model_dtype_device(model)
     free = _free_memory(device)
     if free is None:
         return n
-    state = math.prod(model.event_shape) * dtype.itemsize
-    saved = _or_none_if_out_of_memory(partial(_saved_bytes_per_sample, model, dtype, device))
-    if saved is None:
-        return 1
-    bytes_per_sample = _STATES_PER_SAMPLE * state + 3 * saved
+    bytes_per_sample = engine.bytes_per_sample(model, dtype, job, probes)
+    if bytes_per_sample is None:
+        saved = _or_none_if_out_of_memory(partial(_saved_bytes_per_sample, model, dtype, device))
+        if saved is None:
+            return 1
+        state = math.prod(model.event_shape) * dtype.itemsize
+        bytes_per_sample = _STATES_PER_SAMPLE * state + 3 * saved
     return max(1, min(n, int(_MEMORY_SHARE * free / bytes_per_sample)))
 
 
@@ -247,9 +250,9 @@ def model_dtype_device(model: Potential) -> tuple[torch.dtype, torch.device]:
 
 
 @contextmanager
-def _progress_bar(n: int, show: bool) -> Iterator[Callable[[int], None]]:
+def _progress_bar(n: int, show: bool) -> Iterator[Progress | None]:
     if not show:
-        yield lambda count: None
+        yield None
         return
     try:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -257,4 +260,4 @@ def _progress_bar(n: int, show: bool) -> Iterator[Callable[[int], None]]:
         raise ImportError("progress=True needs the package rich: pip install rich") from error
     with Progress(TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("sampling", total=n)
-        yield lambda count: bar.advance(task, count)
+        yield lambda done: bar.update(task, completed=done)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vapo_fast import _checks, noise
 from vapo_fast._flow import (
+    batch_size_for,
     check_events,
     check_model,
     end_time,
@@ -128,7 +129,9 @@ def log_likelihood(
             signs = _signs(seed, first, last, probes, dimension, start) if hutchinson else None
             return chosen.solve_with_trace(model, start[first:last], end, path.t0, job, signs)
 
-        parts = in_batches(solve, model, x.shape[0], batch_size)
+        if batch_size is None:
+            batch_size = batch_size_for(chosen, model, x.shape[0], job, probes if hutchinson else 0)
+        parts = in_batches(solve, x.shape[0], batch_size)
         solution = Solution.concatenate([part for part, _ in parts])
         if throw:
             solution.raise_for_failures()

@@ -45,7 +45,8 @@ def compare(engine, device, supported, network, dtype, rows, options):
     scale = float(exact.loss.linear.abs() + exact.loss.quadratic) * max(1.0, math.sqrt(rows))
     for ours, theirs, name in zip(terms, exact.loss, exact.loss._fields, strict=True):
         assert abs(float(ours) - float(theirs)) <= tolerance.loss * scale, (name, float(ours), float(theirs))
-    torch.testing.assert_close(terms[0], terms[1] + terms[2], rtol=2e-6, atol=0)
+    rounding = 4 * torch.finfo(dtype).eps * float(terms[1].abs() + terms[2].abs())
+    torch.testing.assert_close(terms[0], terms[1] + terms[2], rtol=0, atol=rounding)
     overall = max(float(grad.abs().max()) for grad in exact.grads.values())
     for name, expected in exact.grads.items():
         error = (grads[name].double() - expected).abs().max()

@@ -14,8 +14,10 @@ from vapo_fast.engines.base import (
     engines,
     register,
 )
+from vapo_fast.engines.native import NATIVE, NativeEngine
 from vapo_fast.engines.reference import ReferenceEngine
 
+register(NATIVE)
 register(ReferenceEngine())
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Job",
     "LossAndGrads",
     "LossOptions",
+    "NativeEngine",
     "ReferenceEngine",
     "UnsupportedJobError",
     "choose",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -28,6 +29,8 @@ ENVIRONMENT_VARIABLE = "VAPO_FAST_ENGINE"
 PRECISIONS = ("auto", "float64", "float32", "tf32", "bf16")
 """Arithmetic of a field's matrix products: "auto" lets the engine choose by tolerance and say so in the `Solution`;
 "float64" and "float32" are the model's own dtype; "tf32" and "bf16" are reduced products for loose tolerances only."""
+
+Progress = Callable[[int], None]
 
 JobKind = Literal["field", "solve", "solve_with_trace", "loss_and_grads"]
 
@@ -78,13 +81,32 @@ class Engine(ABC):
     def supports(self, potential: Potential, device: torch.device, dtype: torch.dtype, job: Job) -> str | None:
         """None if the engine does this job for this potential, else the reason why not."""
 
+    def bytes_per_sample(self, potential: Potential, dtype: torch.dtype, job: Job, probes: int = 0) -> int | None:
+        """Memory that a solve needs for each sample, the caller's start and probes included.
+
+        None if that is for a trial to find out: what autograd keeps of one evaluation of the field is then counted.
+        ``probes`` is the number of directions for each sample in a "solve_with_trace", 0 for the exact Laplacian.
+        """
+        return None
+
     @abstractmethod
     def field(self, potential: Potential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Phi (B,) and grad Phi (B, *event), detached."""
 
     @abstractmethod
-    def solve(self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job) -> Solution:
-        """Integrate ``dx/dt = grad Phi(x, t)`` from t0 to t1; a failed sample shows in the status and is not raised."""
+    def solve(
+        self,
+        potential: Potential,
+        x0: Tensor,
+        t0: float,
+        t1: float,
+        job: Job,
+        progress: Progress | None = None,
+    ) -> Solution:
+        """Integrate ``dx/dt = grad Phi(x, t)`` from t0 to t1; a failed sample shows in the status and is not raised.
+
+        ``progress`` may be told now and then how many samples have ended.
+        """
 
     def solve_with_trace(
         self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, probes: Tensor | None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vapo_fast import ode
 from vapo_fast.batches import Batch
-from vapo_fast.engines.base import Engine, Job, LossAndGrads
+from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress
 from vapo_fast.loss import EnergyLoss, energy_loss
 from vapo_fast.ode import Solution
 from vapo_fast.potentials.base import Potential
@@ -38,7 +38,9 @@ class ReferenceEngine(Engine):
     def field(self, potential: Potential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return potential.field(x, t)
 
-    def solve(self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job) -> Solution:
+    def solve(
+        self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, progress: Progress | None = None
+    ) -> Solution:
         solution = ode.integrate(lambda x, t: potential.field(x, t)[1], x0, t0, t1, job.solve)
         return replace(solution, engine=self.name, precision=_NAMES[x0.dtype])
 
