@@ -9,11 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vapo_fast.batches import Data, Source, as_source, training_batch
+from vapo_fast.batches import Batch, Data, Source, as_source, training_batch
 from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.engines import Job, LossOptions, choose
 from vapo_fast.loss import Baseline, Weight
-from vapo_fast.optim import TrainingOptions, clip_gradients, ema_decay_at, gradient_norms, learning_rate, update_ema
+from vapo_fast.optim import (
+    RunningAverage,
+    TrainingOptions,
+    clip_gradients,
+    ema_decay_at,
+    gradient_norms,
+    learning_rate,
+    set_gradients,
+)
 from vapo_fast.potentials.base import Potential
 from vapo_fast.training import Clock, TrainingRun
 
@@ -94,6 +102,7 @@ class Trainer(TrainingRun):
         deferred = _defers(model)
         # Fused Adam takes a flag on the device that says whether to skip the step.
         super().__init__(model, options, fused=deferred)
+        self._average = RunningAverage(self.ema_model, model)
         self._job = Job(
             "loss_and_grads", precision, loss=LossOptions(options.estimator, options.weight, options.baseline)
         )
@@ -154,15 +163,10 @@ class Trainer(TrainingRun):
             device=self.device,
             dtype=self.dtype,
         )
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = torch.zeros(3, dtype=self.dtype, device=self.device)
-        for part in batch.split(options.accumulate):
-            share = part.x_data.shape[0] / options.batch_size
-            loss, grads = self.engine.loss_and_grads(self.model, part, self._job)
-            terms += share * torch.stack(loss).to(self.dtype)
-            for name, parameter in self.parameters.items():
-                piece = grads[name] if options.accumulate == 1 else share * grads[name]
-                parameter.grad = piece if parameter.grad is None else parameter.grad + piece
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        terms, gradients = self._loss_and_grads(batch)
+        set_gradients(self.parameters.values(), gradients)
         norms = gradient_norms(self.parameters)
         norm = torch.linalg.vector_norm(norms)
         failed = self._watch.update(self.step, torch.cat([terms[1:], norms]))
@@ -178,10 +182,24 @@ class Trainer(TrainingRun):
         if self._watch.deferred:
             self.optimizer.found_inf = failed.to(torch.float32)  # type: ignore[attr-defined]
         self.optimizer.step()
-        update_ema(self.ema_model, self.model, decay, (~failed).to(self.dtype) if self._watch.deferred else None)
+        self._average.update(decay, (~failed).to(self.dtype) if self._watch.deferred else None)
         self.step += 1
         self._updating = False
         return torch.cat([terms, norm[None]]), rate, decay
+
+    def _loss_and_grads(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """(loss, linear, quadratic) of a batch on the device, and the gradients of `parameters` in their order."""
+        if self.options.accumulate == 1:
+            loss, grads = self.engine.loss_and_grads(self.model, batch, self._job)
+            return torch.stack(loss).to(self.dtype), [grads[name] for name in self.parameters]
+        terms = torch.zeros(3, dtype=self.dtype, device=self.device)
+        sums: dict[str, Tensor] = {}
+        for part in batch.split(self.options.accumulate):
+            share = part.x_data.shape[0] / self.options.batch_size
+            loss, grads = self.engine.loss_and_grads(self.model, part, self._job)
+            terms += share * torch.stack(loss).to(self.dtype)
+            sums = {name: share * grads[name] + sums.get(name, 0.0) for name in self.parameters}
+        return terms, list(sums.values())
 
     def _reads(self, done: int) -> bool:
         """Whether the host reads the numbers of the step after which ``done`` steps are done."""

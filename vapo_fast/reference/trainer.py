@@ -11,7 +11,7 @@ from torch import Tensor
 from vapo_fast.batches import Data, as_source, training_batch
 from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.loss import Baseline, Weight, loss_weight
-from vapo_fast.optim import TrainingOptions, ema_decay_at, learning_rate
+from vapo_fast.optim import TrainingOptions, ema_decay_at, learning_rate, set_gradients
 from vapo_fast.potentials.base import Potential
 from vapo_fast.training import Clock, TrainingRun
 
@@ -108,8 +108,7 @@ class Trainer(TrainingRun):
                 gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
                 norm = self._checked_norm(linear, quadratic, gradients)
                 scale = 1.0 if o.grad_clip is None else min(1.0, o.grad_clip / norm)
-                for parameter, g in zip(parameters, gradients, strict=True):
-                    parameter.grad = scale * g
+                set_gradients(parameters, [scale * g for g in gradients])
 
                 # Adam; then ema <- decay ema + (1 - decay) model.
                 rate, decay = learning_rate(o, self.step, self.start_step, self.end_step), ema_decay_at(o, self.step)
