@@ -9,6 +9,8 @@ VENV ?= .venv
 TORCH ?= cpu
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+JAX_VENV ?= .venv-jax
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -17,7 +19,8 @@ TORCH_STAMP := $(VENV)/.torch-$(TORCH)
 PACKAGE_STAMP := $(VENV)/.package
 SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(wildcard csrc/*.h csrc/*.cpp)
 
-.PHONY: help setup demo test test-all lint types sanitize bench gpu on-device clean
+.PHONY: help setup demo test test-all lint types sanitize gpu on-device clean
+.PHONY: bench bench-quick bench-table bench-precision bench-report bench-setup bench-peers bench-jax-environment
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -59,8 +62,37 @@ sanitize: setup  ## the native tests under AddressSanitizer and UBSan; the threa
 	LD_PRELOAD="$(preloaded)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib \
 	    $(BIN)/python -P -m pytest -p no:cacheprovider -m "not slow" $(NATIVE_TESTS) $(PYTEST_ARGS)
 
-bench: setup  ## the benchmarks
+# Each measures every arm that is installed, and names those that are not; BENCH_ARGS, see python -m benchmarks run -h.
+bench: bench-setup  ## the benchmarks, through pytest-benchmark (10 minutes; all of it: PYTEST_ARGS=--bench-full)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(PYTEST_ARGS)
+
+bench-quick: bench-setup  ## one small case of every kind, in three minutes
+	$(BIN)/python -m benchmarks run --select quick --rounds 5 --round-seconds 0.05 $(BENCH_ARGS)
+
+bench-table: bench-setup  ## what native must show, measured in one run and held against its targets
+	$(BIN)/python -m benchmarks table $(BENCH_ARGS)
+
+bench-precision: bench-setup  ## error against time, for the plots
+	$(BIN)/python -m benchmarks run --select precision $(BENCH_ARGS)
+
+bench-report: setup  ## write docs/benchmarks.md, its plots and the README's table from benchmarks/results/bench.csv
+	$(BIN)/python -m benchmarks report
+
+bench-setup: setup bench-peers bench-jax-environment
+
+bench-peers: $(VENV)/.peers  ## what the benchmarks measure against: torchdiffeq, torchode, torchebm, SciPy
+
+bench-jax-environment: $(JAX_VENV)/.installed  ## and diffrax with JAX, in an environment of their own
+
+$(VENV)/.peers: constraints.txt $(PACKAGE_STAMP)
+	@$(PIP) install -q -c constraints.txt torchdiffeq torchode torchebm scipy
+	@touch $@
+
+$(JAX_VENV)/.installed: benchmarks/peers/jax-constraints.txt
+	@echo "installing JAX and diffrax in $(JAX_VENV)"
+	@$(PYTHON) -m venv $(JAX_VENV)
+	@$(JAX_VENV)/bin/python -m pip --disable-pip-version-check install -q -c $< diffrax jax
+	@touch $@
 
 gpu:  ## on a CUDA machine: every test, those that need the device included, and the benchmarks
 	@$(MAKE) --no-print-directory on-device TORCH=$(if $(filter cpu,$(TORCH)),cuda,$(TORCH))

@@ -14,20 +14,31 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+_SOURCES = ("vapo_fast", "csrc", "kernels", "setup.py", "benchmarks/*.py", "benchmarks/peers")
 COLUMNS = ("date", "commit", "machine", "threads", "torch")
 
 
 def provenance() -> dict[str, object]:
     """Date, commit, machine, threads and torch version, as the first columns of every results file."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+def commit() -> str:
+    """The commit, with a ``+`` if what computes differs from it."""
+    head = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--", *_SOURCES)
+    return (head + "+" * bool(changed)) if head else "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def append(path: Path, columns: Sequence[str], rows: Sequence[dict[str, object]]) -> None:

@@ -1,0 +1,178 @@
+"""What an arm of a benchmark is: a way of doing a job, made ready for one case."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.plain_field import PlainField
+from benchmarks.workloads import Problem
+
+# Largest relative difference between an arm's float32 field or gradient and the float64 one.
+_FIELD_TOLERANCE = 2e-4
+
+
+class UnavailableError(Exception):
+    """The arm cannot run here, or cannot do this case; the message says why."""
+
+
+class DisagreementError(Exception):
+    """The arm computes something else than the potential's field, so its time means nothing."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall seconds of each repeat, and processor seconds of all of them together, in every thread."""
+
+    seconds: list[float]
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job came to, from one run that is not timed as a whole.
+
+    Attributes:
+        x: (n, d) end states of a solve, float64. evaluations: (n,) or () field evaluations of each sample. steps: (n,)
+            or () steps tried. failed: samples that did not reach the end.
+        field_share: part of this run's time that was spent in the field; where that cannot be seen from outside it is
+            ``field_estimated``: the field alone for this batch, timed just before, times the evaluations.
+        gradient: all parameter gradients of a loss in one vector.
+    """
+
+    x: np.ndarray | None = None
+    evaluations: np.ndarray | None = None
+    steps: np.ndarray | None = None
+    failed: int = 0
+    field_share: float | None = None
+    field_estimated: bool = False
+    gradient: np.ndarray | None = None
+
+
+class Runner(ABC):
+    """An arm that is ready: compiled, warm and checked for one case."""
+
+    @abstractmethod
+    def run(self, repeats: int) -> Timings:
+        """Do the job so many times."""
+
+    @abstractmethod
+    def outcome(self) -> Outcome:
+        """Do it once more and look at the result."""
+
+    def close(self) -> None:
+        """Give back what the runner holds."""
+        return
+
+
+class LocalRunner(Runner):
+    """Runs in this process: ``call`` is timed; ``look`` runs it again, untimed, and tells what came of it."""
+
+    def __init__(self, call: Callable[[], object], look: Callable[[], Outcome]) -> None:
+        self._call, self._look = call, look
+
+    def run(self, repeats: int) -> Timings:
+        seconds, cpu = [], time.process_time()
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            self._call()
+            seconds.append(time.perf_counter() - begin)
+        return Timings(seconds, time.process_time() - cpu)
+
+    def outcome(self) -> Outcome:
+        return self._look()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way of doing jobs.
+
+    Attributes:
+        name: as it stands in tables. peer: whether it is what a user could pick instead of vapo_fast.
+        jobs: kinds of `Case` that it does. package: the distribution whose version is recorded.
+        prepare: makes a runner for a problem; may raise `UnavailableError`. missing: None, or why it cannot run here.
+        note: what a reader must know to judge the number.
+    """
+
+    name: str
+    peer: bool
+    jobs: tuple[str, ...]
+    package: str
+    prepare: Callable[[Problem], Runner]
+    missing: Callable[[], str | None]
+    version: Callable[[], str]
+    note: str = ""
+
+
+def median_seconds(call: Callable[[], object], repeats: int = 5) -> float:
+    """Median time of a call."""
+    return statistics.median(LocalRunner(call, Outcome).run(repeats).seconds)
+
+
+def package_missing(package: str) -> Callable[[], str | None]:
+    """A check that a package can be imported here."""
+
+    def missing() -> str | None:
+        return None if importlib.util.find_spec(package) else f"{package} is not installed: make bench-peers"
+
+    return missing
+
+
+def package_version(package: str) -> Callable[[], str]:
+    """A reader of an installed distribution's version."""
+    return lambda: f"{package} {importlib.metadata.version(package)}"
+
+
+class Meter:
+    """A field that counts its evaluations and adds up their time."""
+
+    def __init__(self, field: Callable[[Tensor, Tensor | float], Tensor]) -> None:
+        self._field, self.calls, self.seconds = field, 0, 0.0
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        self.calls += 1
+        begin = time.perf_counter()
+        try:
+            return self._field(x, t)
+        finally:
+            self.seconds += time.perf_counter() - begin
+
+
+def check_field(arm: str, values: Tensor | np.ndarray, problem: Problem) -> None:
+    """DisagreementError if grad Phi of the first rows, as many as given, is not the potential's, in float64."""
+    _check(arm, "field", np.asarray(values, dtype=np.float64), problem.exact_field[: len(values)])
+
+
+def check_gradient(arm: str, values: np.ndarray, problem: Problem) -> None:
+    """DisagreementError if a loss's gradient is not the one computed in float64."""
+    _check(arm, "gradient of the loss", np.asarray(values, dtype=np.float64), problem.exact_gradient)
+
+
+def checked_plain_field(arm: str, problem: Problem) -> PlainField:
+    """The plain field of a problem, once it is known to be the potential's."""
+    field = PlainField(problem.weights)
+    rows = len(problem.exact_field)
+    check_field(arm, field(problem.x0[:rows], problem.times[:rows]), problem)
+    alone = torch.cat([field(problem.x0[i : i + 1], float(problem.times[i])) for i in range(rows)])
+    check_field(arm, alone, problem)
+    return field
+
+
+def _check(arm: str, what: str, values: np.ndarray, exact: np.ndarray) -> None:
+    if values.shape != exact.shape:
+        raise DisagreementError(f"{arm}: the {what} has shape {values.shape}, not {exact.shape}")
+    error = float(np.abs(values - exact).max() / np.abs(exact).max())
+    if not error <= _FIELD_TOLERANCE:
+        raise DisagreementError(
+            f"{arm}: the {what} differs from the float64 one by {error:.2g} of its largest entry, "
+            f"over {_FIELD_TOLERANCE:g}"
+        )

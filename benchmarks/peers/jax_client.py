@@ -1,0 +1,175 @@
+"""The JAX arms as the kit sees them: requests to a worker process (`benchmarks.peers.jax_worker`).
+
+JAX pins another numpy than PyTorch's users may have, and its threads are fixed when it starts: so it has an environment
+of its own (``make bench-jax-environment``; VAPO_FAST_JAX_PYTHON names the python of another), and a worker for each
+number of threads. While the worker computes this process waits, and the other way round, so rounds stay interleaved.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import tempfile
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.base import Arm, Outcome, Runner, Timings, check_field, check_gradient
+from benchmarks.peers.compiled import parameter_order
+from benchmarks.workloads import Problem
+
+ENVIRONMENT_VARIABLE = "VAPO_FAST_JAX_PYTHON"
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_WORKER = Path(__file__).with_name("jax_worker.py")
+
+
+class WorkerError(RuntimeError):
+    """The worker ended, or could not do a request."""
+
+
+class Worker:
+    """A worker process with a number of threads."""
+
+    def __init__(self, threads: int) -> None:
+        flags = os.environ.get("XLA_FLAGS", "")
+        if threads == 1:
+            flags += " --xla_cpu_multi_thread_eigen=false"
+        environment = os.environ | {"NPROC": str(threads), "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+        self._directory = tempfile.TemporaryDirectory(prefix="vapo-fast-jax-")
+        # -P: the script's own directory must not stand before the installed packages.
+        self._process = subprocess.Popen(
+            [str(python()), "-P", str(_WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self._loaded: Problem | None = None
+        atexit.register(self.close)
+
+    def path(self, name: str) -> str:
+        """A file that both processes see."""
+        return str(Path(self._directory.name) / name)
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Send a request and wait for its reply."""
+        if self._process.stdin is None or self._process.stdout is None:
+            raise WorkerError("the worker has no pipes")
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise WorkerError(f"the JAX worker has ended, with status {self._process.poll()}") from error
+        line = self._process.stdout.readline()
+        if not line:
+            raise WorkerError(f"the JAX worker ended during {do!r}, with status {self._process.wait()}")
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise WorkerError(f"the JAX worker could not {do}: {reply['error']}")
+        return reply
+
+    def load(self, problem: Problem) -> None:
+        """Send a problem, unless it is the one that the worker holds."""
+        if self._loaded is problem:
+            return
+        inputs: dict[str, Any] = {"input_x0": problem.x0.numpy(), "input_times": problem.times.numpy()}
+        if problem.case.job in ("loss", "trainer"):
+            inputs |= {f"input_{name}": value.numpy() for name, value in problem.batch._asdict().items()}
+            inputs["input_data"] = problem.data.numpy()
+        arrays: dict[str, Any] = {**problem.weights.arrays, **inputs}
+        np.savez(self.path("problem.npz"), **arrays)
+        self.ask("load", scalars=problem.weights.scalars, arrays=self.path("problem.npz"))
+        self.ask("field", path=self.path("field.npy"), rows=len(problem.exact_field))
+        check_field("jax", np.load(self.path("field.npy")), problem)
+        self._loaded = problem
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
+        self._directory.cleanup()
+
+
+@cache
+def worker(threads: int) -> Worker:
+    """The worker with so many threads; started once."""
+    return Worker(threads)
+
+
+def python() -> Path:
+    """The interpreter of the JAX environment."""
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    return Path(named) if named else _ROOT / ".venv-jax" / "bin" / "python"
+
+
+class _JaxRunner(Runner):
+    def __init__(self, name: str, problem: Problem, kind: str, **options: Any) -> None:
+        self._name, self._problem = name, problem
+        self._worker = worker(problem.case.threads)
+        self._worker.load(problem)
+        self._worker.ask("prepare", name=name, kind=kind, **options)
+        if kind == "loss":
+            gradient = self.outcome().gradient
+            if gradient is not None:
+                check_gradient(name, gradient, problem)
+
+    def run(self, repeats: int) -> Timings:
+        reply = self._worker.ask("run", name=self._name, repeats=repeats)
+        return Timings(reply["seconds"], reply["cpu_seconds"])
+
+    def outcome(self) -> Outcome:
+        path = self._worker.path("outcome.npz")
+        self._worker.ask("outcome", name=self._name, path=path)
+        with np.load(path) as file:
+            told = {name: file[name] for name in file.files}
+        if "x" in told:
+            x = told["x"].astype(np.float64)
+            share = float(told["field_share"])
+            return Outcome(x, told["evaluations"], told["steps"], int(told["failed"]), share, field_estimated=True)
+        grads = [f"grad_{name}" for name in parameter_order(self._problem.weights.scalars["layers"])]
+        if grads[0] in told:
+            return Outcome(gradient=np.concatenate([told[name].astype(np.float64).ravel() for name in grads]))
+        return Outcome()
+
+    def close(self) -> None:
+        self._worker.ask("release", name=self._name)
+
+
+def _missing() -> str | None:
+    if python().exists():
+        return None
+    return f"no JAX environment at {python()}: make bench-jax-environment"
+
+
+@cache
+def _version() -> str:
+    read = "from importlib.metadata import version as v; print('diffrax', v('diffrax') + ', jax', v('jax'))"
+    return subprocess.run([str(python()), "-c", read], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _prepare_solve(name: str, vmap: bool, problem: Problem) -> Runner:
+    case = problem.case
+    return _JaxRunner(name, problem, "solve", vmap=vmap, rtol=case.rtol, steps=case.steps)
+
+
+def _prepare_other(problem: Problem) -> Runner:
+    case = problem.case
+    options = {"batch_size": case.n} if case.job == "trainer" else {}
+    return _JaxRunner("jax jit", problem, case.job, **options)
+
+
+def _diffrax(name: str, vmap: bool, note: str) -> Arm:
+    prepare = partial(_prepare_solve, name, vmap)
+    return Arm(name, True, ("solve", "solve_fixed"), "diffrax", prepare, _missing, _version, note)
+
+
+ARMS = (
+    _diffrax("diffrax", False, "jitted; one step size for the batch"),
+    _diffrax("diffrax vmap", True, "jitted; a step size for each sample, in lock step"),
+    Arm("jax jit", True, ("field", "loss", "trainer"), "jax", _prepare_other, _missing, _version, "jitted autodiff"),
+)

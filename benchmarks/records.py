@@ -1,0 +1,235 @@
+"""The results file: one row for each arm of each case of each run, appended and never changed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.cases import Case
+from benchmarks.measure import PRODUCT, CaseResult, Measured, Quartiles, paired_ratio
+from benchmarks.provenance import RESULTS, append
+
+CSV = RESULTS / "bench.csv"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One arm of one case, as it stands in the file; None where a number does not apply.
+
+    Attributes:
+        run: when the run began; rows of one run were measured together. hidden: the hidden widths, ``128x3``.
+        median_ms, low_ms, high_ms: quartiles over rounds. ratio, ratio_low, ratio_high: this arm's time over native's,
+            paired by round. share, share_low, share_high: of the rate of the matrix product in the same rounds.
+        evaluations_mean, evaluations_max: of the field, per sample. field_share: of the time; field_how: "timed" inside
+            a run, or "estimated" from the field alone. error_*: distance from the float64 solution (see
+            `benchmarks.measure.Error`), or the relative error of a gradient. failed: samples that did not get there.
+        conformance: what the suite said before the run. load: of the machine when the run began.
+    """
+
+    run: str
+    job: str
+    workload: str
+    dimension: int
+    hidden: str
+    n: int
+    rtol: float | None
+    steps: int | None
+    threads: int
+    arm: str
+    peer: bool
+    version: str
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    rounds: int
+    repeats: int
+    warmup_s: float
+    cpu_per_wall: float
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    gflops: float | None = None
+    share: float | None = None
+    share_low: float | None = None
+    share_high: float | None = None
+    evaluations_mean: float | None = None
+    evaluations_max: float | None = None
+    field_share: float | None = None
+    field_how: str = ""
+    failed: int = 0
+    error_rms: float | None = None
+    error_median: float | None = None
+    error_max: float | None = None
+    conformance: str = ""
+    processor: str = ""
+    python: str = ""
+    numpy: str = ""
+    load: float | None = None
+    date: str = ""
+    commit: str = ""
+    machine: str = ""
+    torch: str = ""
+
+    @property
+    def case(self) -> tuple[object, ...]:
+        """What tells cases apart."""
+        return self.job, self.workload, self.dimension, self.hidden, self.n, self.rtol, self.steps, self.threads
+
+    @property
+    def shape(self) -> str:
+        """The network's shape."""
+        return f"d {self.dimension}, {self.hidden.replace('x', '×')}"
+
+
+_FROM_PROVENANCE = ("date", "commit", "machine", "threads", "torch")
+_COLUMNS = tuple(column.name for column in fields(Record) if column.name not in _FROM_PROVENANCE)
+_KINDS = {column.name: str(column.type) for column in fields(Record)}
+
+
+def records(result: CaseResult, run: str, conformance: str) -> list[Record]:
+    """The rows of a case."""
+    return [_record(result, one, run, conformance) for one in result.arms.values()]
+
+
+def write(rows: Iterable[Record], path: Path = CSV) -> None:
+    """Append rows with their provenance."""
+    cells = []
+    for row in rows:
+        values = {name: value for name, value in asdict(row).items() if name in _COLUMNS or name == "threads"}
+        cells.append({name: _cell(value) for name, value in values.items()})
+    append(path, _COLUMNS, cells)
+
+
+def load(path: Path = CSV) -> list[Record]:
+    """Every row of the file.
+
+    Raises: ValueError naming the line of a row that cannot be read.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = []
+        for cells in reader:
+            try:
+                rows.append(Record(**{name: _value(_KINDS[name], text) for name, text in cells.items()}))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+        return rows
+
+
+def latest(rows: Sequence[Record]) -> dict[tuple[object, ...], list[Record]]:
+    """For each case the rows of its newest run, preferring runs that measured native.
+
+    Rows of different runs are never mixed: their times are not comparable.
+    """
+    runs: dict[tuple[object, ...], dict[str, list[Record]]] = {}
+    for row in rows:
+        runs.setdefault(row.case, {}).setdefault(row.run, []).append(row)
+    chosen = {}
+    for case, by_run in runs.items():
+        with_native = [run for run, its in by_run.items() if any(row.arm == "native" for row in its)]
+        chosen[case] = by_run[max(with_native or by_run)]
+    return chosen
+
+
+def best_peer(rows: Sequence[Record], among: Sequence[str] = ()) -> Record | None:
+    """The fastest peer of a case, or of those named."""
+    peers = [row for row in rows if row.peer and (not among or row.arm in among)]
+    return min(peers, key=lambda row: row.median_ms, default=None)
+
+
+def of_arm(rows: Sequence[Record], arm: str) -> Record | None:
+    """The row of an arm."""
+    return next((row for row in rows if row.arm == arm), None)
+
+
+def hidden_name(case: Case) -> str:
+    """``128x3``."""
+    return case.shape.split(" ", 1)[1]
+
+
+def processor() -> str:
+    """The processor's model name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _record(result: CaseResult, one: Measured, run: str, conformance: str) -> Record:
+    case, seconds, outcome = result.case, one.seconds, one.outcome
+    ratio = result.ratio(one.arm)
+    share = _share(result, one)
+    evaluations = outcome.evaluations
+    return Record(
+        run=run,
+        job=case.job,
+        workload=case.workload,
+        dimension=case.dimension,
+        hidden=hidden_name(case),
+        n=case.n,
+        rtol=case.rtol,
+        steps=case.steps,
+        threads=case.threads,
+        arm=one.arm,
+        peer=one.peer,
+        version=one.version,
+        median_ms=1e3 * seconds.median,
+        low_ms=1e3 * seconds.low,
+        high_ms=1e3 * seconds.high,
+        rounds=len(one.rounds),
+        repeats=one.repeats,
+        warmup_s=one.warmup_seconds,
+        cpu_per_wall=one.cpu_per_wall,
+        ratio=ratio and ratio.median,
+        ratio_low=ratio and ratio.low,
+        ratio_high=ratio and ratio.high,
+        gflops=None if one.flops is None else 1e-9 * one.flops / seconds.median,
+        share=share and share.median,
+        share_low=share and share.low,
+        share_high=share and share.high,
+        evaluations_mean=None if evaluations is None else float(evaluations.mean()),
+        evaluations_max=None if evaluations is None else float(evaluations.max()),
+        field_share=outcome.field_share,
+        field_how="" if outcome.field_share is None else ("estimated" if outcome.field_estimated else "timed"),
+        failed=outcome.failed,
+        error_rms=one.error and one.error.rms,
+        error_median=one.error and one.error.median,
+        error_max=one.error and one.error.largest,
+        conformance=conformance,
+        processor=processor(),
+        python=platform.python_version(),
+        numpy=np.__version__,
+        load=os.getloadavg()[0],
+    )
+
+
+def _share(result: CaseResult, one: Measured) -> Quartiles | None:
+    """Rate of an arm over the rate of the matrix product, paired by round."""
+    product = result.arms.get(PRODUCT)
+    if product is None or product.flops is None or one.flops is None:
+        return None
+    times = paired_ratio(product.rounds, one.rounds)
+    scale = one.flops / product.flops
+    return Quartiles(scale * times.median, scale * times.low, scale * times.high)
+
+
+def _cell(value: object) -> object:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _value(kind: str, text: str) -> object:
+    if kind.endswith("| None") and text == "":
+        return None
+    if kind.startswith("bool"):
+        return {"True": True, "False": False}[text]
+    return {"int": int, "float": float, "str": str}[kind.removesuffix(" | None")](text)
