@@ -17,8 +17,8 @@ namespace vapo_fast {
 template <class Worker>
 class Exchange {
 public:
-    // Rows fewer than this are not worth another thread: the kernels take as long for one row as for a few.
-    static constexpr std::int64_t kWorthwhile = 8;
+    // Fewer rows than this are not worth another thread: the kernels take as long for one row as for four.
+    static constexpr std::int64_t kWorthwhile = 4;
 
     explicit Exchange(int threads) { waiting_.reserve(static_cast<std::size_t>(threads)); }
 
