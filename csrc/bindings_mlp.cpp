@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -212,7 +213,10 @@ public:
         result.output = of_output.mutable_data();
         {
             const py::gil_scoped_release release;
-            loss_and_gradient<T>(*mlp, instruction_set_, batch, result, team, monitor);
+            // A second thread that trains the same potential at the same time works in memory of its own.
+            const std::unique_lock<std::mutex> kept(loss_mutex_, std::try_to_lock);
+            LossMemory<T> other;
+            loss_and_gradient<T>(*mlp, instruction_set_, batch, result, team, kept ? loss_memory_ : other, monitor);
         }
         return py::make_tuple(result.linear, result.quadratic, weights, biases, of_output);
     }
@@ -241,6 +245,8 @@ private:
     MlpShape shape_;
     InstructionSet instruction_set_;
     std::shared_ptr<const PackedMlp<T>> packed_;
+    mutable std::mutex loss_mutex_;
+    mutable LossMemory<T> loss_memory_;  // guarded by loss_mutex_
 };
 
 Path path_named(const std::string& name) {

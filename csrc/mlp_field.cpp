@@ -40,9 +40,54 @@ bool evaluate_batch(const Field<T>& field, const FieldRows<T>& rows, int threads
         monitor);
 }
 
+namespace {
+
+// A piece of one parameter array: where it lies in the padded gradient, where it goes, and its size.
+template <class T>
+struct Piece {
+    std::size_t offset;
+    T* out;
+    std::size_t size;
+};
+
+template <class T>
+std::vector<Piece<T>> pieces_of(const MlpShape& shape, const MlpGradient<T>& layout, const LossResult<T>& result) {
+    std::vector<Piece<T>> pieces;
+    for (int l = 0; l < shape.layers(); ++l) {
+        const auto i = static_cast<std::size_t>(l);
+        const auto out = static_cast<std::size_t>(shape.size(l + 1)), in = static_cast<std::size_t>(shape.size(l));
+        for (std::size_t row = 0; row < out; ++row) {
+            const std::size_t offset = layout.weight[i] + row * static_cast<std::size_t>(layout.stride[i]);
+            pieces.push_back({offset, result.weight[i] + row * in, in});
+        }
+        pieces.push_back({layout.bias[i], result.bias[i], out});
+    }
+    pieces.push_back({layout.output, result.output, static_cast<std::size_t>(shape.size(shape.layers()))});
+    return pieces;
+}
+
+}  // namespace
+
+template <class T>
+T* LossMemory<T>::gradients(std::size_t size) {
+    if (gradients_.size() < size) {
+        gradients_ = AlignedBuffer<T>();  // never both at once
+        gradients_ = AlignedBuffer<T>(size);
+    }
+    return gradients_.data();
+}
+
+template <class T>
+T* LossMemory<T>::workspace(int thread, std::size_t size) {
+    const auto i = static_cast<std::size_t>(thread);
+    if (workspaces_.size() <= i) workspaces_.resize(i + 1);
+    if (workspaces_[i].size() < size) workspaces_[i] = AlignedBuffer<T>(size);
+    return workspaces_[i].data();
+}
+
 template <class T>
 bool loss_and_gradient(const PackedMlp<T>& mlp, InstructionSet instruction_set, const LossBatch<T>& batch,
-                       LossResult<T>& result, int threads, const Monitor& monitor) {
+                       LossResult<T>& result, int threads, LossMemory<T>& memory, const Monitor& monitor) {
     const Kernels<T>& kernel = kernels<T>(instruction_set);
     const MlpShape& shape = mlp.shape();
     const MlpGradient<T> layout(mlp);
@@ -53,15 +98,15 @@ bool loss_and_gradient(const PackedMlp<T>& mlp, InstructionSet instruction_set, 
     const std::int64_t slices = (batch.rows + slice - 1) / slice;
     threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, slices)));
 
-    AlignedBuffer<T> gradients(layout.size * static_cast<std::size_t>(slices));
+    T* gradients = memory.gradients(layout.size * static_cast<std::size_t>(slices));
     std::vector<LossSums<T>> sums(static_cast<std::size_t>(slices));
-    std::vector<AlignedBuffer<T>> workspaces;
-    for (int i = 0; i < threads; ++i) workspaces.emplace_back(kernel.loss_workspace(mlp));
+    std::vector<T*> workspaces;
+    for (int i = 0; i < threads; ++i) workspaces.push_back(memory.workspace(i, kernel.loss_workspace(mlp)));
     const bool finished = parallel_for(
         slices, threads,
         [&](std::int64_t i, int thread) {
             LossSums<T>& sum = sums[static_cast<std::size_t>(i)];
-            sum.gradient = gradients.data() + static_cast<std::size_t>(i) * layout.size;
+            sum.gradient = gradients + static_cast<std::size_t>(i) * layout.size;
             std::fill(sum.gradient, sum.gradient + layout.size, T(0));
             for (std::int64_t first = i * slice; first < std::min(batch.rows, (i + 1) * slice); first += tile) {
                 LossRows<T> rows;
@@ -73,7 +118,7 @@ bool loss_and_gradient(const PackedMlp<T>& mlp, InstructionSet instruction_set, 
                 rows.inverse_variance = batch.inverse_variance;
                 rows.covariance = batch.covariance;
                 rows.scale = T(1) / static_cast<T>(batch.rows);
-                kernel.loss(mlp, layout, rows, sum, workspaces[static_cast<std::size_t>(thread)].data());
+                kernel.loss(mlp, layout, rows, sum, workspaces[static_cast<std::size_t>(thread)]);
             }
         },
         monitor);
@@ -84,34 +129,34 @@ bool loss_and_gradient(const PackedMlp<T>& mlp, InstructionSet instruction_set, 
         result.linear += sum.linear / static_cast<double>(batch.rows);
         result.quadratic += sum.quadratic / static_cast<double>(batch.rows);
     }
-    // Row by row of every parameter, the slices in order.
-    const auto add_up = [&](std::size_t offset, T* out, std::size_t size) {
-        std::copy_n(gradients.data() + offset, size, out);
-        for (std::int64_t i = 1; i < slices; ++i) {
-            const T* part = gradients.data() + static_cast<std::size_t>(i) * layout.size + offset;
-            for (std::size_t k = 0; k < size; ++k) out[k] += part[k];
-        }
-    };
-    for (int l = 0; l < shape.layers(); ++l) {
-        const auto i = static_cast<std::size_t>(l);
-        const auto out = static_cast<std::size_t>(shape.size(l + 1)), in = static_cast<std::size_t>(shape.size(l));
-        for (std::size_t row = 0; row < out; ++row) {
-            add_up(layout.weight[i] + row * static_cast<std::size_t>(layout.stride[i]), result.weight[i] + row * in,
-                   in);
-        }
-        add_up(layout.bias[i], result.bias[i], out);
-    }
-    add_up(layout.output, result.output, static_cast<std::size_t>(shape.size(shape.layers())));
-    return true;
+    // Every element adds its slices in order, whichever thread does it.
+    const std::vector<Piece<T>> pieces = pieces_of(shape, layout, result);
+    constexpr std::size_t group = 64;
+    return parallel_for(
+        static_cast<std::int64_t>((pieces.size() + group - 1) / group), threads,
+        [&](std::int64_t task, int) {
+            const std::size_t first = static_cast<std::size_t>(task) * group;
+            for (std::size_t p = first; p < std::min(pieces.size(), first + group); ++p) {
+                const Piece<T>& piece = pieces[p];
+                std::copy_n(gradients + piece.offset, piece.size, piece.out);
+                for (std::int64_t i = 1; i < slices; ++i) {
+                    const T* part = gradients + static_cast<std::size_t>(i) * layout.size + piece.offset;
+                    for (std::size_t k = 0; k < piece.size; ++k) piece.out[k] += part[k];
+                }
+            }
+        },
+        monitor);
 }
 
 template class MlpField<float>;
 template class MlpField<double>;
 template bool evaluate_batch(const Field<float>&, const FieldRows<float>&, int, const Monitor&);
 template bool evaluate_batch(const Field<double>&, const FieldRows<double>&, int, const Monitor&);
+template class LossMemory<float>;
+template class LossMemory<double>;
 template bool loss_and_gradient(const PackedMlp<float>&, InstructionSet, const LossBatch<float>&, LossResult<float>&,
-                                int, const Monitor&);
+                                int, LossMemory<float>&, const Monitor&);
 template bool loss_and_gradient(const PackedMlp<double>&, InstructionSet, const LossBatch<double>&,
-                                LossResult<double>&, int, const Monitor&);
+                                LossResult<double>&, int, LossMemory<double>&, const Monitor&);
 
 }  // namespace vapo_fast

@@ -49,9 +49,23 @@ struct LossResult {
     T* output = nullptr;
 };
 
+// Memory that loss_and_gradient works in. Kept from one training step to the next, it spares the system tens of
+// megabytes of fresh pages in each. One call at a time may use it.
+template <class T>
+class LossMemory {
+public:
+    // At least `size` elements, of any content; bad_alloc.
+    T* gradients(std::size_t size);
+    T* workspace(int thread, std::size_t size);
+
+private:
+    AlignedBuffer<T> gradients_;
+    std::vector<AlignedBuffer<T>> workspaces_;
+};
+
 // Loss terms and the gradient of their sum. The result does not depend on the number of threads. False if stopped.
 template <class T>
 bool loss_and_gradient(const PackedMlp<T>& mlp, InstructionSet instruction_set, const LossBatch<T>& batch,
-                       LossResult<T>& result, int threads, const Monitor& monitor = {});
+                       LossResult<T>& result, int threads, LossMemory<T>& memory, const Monitor& monitor = {});
 
 }  // namespace vapo_fast
