@@ -10,7 +10,6 @@
 #include "bindings.h"
 #include "bindings_arguments.h"
 #include "draws.h"
-#include "philox.h"
 
 namespace py = pybind11;
 namespace arguments = vapo_fast::arguments;
@@ -25,20 +24,6 @@ std::uint32_t word(py::handle value, const char* name) {
 }
 
 std::int64_t rows(py::handle index) { return py::reinterpret_borrow<py::array>(index).shape(0); }
-
-py::array philox_words(py::handle seed, py::handle index, py::handle blocks, py::handle stream) {
-    const std::uint64_t key = arguments::unsigned_word(seed, "seed");
-    const std::int64_t* samples = arguments::input<std::int64_t>(index, "index", {arguments::any});
-    const std::uint32_t count = word(blocks, "blocks"), stream_word = word(stream, "stream");
-    const std::int64_t n = rows(index);
-    py::array_t<std::int32_t> out({n, 4 * std::int64_t{count}});
-    auto* words = reinterpret_cast<std::uint32_t*>(out.mutable_data());
-    {
-        const py::gil_scoped_release release;
-        vapo_fast::philox_words(key, samples, n, count, stream_word, words);
-    }
-    return std::move(out);
-}
 
 template <class T>
 using DrawFunction = void (*)(const vapo_fast::Draws&, T*) noexcept;
@@ -85,8 +70,6 @@ py::array permutation(py::handle seed, py::handle stream, py::handle epoch, py::
 }  // namespace
 
 void bind_draws(py::module_& m) {
-    m.def("philox_words", &philox_words, py::arg("seed"), py::arg("index"), py::arg("blocks"), py::arg("stream"),
-          "Philox4x32-10 words (n, 4 * blocks) as int32 bit patterns, for int64 sample numbers (n,).");
     m.def(
         "normal_draws",
         [](py::handle seed, py::handle index, py::handle size, py::handle stream, py::handle dtype) {

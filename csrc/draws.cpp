@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "elementary.h"
-#include "philox_lanes.h"
+#include "philox.h"
 
 namespace vapo_fast {
 namespace {

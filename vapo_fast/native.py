@@ -78,29 +78,17 @@ def chosen_instruction_set() -> str:
     return str(extension().chosen_instruction_set())
 
 
-def philox_words(seed: int, index: Tensor, blocks: int, stream: int) -> Tensor:
-    """Philox4x32-10 words of the counters (block, index low, index high, stream) under the key ``seed``.
-
-    Args:
-        seed: 0 <= seed < 2^64.
-        index: (n,) int64 on the CPU, contiguous; a negative index is read as its two's-complement bits.
-        blocks: blocks of four words for each index, 0 <= blocks < 2^32.
-        stream: 0 <= stream < 2^32.
-    Returns: (n, 4 * blocks) int32, the 32-bit words as bit patterns.
-    Raises: TypeError or ValueError for other arguments; NativeUnavailableError.
-    """
-    return torch.from_numpy(extension().philox_words(seed, _index(index), blocks, stream))
-
-
 def normal_draws(seed: int, index: Tensor, size: int, stream: int, dtype: torch.dtype) -> Tensor:
     """Standard normal draws with the bits of `vapo_fast.noise.normal`.
 
     Args:
-        seed, index, stream: as for `philox_words`.
-        size: numbers for each index, >= 1.
+        seed: 0 <= seed < 2^64.
+        index: (n,) int64 on the CPU, contiguous; a negative index is read as its two's-complement bits.
+        size: numbers for each index, 1 <= size <= 2^34.
+        stream: 0 <= stream < 2^32.
         dtype: float32 or float64.
     Returns: (n, size).
-    Raises: as `philox_words`.
+    Raises: TypeError or ValueError for other arguments; NativeUnavailableError.
     """
     return torch.from_numpy(extension().normal_draws(seed, _index(index), size, stream, _dtype_name(dtype)))
 
