@@ -18,6 +18,15 @@
 #define VAPO_FAST_INLINE inline __attribute__((always_inline))
 #endif
 
+// Before a loop of a constant, small number of turns: no loop.
+#if defined(__clang__)
+#define VAPO_FAST_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define VAPO_FAST_UNROLL _Pragma("GCC unroll 32")
+#else
+#define VAPO_FAST_UNROLL
+#endif
+
 namespace vapo_fast {
 namespace VAPO_FAST_ISA {
 
@@ -29,14 +38,14 @@ constexpr int register_bytes = 32;
 constexpr int register_bytes = 16;  // what every x86-64 and AArch64 processor has
 #endif
 
-template <class T>
-struct IntegerOf;  // the unsigned integer as wide as T
+template <int bytes>
+struct Unsigned;
 template <>
-struct IntegerOf<float> {
+struct Unsigned<4> {
     using Type = std::uint32_t;
 };
 template <>
-struct IntegerOf<double> {
+struct Unsigned<8> {
     using Type = std::uint64_t;
 };
 
@@ -60,17 +69,9 @@ struct Register {
     static VAPO_FAST_INLINE Type broadcast(T x) { return x - Type{}; }
 };
 
-// The same bits as another type of register.
-template <class To, class From>
-VAPO_FAST_INLINE To reinterpret(From from) {
-    static_assert(sizeof(To) == sizeof(From), "registers have one size");
-    To to;
-    std::memcpy(&to, &from, sizeof to);
-    return to;
-}
-
 template <class T>
 struct Vec {
+    using Element = T;
     using Type = typename Register<T>::Type;
     static constexpr int lanes = Register<T>::lanes;
     Type v;
@@ -82,17 +83,55 @@ struct Vec {
     friend VAPO_FAST_INLINE Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
     friend VAPO_FAST_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
     friend VAPO_FAST_INLINE Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
-    friend VAPO_FAST_INLINE auto operator<(Vec a, Vec b) { return a.v < b.v; }  // for select
+    friend VAPO_FAST_INLINE auto operator<(Vec a, Vec b) { return a.v < b.v; }  // masks, for select
     friend VAPO_FAST_INLINE auto operator==(Vec a, Vec b) { return a.v == b.v; }
+    friend VAPO_FAST_INLINE Vec operator&(Vec a, Vec b) { return {a.v & b.v}; }
+    friend VAPO_FAST_INLINE Vec operator|(Vec a, Vec b) { return {a.v | b.v}; }
+    friend VAPO_FAST_INLINE Vec operator^(Vec a, Vec b) { return {a.v ^ b.v}; }
+    friend VAPO_FAST_INLINE Vec operator<<(Vec a, int n) { return {a.v << n}; }
+    friend VAPO_FAST_INLINE Vec operator>>(Vec a, int n) { return {a.v >> n}; }
 };
 
 // a where the mask is set, b elsewhere.
-template <class T, class Mask>
+template <class Mask, class T>
 VAPO_FAST_INLINE Vec<T> select(Mask mask, Vec<T> a, Vec<T> b) {
     return {mask ? a.v : b.v};
 }
 
-// The lesser and the greater; b where either is NaN.
+// The same bits as lanes of another type.
+template <class To, class T>
+VAPO_FAST_INLINE Vec<To> reinterpret(Vec<T> from) {
+    static_assert(sizeof(To) == sizeof(T), "lanes of one size");
+    Vec<To> to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+// fma: a b + c. minimum, maximum: of two numbers; b where either is NaN.
+#if defined(VAPO_FAST_ISA_AVX512)
+VAPO_FAST_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+VAPO_FAST_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+    return {_mm512_fmadd_pd(a.v, b.v, c.v)};
+}
+// The forms without a mask start from an undefined register, of which gcc 12 warns in its own header.
+VAPO_FAST_INLINE Vec<float> minimum(Vec<float> a, Vec<float> b) { return {_mm512_maskz_min_ps(0xFFFF, a.v, b.v)}; }
+VAPO_FAST_INLINE Vec<double> minimum(Vec<double> a, Vec<double> b) { return {_mm512_maskz_min_pd(0xFF, a.v, b.v)}; }
+VAPO_FAST_INLINE Vec<float> maximum(Vec<float> a, Vec<float> b) { return {_mm512_maskz_max_ps(0xFFFF, a.v, b.v)}; }
+VAPO_FAST_INLINE Vec<double> maximum(Vec<double> a, Vec<double> b) { return {_mm512_maskz_max_pd(0xFF, a.v, b.v)}; }
+#elif defined(VAPO_FAST_ISA_AVX2)
+VAPO_FAST_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+VAPO_FAST_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+    return {_mm256_fmadd_pd(a.v, b.v, c.v)};
+}
+VAPO_FAST_INLINE Vec<float> minimum(Vec<float> a, Vec<float> b) { return {_mm256_min_ps(a.v, b.v)}; }
+VAPO_FAST_INLINE Vec<double> minimum(Vec<double> a, Vec<double> b) { return {_mm256_min_pd(a.v, b.v)}; }
+VAPO_FAST_INLINE Vec<float> maximum(Vec<float> a, Vec<float> b) { return {_mm256_max_ps(a.v, b.v)}; }
+VAPO_FAST_INLINE Vec<double> maximum(Vec<double> a, Vec<double> b) { return {_mm256_max_pd(a.v, b.v)}; }
+#else
+template <class T>
+VAPO_FAST_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
+    return a * b + c;
+}
 template <class T>
 VAPO_FAST_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) {
     return select(a < b, a, b);
@@ -101,45 +140,16 @@ template <class T>
 VAPO_FAST_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
     return select(b < a, a, b);
 }
+#endif
 
-// The bits of each lane as unsigned integers.
+// The lanes' bits as unsigned integers.
 template <class T>
-using Bits = typename Register<typename IntegerOf<T>::Type>::Type;
+using Bits = Vec<typename Unsigned<sizeof(T)>::Type>;
 
 template <class T>
 VAPO_FAST_INLINE Bits<T> bits_of(Vec<T> a) {
-    return reinterpret<Bits<T>>(a.v);
+    return reinterpret<typename Bits<T>::Element>(a);
 }
-template <class T>
-VAPO_FAST_INLINE Bits<T> bits_of(T x) {
-    return bits_of(Vec<T>::broadcast(x));
-}
-template <class T>
-VAPO_FAST_INLINE Bits<T> integers(typename IntegerOf<T>::Type x) {
-    return Register<typename IntegerOf<T>::Type>::broadcast(x);
-}
-template <class T>
-VAPO_FAST_INLINE Vec<T> from_bits(Bits<T> bits) {
-    return {reinterpret<typename Vec<T>::Type>(bits)};
-}
-
-// a b + c
-#if defined(VAPO_FAST_ISA_AVX512)
-VAPO_FAST_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-VAPO_FAST_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
-    return {_mm512_fmadd_pd(a.v, b.v, c.v)};
-}
-#elif defined(VAPO_FAST_ISA_AVX2)
-VAPO_FAST_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-VAPO_FAST_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
-    return {_mm256_fmadd_pd(a.v, b.v, c.v)};
-}
-#else
-template <class T>
-VAPO_FAST_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
-    return a * b + c;
-}
-#endif
 
 }  // namespace VAPO_FAST_ISA
 }  // namespace vapo_fast

@@ -26,7 +26,7 @@ struct Constants<float> {
     static constexpr float ln2_low = -0x1.e8082ep-16f;
     static constexpr float sqrt_half = 0x1.6a09e6p-1f;
     // (e^r - 1 - r) / r^2, |r| <= ln(2)/2
-    static constexpr float exp[] = {0x1p-1f, 0x1.55548ep-3f, 0x1.55545ep-5f, 0x1.123b64p-7f, 0x1.6db438p-10f};
+    static constexpr float exp[] = {1.0f, 0x1p-1f, 0x1.55548ep-3f, 0x1.55545ep-5f, 0x1.123b64p-7f, 0x1.6db438p-10f};
     // 2 (artanh(s)/s - 1)/s^2 in powers of s^2, |s| <= 1/3
     static constexpr float artanh[] = {0x1.555558p-1f, 0x1.9996d8p-2f, 0x1.250512p-2f, 0x1.b72b5cp-3f,
                                        0x1.f08cfcp-3f};
@@ -36,8 +36,8 @@ struct Constants<float> {
     static constexpr float cosine[] = {-0x1.3bd3ccp+4f, 0x1.03c1aep+6f, -0x1.55b146p+6f, 0x1.d47d46p+5f};
     // Where e^x overflows, and where it is less than half the smallest number that is not 0.
     static constexpr float exp_most = 89.0f, exp_least = -104.0f;
-    // Here the power of two of e^x is 2^-127, for which exponential() has 0.
-    static constexpr float vanishing = -88.0f;
+    // Here the power of two of e^x, and of 4 e^x, is 2^-127, for which exponential() has 0.
+    static constexpr float vanishing = -88.0f, tanh_vanishing = -89.4f;
     // For logistic(): beyond `most` e^-x x is nothing beside 1; at `least` the power of two of 2^32 e^x is 2^-127.
     static constexpr int raised = 32;
     static constexpr float raise = 0x1p32f, logistic_most = 60.0f, logistic_least = -110.2f;
@@ -55,7 +55,7 @@ struct Constants<double> {
     static constexpr double ln2_low = -0x1.8432a1b0e2634p-43;
     static constexpr double sqrt_half = 0x1.6a09e667f3bcdp-1;
     static constexpr double exp[] = {
-        0x1.000000000000bp-1,  0x1.5555555555561p-3,  0x1.555555555001fp-5,  0x1.111111110d625p-7,
+        1.0, 0x1.000000000000bp-1,  0x1.5555555555561p-3,  0x1.555555555001fp-5,  0x1.111111110d625p-7,
         0x1.6c16c185ab134p-10, 0x1.a01a01bae8f9ep-13, 0x1.a01996893b8e5p-16, 0x1.71dddfbd7396bp-19,
         0x1.28b0531e08ba9p-22, 0x1.af859d6bf42c8p-26,
     };
@@ -73,7 +73,7 @@ struct Constants<double> {
         -0x1.a6d1e1395fd93p+4, 0x1.f9c3d46514e16p+2, -0x1.afee84c84905dp+0,
     };
     static constexpr double exp_most = 710.0, exp_least = -746.0;
-    static constexpr double vanishing = -708.9;
+    static constexpr double vanishing = -708.9, tanh_vanishing = -710.3;
     static constexpr int raised = 64;
     static constexpr double raise = 0x1p64, logistic_most = 650.0, logistic_least = -753.4;
 };
@@ -83,32 +83,36 @@ VAPO_FAST_INLINE Vec<T> all(T x) {
     return Vec<T>::broadcast(x);
 }
 
-// Horner's rule, lowest power first in c.
+// Lowest power first in c. Pairs of terms are independent: a shorter chain than Horner's rule for one product more.
 template <class T, int count>
 VAPO_FAST_INLINE Vec<T> polynomial(const T (&c)[count], Vec<T> x) {
-    Vec<T> sum = all(c[count - 1]);
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC unroll 32
-#endif
-    for (int i = count - 2; i >= 0; --i) sum = fma(sum, x, all(c[i]));
+    const Vec<T> square = x * x;
+    Vec<T> sum = count % 2 == 1 ? all(c[count - 1]) : fma(all(c[count - 1]), x, all(c[count - 2]));
+    VAPO_FAST_UNROLL
+    for (int i = (count - 3) / 2 * 2; i >= 0; i -= 2) sum = fma(sum, square, fma(all(c[i + 1]), x, all(c[i])));
     return sum;
 }
 
 template <class T>
 VAPO_FAST_INLINE Vec<T> absolute(Vec<T> x) {
-    return from_bits<T>(bits_of(x) & integers<T>(~Constants<T>::sign));
+    return reinterpret<T>(bits_of(x) & all(~Constants<T>::sign));
 }
 
 // 2^doublings e^x as a power of two and the rest, so that e^x - 1 has no cancellation.
 template <class T>
 struct Exponential {
-    Vec<T> scale, slope, offset;  // scale (1 + (e^r - 1)), where slope = (e^r - 1)/r and offset = scale r
+    Vec<T> scale, slope, offset;  // of scale (1 + (e^r - 1)): slope = (e^r - 1)/r and offset = scale r
     VAPO_FAST_INLINE Vec<T> value() const { return fma(slope, offset, scale); }
     VAPO_FAST_INLINE Vec<T> minus(Vec<T> x) const { return fma(slope, offset, scale - x); }
 };
 
-// shift: from exp_shift, for each lane. The exponent of the power of two, x/ln 2 to the nearest + doublings, must be
-// that of a normal number, or one less: then all is 0.
+template <class T>
+constexpr T exp_shift(int doublings) {
+    return Constants<T>::shift + T(Constants<T>::bias + doublings);
+}
+
+// shift: exp_shift(doublings), for each lane. The exponent of the power of two, x/ln 2 to the nearest + doublings, must
+// be that of a normal number, or one less: then all is 0. NaN stays NaN.
 template <class T>
 VAPO_FAST_INLINE Exponential<T> exponential(Vec<T> x, Vec<T> shift) {
     using C = Constants<T>;
@@ -116,27 +120,22 @@ VAPO_FAST_INLINE Exponential<T> exponential(Vec<T> x, Vec<T> shift) {
     const Vec<T> k = shifted - shift;
     const Vec<T> r = fma(k, all(-C::ln2_low), fma(k, all(-C::ln2_high), x));
     // The lowest bits of `shifted` are the biased exponent itself.
-    const Vec<T> scale = from_bits<T>(bits_of(shifted) << C::fraction_bits);
-    return {scale, fma(polynomial(C::exp, r), r, all(T(1))), scale * r};
+    const Vec<T> scale = reinterpret<T>(bits_of(shifted) << C::fraction_bits);
+    return {scale, polynomial(C::exp, r), scale * r};
 }
 
-template <class T>
-constexpr T exp_shift(int doublings) {
-    return Constants<T>::shift + T(Constants<T>::bias + doublings);
-}
-
-// Overflows to infinity, and is rounded to a denormal number or 0 where it is small; NaN stays NaN.
+// Overflows to infinity, and is rounded to a denormal number or 0 where it is small.
 template <class T>
 VAPO_FAST_INLINE Vec<T> exp(Vec<T> x) {
     using C = Constants<T>;
     x = minimum(all(C::exp_most), maximum(all(C::exp_least), x));
-    // At both ends e^x is in range, or half is, where its power of two is not.
+    // The power of two may be out of range where e^x is not.
     const auto negative = x < Vec<T>::zero();
     const Vec<T> shift = select(negative, all(exp_shift<T>(64)), all(exp_shift<T>(-2)));
     return exponential(x, shift).value() * select(negative, all(T(0x1p-64)), all(T(4)));
 }
 
-// log(1 + f), f in [sqrt(1/2) - 1, 1] and, as an addition to it, `low`.
+// log(1 + f) + low, f in [sqrt(1/2) - 1, 1] and `low` small.
 template <class T>
 VAPO_FAST_INLINE Vec<T> log_one_plus(Vec<T> f, Vec<T> low) {
     // 2 artanh s = f - s f + s^3 (...) for s = f/(2 + f)
@@ -146,48 +145,47 @@ VAPO_FAST_INLINE Vec<T> log_one_plus(Vec<T> f, Vec<T> low) {
     return f + fma(s, rest - f, low);
 }
 
-// Of zero -infinity, of negative numbers and NaN NaN.
+// -infinity of zero, NaN of negative numbers.
 template <class T>
 VAPO_FAST_INLINE Vec<T> log(Vec<T> x) {
     using C = Constants<T>;
-    using Integer = typename IntegerOf<T>::Type;
-    const Vec<T> zero = Vec<T>::zero(), infinity = all(C::infinity);
+    using Integer = typename Bits<T>::Element;
+    const Vec<T> zero = Vec<T>::zero(), one = all(T(1)), infinity = all(C::infinity);
     const auto denormal = x < all(C::smallest_normal);
     const Vec<T> normal = select(denormal, x * all(T(0x1p64)), x);
     // x = m 2^e with m in [sqrt(1/2), sqrt 2): counted from the bits of sqrt(1/2), the exponent field is e + bias.
-    const Bits<T> from_sqrt_half = bits_of(normal) + (bits_of(T(1)) - bits_of(C::sqrt_half));
-    const Vec<T> m = from_bits<T>((from_sqrt_half & integers<T>(C::fraction)) + bits_of(C::sqrt_half));
-    // An integer below 2^fraction_bits in the lowest bits of that power of two adds itself to it.
+    const Bits<T> sqrt_half = bits_of(all(C::sqrt_half));
+    const Bits<T> counted = bits_of(normal) + (bits_of(one) - sqrt_half);
+    const Vec<T> m = reinterpret<T>((counted & all(C::fraction)) + sqrt_half);
+    // An integer in the lowest bits of 2^fraction_bits adds itself to that number.
     const T power = T(Integer(1) << C::fraction_bits);
-    const Vec<T> biased = from_bits<T>((from_sqrt_half >> C::fraction_bits) | bits_of(power));
+    const Vec<T> biased = reinterpret<T>((counted >> C::fraction_bits) | bits_of(all(power)));
     const Vec<T> e = biased - select(denormal, all(power + T(C::bias + 64)), all(power + T(C::bias)));
-    const Vec<T> f = m - all(T(1));
-    const Vec<T> result = fma(e, all(C::ln2_high), log_one_plus(f, e * all(C::ln2_low)));
+    const Vec<T> result = fma(e, all(C::ln2_high), log_one_plus(m - one, e * all(C::ln2_low)));
     const Vec<T> outside = select(x == zero, zero - infinity, infinity - infinity);
     return select(x < infinity, select(zero < x, result, outside), x);
 }
 
-// cos and sin of 2 pi u. Exact reduction for |u| up to 2^20; NaN for infinity and NaN.
+// cos and sin of 2 pi u for |u| up to 2^20, for which the reduction is exact; NaN for infinity.
 template <class T>
 VAPO_FAST_INLINE void cos_sin_turns(Vec<T> u, Vec<T>& cosine, Vec<T>& sine) {
     using C = Constants<T>;
-    constexpr int width = 8 * sizeof(T);
+    using Integer = typename Bits<T>::Element;
+    constexpr int to_sign = 8 * sizeof(T) - 2;
     const Vec<T> shifted = fma(u, all(T(4)), all(C::shift));
     const Vec<T> r = fma(shifted - all(C::shift), all(T(-0.25)), u);
     const Vec<T> square = r * r;
     const Vec<T> s = fma(r, all(C::two_pi), r * polynomial(C::sine, square));
     const Vec<T> c = fma(square, polynomial(C::cosine, square), all(T(1)));
     // The two lowest bits count quarter turns: the first exchanges the two, the second changes signs.
-    const Bits<T> quarter = bits_of(shifted), sign = integers<T>(C::sign);
-    const auto exchanged = (quarter & integers<T>(1)) == integers<T>(1);
-    const Bits<T> sine_sign = (quarter << (width - 2)) & sign;
-    const Bits<T> cosine_sign = ((quarter + integers<T>(1)) << (width - 2)) & sign;
-    cosine = from_bits<T>(bits_of(select(exchanged, s, c)) ^ cosine_sign);
-    sine = from_bits<T>(bits_of(select(exchanged, c, s)) ^ sine_sign);
+    const Bits<T> quarter = bits_of(shifted), one = all(Integer(1)), sign = all(C::sign);
+    const auto exchanged = (quarter & one) == one;
+    cosine = reinterpret<T>(bits_of(select(exchanged, s, c)) ^ (((quarter + one) << to_sign) & sign));
+    sine = reinterpret<T>(bits_of(select(exchanged, c, s)) ^ ((quarter << to_sign) & sign));
 }
 
-// c e^x and 1/(c + c e^x), where c = 2^raised keeps both normal numbers: sigmoid x is their product, and what is still
-// to be multiplied with it can come in between. x is held to a range beyond which nothing changes.
+// c e^x and 1/(c + c e^x), where c = 2^raised keeps both normal: sigmoid x is their product, and further factors can be
+// multiplied with either first. x is held to a range beyond which nothing changes.
 template <class T>
 struct Logistic {
     Vec<T> exponential, quotient;
@@ -196,8 +194,8 @@ struct Logistic {
 template <class T>
 VAPO_FAST_INLINE Logistic<T> logistic(Vec<T> x) {
     using C = Constants<T>;
-    const Vec<T> scaled = exponential(x, all(exp_shift<T>(C::raised))).value();
-    return {scaled, all(T(1)) / (scaled + all(C::raise))};
+    const Vec<T> raised = exponential(x, all(exp_shift<T>(C::raised))).value();
+    return {raised, all(T(1)) / (raised + all(C::raise))};
 }
 
 template <class T>
@@ -207,8 +205,8 @@ VAPO_FAST_INLINE Vec<T> sigmoid(Vec<T> x) {
     return l.exponential * l.quotient;
 }
 
-// x s, s (1 + x (1 - s)) and s (1 - s) (2 + x (1 - 2s)), where s = sigmoid x. 1 - s is c times the quotient, never a
-// difference, and products that may be denormal are rounded once.
+// z s, s (1 + z (1 - s)) and s (1 - s) (2 + z (1 - 2s)), where s = sigmoid z. 1 - s is c times the quotient, never a
+// difference, and what may be denormal is rounded once.
 template <class T>
 VAPO_FAST_INLINE void silu(Vec<T> z, Vec<T>& value, Vec<T>& first, Vec<T>& second) {
     using C = Constants<T>;
@@ -223,32 +221,30 @@ VAPO_FAST_INLINE void silu(Vec<T> z, Vec<T>& value, Vec<T>& first, Vec<T>& secon
     second = (l.exponential * l.quotient) * (l.quotient * fma(raised, difference, all(T(2) * C::raise)));
 }
 
-// log(1 + e^z) up to the threshold of PyTorch's softplus; beyond it z itself.
+// log(1 + e^z), s and s (1 - s), where s = sigmoid z; beyond PyTorch's threshold z, 1 and 0.
 template <class T>
 VAPO_FAST_INLINE void softplus(Vec<T> z, Vec<T>& value, Vec<T>& first, Vec<T>& second) {
     using C = Constants<T>;
     const Vec<T> zero = Vec<T>::zero(), one = all(T(1));
     const auto linear = all(T(20)) < z;
-    const auto negative = z < zero;
     const Vec<T> e = exponential(maximum(all(C::vanishing), zero - absolute(z)), all(exp_shift<T>(0))).value();
+    const Vec<T> greater = one / (one + e), lesser = e * greater;  // of s and 1 - s
     value = select(linear, z, maximum(zero, z) + log_one_plus(e, zero));
-    const Vec<T> complement = one / (one + e);
-    first = select(linear, one, select(negative, e, one) * complement);
-    second = select(linear, zero, e * complement * complement);
+    first = select(linear, one, select(z < zero, lesser, greater));
+    second = select(linear, zero, lesser * (one - lesser));
 }
 
 // (1 - e)/(1 + e), 4 e/(1 + e)^2 and -2 times their product, where e = exp(-2 |z|); the sign is z's.
 template <class T>
 VAPO_FAST_INLINE void tanh(Vec<T> z, Vec<T>& value, Vec<T>& first, Vec<T>& second) {
     using C = Constants<T>;
-    const Vec<T> four = all(T(4));
-    const Vec<T> x = maximum(all(C::vanishing - T(1.3863)), absolute(z) * all(T(-2)));
-    const Exponential<T> e = exponential(x, all(exp_shift<T>(2)));  // of 4 e
-    const Vec<T> four_e = e.value();
-    const Vec<T> quotient = all(T(1)) / (four_e + four);
-    const Bits<T> sign = integers<T>(C::sign);
-    value = from_bits<T>((bits_of(e.minus(four) * quotient) & ~sign) | (bits_of(z) & sign));
-    first = four_e * (quotient * (quotient * all(T(16))));
+    const Vec<T> x = maximum(all(C::tanh_vanishing), absolute(z) * all(T(-2)));
+    const Exponential<T> e = exponential(x, all(exp_shift<T>(2)));  // 4 e^x
+    const Vec<T> four = all(T(4)), four_e = e.value();
+    const Vec<T> quotient = all(T(1)) / (four + four_e);
+    value = reinterpret<T>((bits_of(e.minus(four) * quotient) & all(~C::sign)) | (bits_of(z) & all(C::sign)));
+    const Vec<T> rest = (four_e + four_e) * quotient;  // 1 - |tanh z|, which suffers less from rounding than (1 + e)^2
+    first = rest * (all(T(2)) - rest);
     second = first * (value * all(T(-2)));
 }
 
