@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <vector>
 
@@ -61,15 +62,16 @@ private:
 // (word + 1/2) 2^-32, exact.
 inline double open_uniform(std::uint32_t word) { return (static_cast<double>(word) + 0.5) * 0x1p-32; }
 
-// Pairs of words to pairs of normal numbers.
+// Pairs of words to pairs of normal numbers. The loop has the size of a pointer because Python's own flags (-fwrapv) let
+// an int wrap around, which keeps a compiler from making it of vector instructions.
 template <class T>
-void box_muller(const std::uint32_t* words, int count, T* out) noexcept {
-    for (int i = 0; i < count; i += 2) {
-        const double radius = std::sqrt(-2.0 * portable_log(open_uniform(words[i])));
+void box_muller(const std::uint32_t* words, std::size_t pairs, T* out) noexcept {
+    for (std::size_t i = 0; i < pairs; ++i) {
+        const double radius = std::sqrt(-2.0 * portable_log(open_uniform(words[2 * i])));
         double cosine, sine;
-        portable_cos_sin_turns(open_uniform(words[i + 1]), cosine, sine);
-        out[i] = static_cast<T>(radius * cosine);
-        out[i + 1] = static_cast<T>(radius * sine);
+        portable_cos_sin_turns(open_uniform(words[2 * i + 1]), cosine, sine);
+        out[2 * i] = static_cast<T>(radius * cosine);
+        out[2 * i + 1] = static_cast<T>(radius * sine);
     }
 }
 
@@ -84,11 +86,11 @@ void draw_normal(const Draws& draws, T* out) noexcept {
     std::int64_t column = 0;
     while (const int count = stream.next(words)) {
         if (padded == draws.size) {
-            box_muller(words, count, out);
+            box_muller(words, static_cast<std::size_t>(count) / 2, out);
             out += count;
             continue;
         }
-        box_muller(words, count, values);
+        box_muller(words, static_cast<std::size_t>(count) / 2, values);
         for (int i = 0; i < count; ++i) {
             if (column < draws.size) *out++ = values[i];
             if (++column == padded) column = 0;
