@@ -105,12 +105,14 @@ inline Shape shape_of(const py::array& array) { return {array.shape(), array.sha
 // A C-contiguous, aligned array of T in native byte order and of the wanted shape.
 template <class T>
 py::array checked_array(py::handle value, const std::string& name, const Shape& wanted) {
-    const std::string dtype = py::str(py::dtype::of<T>());
+    const auto dtype_text = [](const py::dtype& dtype) { return std::string(py::str(dtype)); };
     if (!py::isinstance<py::array>(value))
-        throw py::type_error(name + " must be a NumPy array of " + dtype + ", got " + type_of(value));
+        throw py::type_error(name + " must be a NumPy array of " + dtype_text(py::dtype::of<T>()) + ", got " +
+                             type_of(value));
     const auto array = py::reinterpret_borrow<py::array>(value);
     if (!py::isinstance<py::array_t<T>>(value))
-        throw py::type_error(name + " must have dtype " + dtype + ", got " + std::string(py::str(array.dtype())));
+        throw py::type_error(name + " must have dtype " + dtype_text(py::dtype::of<T>()) + ", got " +
+                             dtype_text(array.dtype()));
     const Shape shape = shape_of(array);
     bool fits = shape.size() == wanted.size();
     for (std::size_t i = 0; fits && i < shape.size(); ++i) fits = wanted[i] == any || wanted[i] == shape[i];

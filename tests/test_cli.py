@@ -14,7 +14,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from vapo_fast import checkpoint, cli
+from vapo_fast import checkpoint, cli, native
 from vapo_fast.cli import FAILED, INTERRUPTED, USAGE, app
 
 TINY = ["--widths", "16,16", "--batch-size", "32", "--no-progress", "--warmup-steps", "2"]
@@ -133,7 +133,8 @@ def test_sample_numbers_do_not_depend_on_the_batch_size(trained, tmp_path):
     a, b = np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy")
     assert a.shape == (8, 2)
     assert np.abs(a - b).max() < 1e-3
-    assert "8 samples by engine reference in float32" in outcome.err
+    engine = "reference" if native.unavailable_reason() else "native"
+    assert f"8 samples by engine {engine} in float32" in outcome.err
 
 
 def test_sample_pictures(trained, trained_images, tmp_path):
@@ -255,8 +256,20 @@ def test_info():
 def test_info_says_why_the_extension_is_missing(monkeypatch):
     monkeypatch.setattr(cli.native, "unavailable_reason", lambda: "it was not built: CompileError: no g++\nline 2")
     outcome = run("info")
-    assert "not usable: it was not built: CompileError: no g++" in outcome.out
+    assert outcome.out.count("it was not built: CompileError: no g++") == 1
     assert "line 2" not in outcome.out
+
+
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
+def test_info_names_the_kernels(monkeypatch):
+    facts = json.loads(run("info", "--json").out)
+    assert facts["engines"]["native"] == "usable"
+    kernels = facts["native extension"]["kernels"]
+    assert kernels == f"{native.chosen_instruction_set()} (of {', '.join(native.instruction_sets())})"
+    monkeypatch.setenv("VAPO_FAST_INSTRUCTION_SET", "sse9")
+    outcome = run("info")
+    assert outcome.code == 0
+    assert "none: environment variable VAPO_FAST_INSTRUCTION_SET names none: 'sse9'" in outcome.out
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["evaluate"], ["plot"], ["plot", "curve"], ["info"]])

@@ -524,20 +524,30 @@ def _facts() -> dict[str, dict[str, str]]:
     if not torch.cuda.is_available():
         build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
         devices["cuda"] = f"none found (this torch is {build})"
+    usable = dict(engines())
     reason = native.unavailable_reason()
     if reason is None:
         build_info = native.build_info()
         extension = {"state": "usable", "compiler": build_info["compiler"]}
-        extension["instruction sets"] = ", ".join(build_info["instruction_sets"])
+        extension["kernels"] = f"{_chosen_kernels()} (of {', '.join(native.instruction_sets())})"
+        extension["processor"] = ", ".join(build_info["instruction_sets"])
     else:
         extension = {"state": f"not usable: {reason.splitlines()[0]}"}
+        usable["native"] = "not usable without the native extension"
     packages = ("vapo-fast", "torch", "numpy", "safetensors", "triton", "matplotlib", "scikit-learn")
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
         "devices": devices,
         "native extension": extension,
-        "engines": dict(engines()),
+        "engines": usable,
     }
+
+
+def _chosen_kernels() -> str:
+    try:
+        return native.chosen_instruction_set()
+    except ValueError as error:  # the environment names some that are not here; what runs them will say so too
+        return f"none: {error}"
 
 
 def _version(package: str) -> str:

@@ -120,7 +120,7 @@ def log_likelihood(
     path, end = model.homotopy, end_time(model, t_end)
     job = Job("solve_with_trace", precision, solve_options(method, rtol, atol, steps, max_steps))
     chosen = choose(engine, model, x.device, x.dtype, job)
-    noise.normal(seed, range(0), ())  # a bad seed is refused before any work
+    noise.check_seed(seed)
 
     with evaluation(model):
         start = x.detach().clone()

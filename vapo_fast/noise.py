@@ -92,6 +92,11 @@ def uniform(
     return draw.clamp_(limits.tiny, 1.0 - 0.5 * limits.eps)
 
 
+def check_seed(seed: object) -> None:
+    """TypeError unless ``seed`` is an integer, ValueError unless it is in [0, 2^64)."""
+    _key(seed)
+
+
 def permutation(seed: int, n: int, epoch: int, *, stream: int = Stream.DATA_ORDER) -> Tensor:
     """A shuffle of 0 .. n - 1 that depends on (seed, stream, epoch, n) only.
 

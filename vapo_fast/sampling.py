@@ -67,7 +67,7 @@ def sample(
     job = Job("solve", precision, solve_options(method, rtol, atol, steps, max_steps))
     dtype, device = model_dtype_device(model)
     chosen = choose(engine, model, device, dtype, job)
-    noise.normal(seed, range(0), model.event_shape)  # a bad seed is refused before any work
+    noise.check_seed(seed)
 
     def start(first: int, last: int) -> Tensor:
         draw = noise.normal(seed, range(first, last), model.event_shape, dtype=dtype, device=device)

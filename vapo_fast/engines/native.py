@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from vapo_fast import _checks, native
 from vapo_fast.batches import Batch
 from vapo_fast.engines.base import Engine, Job, LossAndGrads, LossOptions, Progress, UnsupportedJobError
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy, Time, as_time
-from vapo_fast.loss import ESTIMATORS, EnergyLoss, Weight, loss_weight
+from vapo_fast.loss import ESTIMATORS, WEIGHTS, EnergyLoss, Weight, loss_weight
 from vapo_fast.ode import Solution
 from vapo_fast.potentials.base import Potential
 from vapo_fast.potentials.mlp import MLPPotential
@@ -52,7 +51,11 @@ class NativeEngine(Engine):
             return f"precision={job.precision!r} is not the model's own, {native.DTYPE_NAMES[dtype]}"
         if job.kind == "loss_and_grads" and job.loss.baseline is not None:
             return "a baseline is a function of the user's own, which this engine has no derivatives of"
-        return _unlike_a_plain_mlp(potential, dtype)
+        reason = _unlike_a_plain_mlp(potential, dtype)
+        if reason is None and job.kind == "loss_and_grads":
+            hooked = [name for name, p in potential.named_parameters() if p._backward_hooks]
+            reason = f"the model's {hooked[0]} has a hook on its gradient, which is not called here" if hooked else None
+        return reason
 
     def bytes_per_sample(self, potential: Potential, dtype: torch.dtype, job: Job, probes: int = 0) -> int:
         # The start, a copy of it that becomes the result, and what the caller makes of both. Nothing is kept of a
@@ -198,6 +201,8 @@ def energy_loss(
     if not isinstance(model, Potential):
         raise TypeError(f"model must be a Potential, got {type(model).__name__}")
     _checks.one_of("estimator", estimator, ESTIMATORS)
+    if not callable(weight):
+        _checks.one_of("weight", weight, WEIGHTS)
     _checks.batch_of_events("x_data", x_data, model.event_shape)
     if x_data.shape[0] == 0:
         raise ValueError("x_data is an empty batch; the loss is a mean over at least one sample")
@@ -232,14 +237,33 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, model: Potential, batch: Batch, job: Job, *parameters: Tensor) -> tuple[Tensor, ...]:
         loss, grads = NATIVE.loss_and_grads(model, batch, job)
-        ctx.save_for_backward(*grads.values())
+        ctx.save_for_backward(*grads.values(), *parameters)
         ctx.mark_non_differentiable(loss.linear, loss.quadratic)
         return tuple(loss)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_total: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, *(of_total * grad for grad in ctx.saved_tensors)
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        count = len(saved) // 2
+        grads = tuple(of_total * grad for grad in saved[:count])
+        if torch.is_grad_enabled():
+            # With create_graph they would pass for constants in whatever is made of them.
+            grads = _Final.apply(*grads, *saved[count:])  # type: ignore[no-untyped-call]
+        return None, None, None, *grads
+
+
+class _Final(torch.autograd.Function):
+    """The first half of the arguments; the derivative with respect to the others is not known and raises."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.clone() for tensor in tensors[: len(tensors) // 2])
+
+    @staticmethod
+    def backward(ctx: Any, *of_gradients: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError(
+            "this energy_loss, of the native engine, has gradients and no second derivatives; use vapo_fast.energy_loss"
+        )
 
 
 NATIVE = NativeEngine()

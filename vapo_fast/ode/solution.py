@@ -70,6 +70,8 @@ class Solution:
     @staticmethod
     def concatenate(parts: Sequence[Solution]) -> Solution:
         """Join the solutions of consecutive batches."""
+        if len(parts) == 1:
+            return parts[0]
         joined: dict[str, Tensor | str | None] = {}
         for field in fields(Solution):
             values = [getattr(part, field.name) for part in parts]

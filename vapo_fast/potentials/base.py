@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -85,7 +86,7 @@ class Potential(nn.Module, ABC):
 
     def reference_tensor(self) -> Tensor | None:
         """A floating-point parameter or buffer that tells the model's device and dtype; None if it has neither."""
-        for tensor in (*self.parameters(), *self.buffers()):
+        for tensor in chain(self.parameters(), self.buffers()):
             if tensor.is_floating_point():
                 return tensor
         return None

@@ -1,0 +1,557 @@
+"""The native engine: what it takes and refuses, its copy of the weights, its loss for any optimiser, Ctrl-C, progress.
+
+That its numbers are right is for tests/conformance; here every instruction set is held to the chosen one's numbers.
+"""
+
+import _thread
+import copy
+import gc
+import math
+import threading
+import time
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import vapo_fast as vf
+from vapo_fast import native
+from vapo_fast.engines import (
+    ENVIRONMENT_VARIABLE,
+    Batch,
+    Job,
+    LossOptions,
+    ReferenceEngine,
+    UnsupportedJobError,
+    choose,
+)
+from vapo_fast.engines.native import NATIVE, NativeEngine, energy_loss
+from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
+from vapo_fast.ode import SolveOptions
+
+pytestmark = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
+
+CPU = torch.device("cpu")
+PATH = DataHomotopy(1.0, 0.1)
+REFERENCE = ReferenceEngine()
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch):
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.delenv("VAPO_FAST_INSTRUCTION_SET", raising=False)
+
+
+def mlp(dtype=torch.float32, path=PATH, **options):
+    torch.manual_seed(0)
+    model = vf.MLPPotential((2,), path, widths=(16, 24), **options)
+    nn.init.normal_(model.output.weight)
+    return model.to(dtype)
+
+
+def batch(dtype=torch.float32, rows=20):
+    torch.manual_seed(1)
+    return Batch(
+        torch.randn(rows, 2).to(dtype), torch.linspace(0.1, 4.0, rows).to(dtype), torch.randn(rows, 2).to(dtype)
+    )
+
+
+def job(kind="solve", **options):
+    return Job(kind, **options)
+
+
+def test_auto_takes_it_for_every_job_of_an_mlp():
+    for kind in ("field", "solve", "solve_with_trace", "loss_and_grads"):
+        assert choose("auto", mlp(), CPU, torch.float32, job(kind)).name == "native"
+    assert vf.engines()["native"] == "usable"
+    assert vf.sample(mlp(), 3, return_solution=True).engine == "native"
+    assert vf.Trainer(mlp()).engine.name == "native"
+
+
+@pytest.mark.parametrize("path", [PATH, LinearHomotopy(0.7, 0.9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("time_dependent", [True, False])
+def test_it_takes(path, dtype, time_dependent):
+    model = mlp(dtype, path, time_dependent=time_dependent)
+    for options in ({}, {"precision": native.DTYPE_NAMES[dtype]}, {"loss": LossOptions("covariance", torch.ones_like)}):
+        assert NATIVE.supports(model, CPU, dtype, job("loss_and_grads", **options)) is None
+
+
+class Own(vf.MLPPotential):
+    def network(self, z, position):
+        return 2.0 * super().network(z, position)
+
+
+class OwnPath(DataHomotopy):
+    pass
+
+
+def changed(change):
+    model = mlp()
+    change(model)
+    return model
+
+
+def frozen_in(dtype):
+    def change(model):
+        model.hidden[1].to(dtype)
+
+    return change
+
+
+def set_attribute(name, value):
+    return lambda model: setattr(model, name, value)
+
+
+REFUSALS = [
+    (Own((2,), PATH, (16,)), "the model is a Own; .* not those of subclasses"),
+    (mlp(path=OwnPath(1.0, 0.1)), "the path is a OwnPath"),
+    (
+        vf.WideResNetPotential((1, 4, 4), PATH, channels=4, multipliers=(1,), blocks=1),
+        "the model is a WideResNetPotential",
+    ),
+    (
+        vf.Potential.from_module(nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)), (2,), PATH),
+        "the model is a ModulePotential",
+    ),
+    (changed(lambda m: nn.utils.parametrizations.weight_norm(m.hidden[0])), "hidden.0 is a ParametrizedLinear"),
+    (changed(lambda m: m.register_forward_hook(lambda *a: None)), "the model has hooks or methods of its own"),
+    (changed(lambda m: m.hidden[1].register_forward_pre_hook(lambda *a: None)), "in hidden.1, has hooks"),
+    (changed(lambda m: m.output.register_full_backward_hook(lambda *a: None)), "in output, has hooks"),
+    (changed(set_attribute("value", lambda x, t: x.sum(1))), "the model has hooks or methods of its own"),
+    (changed(set_attribute("output", nn.Sequential(nn.Linear(24, 1)))), "output is a Sequential"),
+    (changed(lambda m: m.hidden.append(nn.Linear(24, 24))), "has 3 hidden layers, its widths say 2"),
+    (changed(lambda m: m.hidden.__setitem__(0, nn.Linear(3, 16, bias=False))), "hidden.0.bias changed"),
+    (changed(lambda m: m.hidden.__setitem__(0, nn.Linear(4, 16))), r"hidden.0.weight has shape \(16, 4\)"),
+    (changed(set_attribute("widths", (16,) * 65)), "the model has 65 hidden layers; this engine takes 64"),
+    (changed(set_attribute("widths", (1 << 21,))), "a layer of 2097152 units; this engine takes 1048576"),
+    (changed(frozen_in(torch.float64)), "hidden.1.weight is torch.float64 on cpu, not torch.float32"),
+]
+
+
+@pytest.mark.parametrize(("model", "reason"), REFUSALS, ids=[reason for _, reason in REFUSALS])
+def test_it_refuses_what_its_formulas_do_not_cover(model, reason):
+    with pytest.raises(UnsupportedJobError, match=f"engine='native' cannot do this 'field' job: .*{reason}"):
+        choose("native", model, CPU, torch.float32, job("field"))
+    assert choose("auto", model, CPU, torch.float32, job("field")).name == "reference"
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "asked", "reason"),
+    [
+        ("cuda", torch.float32, job(), "the model is on cuda; this engine runs on the CPU"),
+        ("meta", torch.float32, job(), "the model is on meta"),
+        ("cpu", torch.bfloat16, job(), "dtype is torch.bfloat16"),
+        ("cpu", torch.float32, job(precision="tf32"), "precision='tf32' is not the model's own, float32"),
+        ("cpu", torch.float64, job(precision="float32"), "precision='float32' is not the model's own, float64"),
+        (
+            "cpu",
+            torch.float32,
+            job("loss_and_grads", loss=LossOptions("covariance", baseline=lambda x, t: t)),
+            "a baseline is a function of the user's own",
+        ),
+    ],
+)
+def test_it_refuses_devices_dtypes_and_options(device, dtype, asked, reason):
+    assert reason in NATIVE.supports(mlp().to(dtype), torch.device(device), dtype, asked)
+
+
+def test_a_hook_on_a_gradient_is_for_the_reference():
+    model = mlp()
+    model.hidden[0].bias.register_hook(lambda grad: 0 * grad)
+    assert "hidden.0.bias has a hook" in NATIVE.supports(model, CPU, torch.float32, job("loss_and_grads"))
+    assert NATIVE.supports(model, CPU, torch.float32, job("solve")) is None
+
+
+def test_global_hooks_are_for_the_reference():
+    handle = nn.modules.module.register_module_forward_hook(lambda *a: None)
+    try:
+        assert "global module hooks" in NATIVE.supports(mlp(), CPU, torch.float32, job())
+    finally:
+        handle.remove()
+    assert NATIVE.supports(mlp(), CPU, torch.float32, job()) is None
+
+
+def numbers(engine, model):
+    dtype = model.output.weight.dtype
+    part = batch(dtype, 50)
+    found = list(engine.field(model, part.x_data, part.t))
+    solution = engine.solve(model, part.x_data, 0.0, 1.0, job(solve=SolveOptions("tsit5", rtol=1e-6, t_eval=(0.5,))))
+    found += [solution.x, solution.ys]
+    for probes in (None, part.noise.repeat(1, 3).reshape(50, 3, 2)):
+        traced = engine.solve_with_trace(model, part.x_data, 0.5, 0.3, job(solve=SolveOptions("heun", steps=2)), probes)
+        found += [traced[0].x, traced[1]]
+    for estimator in ("velocity", "covariance"):
+        result = engine.loss_and_grads(model, part, job("loss_and_grads", loss=LossOptions(estimator)))
+        found += [*result.loss, *result.grads.values()]
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", ["silu", "softplus", "tanh"])
+def test_instruction_sets_agree(activation, dtype, monkeypatch):
+    model = mlp(dtype, activation=activation, fourier_features=3)
+    expected = numbers(REFERENCE, mlp(torch.float64, activation=activation, fourier_features=3))
+    tolerance = {torch.float32: 2e-4, torch.float64: 1e-10}[dtype]
+    for name in native.instruction_sets():
+        monkeypatch.setenv("VAPO_FAST_INSTRUCTION_SET", name)
+        engine = NativeEngine()
+        assert engine._mlp(model).instruction_set == name
+        for i, (ours, theirs) in enumerate(zip(numbers(engine, model), expected, strict=True)):
+            scale = 1.0 + float(theirs.abs().max())
+            assert float((ours.double() - theirs.double()).abs().max()) < tolerance * scale, (name, i)
+
+
+def test_an_instruction_set_that_is_not_here_is_an_error(monkeypatch):
+    monkeypatch.setenv("VAPO_FAST_INSTRUCTION_SET", "avx1024")
+    with pytest.raises(ValueError, match="VAPO_FAST_INSTRUCTION_SET names none: 'avx1024'; usable here: baseline"):
+        vf.sample(mlp(), 2)
+
+
+def test_tensors_with_gaps_are_read_right():
+    model = mlp()
+    model.hidden[1].weight.data = torch.randn(16, 48)[:, ::2].T
+    model.output.weight.data = torch.randn(1, 48)[:, ::2]
+    assert not model.hidden[1].weight.is_contiguous()
+    x, t = torch.randn(2, 9).T, torch.linspace(0.0, 4.0, 18)[::2]
+    for ours, theirs in zip(NATIVE.field(model, x, t), REFERENCE.field(model, x, t), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    start = torch.randn(9, 2)
+    one_time = torch.tensor(1.5).expand(9)
+    assert torch.equal(NATIVE.field(model, start, one_time)[0], NATIVE.field(model, start, one_time.clone())[0])
+
+
+def test_a_changed_potential_gets_a_new_twin():
+    model = mlp()
+    x, t = torch.randn(5, 2), torch.full((5,), 0.5)
+    for change in (
+        lambda: setattr(model, "data_scale", 2.0),
+        lambda: setattr(model, "homotopy", LinearHomotopy(1.0, 0.9)),
+        lambda: setattr(model, "activation", "tanh"),
+        lambda: model.double(),
+    ):
+        NATIVE.field(model, x.to(model.output.weight.dtype), t.to(model.output.weight.dtype))
+        change()
+        dtype = model.output.weight.dtype
+        ours, theirs = (engine.field(model, x.to(dtype), t.to(dtype))[1] for engine in (NATIVE, REFERENCE))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_has_a_twin_of_its_own():
+    model = mlp()
+    x, t = torch.randn(5, 2), torch.full((5,), 0.5)
+    before = NATIVE.field(model, x, t)[0]
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.output.weight.mul_(3.0)
+    assert not torch.equal(NATIVE.field(twin, x, t)[0], before)
+    assert torch.equal(NATIVE.field(model, x, t)[0], before)
+
+
+def test_a_potential_that_is_gone_is_forgotten():
+    engine, model = NativeEngine(), mlp()
+    engine.field(model, torch.ones(1, 2), torch.ones(1))
+    assert len(engine._packed) == 1
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert len(engine._packed) == 0
+
+
+def test_weights_are_packed_once():
+    model = mlp()
+    twin = NATIVE._mlp(model)
+    layers = [layer.weight.detach().numpy() for layer in model.hidden], [x.bias.detach().numpy() for x in model.hidden]
+    rest = model.output.weight.detach().numpy()[0], model.frequencies.numpy()
+    assert twin.load(*layers, *rest) is False
+    model.hidden[0].bias.data[3] += 1e-6
+    assert twin.load(*layers, *rest) is True
+
+
+def test_weights_that_are_not_finite():
+    model = mlp()
+    model.hidden[1].weight.data[2, 3] = math.nan
+    with pytest.raises(ValueError, match=r"weights\[1\] has NaN or infinite values"):
+        NATIVE.field(model, torch.ones(1, 2), torch.ones(1))
+    result = NATIVE.loss_and_grads(model, batch(), job("loss_and_grads"))
+    assert math.isnan(result.loss.total)
+    assert result.grads.keys() == dict(model.named_parameters()).keys()
+    model.hidden[1].weight.data[2, 3] = 0.0
+    assert math.isfinite(NATIVE.loss_and_grads(model, batch(), job("loss_and_grads")).loss.total)
+
+
+# The loss for any optimiser.
+
+
+@pytest.mark.parametrize("estimator", ["velocity", "covariance"])
+@pytest.mark.parametrize("weight", ["inverse_variance", "uniform", lambda t: 1.0 + t.double()])
+def test_energy_loss_is_the_librarys(estimator, weight):
+    model, part = mlp(torch.float64), batch(torch.float64)
+    expected = vf.energy_loss(model, *part, estimator, weight)
+    wanted = torch.autograd.grad(expected.total, list(model.parameters()))
+    loss = energy_loss(model, *part, estimator, weight)
+    for ours, theirs in zip(loss, expected, strict=True):
+        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-11, atol=1e-12)
+    (3.0 * loss.total).backward()
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, 3.0 * gradient, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        energy_loss(model, part.x_data, 1.5, part.noise).total,
+        vf.energy_loss(model, part.x_data, 1.5, part.noise).total,
+    )
+
+
+def test_energy_loss_passes_gradcheck():
+    model, part = mlp(torch.float64, activation="tanh"), batch(torch.float64, 5)
+    parameters = list(model.parameters())
+
+    def total(*values):
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data = value.data
+        return energy_loss(model, *part).total
+
+    loss = total(*[p.detach().clone() for p in parameters])
+    gradients = torch.autograd.grad(loss, parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        direction = torch.randn_like(parameter)
+        totals = []
+        for sign in (1, -1):
+            parameter.data += sign * 1e-5 * direction
+            totals.append(float(energy_loss(model, *part).total.detach()))
+            parameter.data -= sign * 1e-5 * direction
+        assert float((gradient * direction).sum()) == pytest.approx((totals[0] - totals[1]) / 2e-5, rel=1e-6, abs=1e-8)
+
+
+def test_energy_loss_trains_with_lbfgs():
+    model, part = mlp(torch.float64), batch(torch.float64, 200)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=20, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = energy_loss(model, *part).total
+        loss.backward()
+        return loss
+
+    first = float(closure().detach())
+    optimizer.step(closure)
+    last = float(closure().detach())
+    assert last < first - 0.02
+    # The same steps with autograd's gradients lead to the same place.
+    twin = mlp(torch.float64)
+    optimizer = torch.optim.LBFGS(twin.parameters(), max_iter=20, line_search_fn="strong_wolfe")
+
+    def autograd_closure():
+        optimizer.zero_grad()
+        loss = vf.energy_loss(twin, *part).total
+        loss.backward()
+        return loss
+
+    optimizer.step(autograd_closure)
+    assert float(autograd_closure().detach()) == pytest.approx(last, rel=1e-6)
+
+
+def test_energy_loss_differentiates_once():
+    model, part = mlp(), batch()
+    loss = energy_loss(model, *part)
+    (gradient,) = torch.autograd.grad(loss.total, model.output.weight, create_graph=True)
+    torch.testing.assert_close(gradient, torch.autograd.grad(energy_loss(model, *part).total, model.output.weight)[0])
+    # A sum with a part that does have derivatives must not pass the other off as constant.
+    for result in (gradient.square().sum(), gradient.square().sum() + model.output.weight.sum()):
+        with pytest.raises(RuntimeError, match="has gradients and no second derivatives"):
+            result.backward(retain_graph=True)
+    assert loss.total.requires_grad
+    assert not loss.linear.requires_grad
+    assert not loss.quadratic.requires_grad
+
+
+def test_energy_loss_of_frozen_parameters():
+    model, part = mlp(), batch()
+    model.hidden[0].requires_grad_(False)
+    energy_loss(model, *part).total.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == [
+        "hidden.1.weight",
+        "hidden.1.bias",
+        "output.weight",
+    ]
+    model.requires_grad_(False)
+    assert not energy_loss(model, *part).total.requires_grad
+    with torch.no_grad():
+        assert not energy_loss(mlp(), *part).total.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (lambda b: (nn.Linear(2, 1), *b), TypeError, "model must be a Potential, got Linear"),
+        (lambda b: (mlp(), b.x_data.requires_grad_(), b.t, b.noise), ValueError, "x_data requires grad"),
+        (lambda b: (mlp(), b.x_data, b.t.requires_grad_(), b.noise), ValueError, "t requires grad"),
+        (lambda b: (mlp(), b.x_data, b.t, b.noise.requires_grad_()), ValueError, "noise requires grad"),
+        (
+            lambda b: (mlp(), *b, "velocity", lambda t: t * nn.Parameter(torch.ones(()))),
+            ValueError,
+            r"weight\(t\) requires",
+        ),
+        (lambda b: (mlp(), b.x_data[:0], b.t[:0], b.noise[:0]), ValueError, "x_data is an empty batch"),
+        (lambda b: (mlp(), b.x_data, b.t, b.noise[:3]), ValueError, "noise must have the shape of x_data"),
+        (lambda b: (mlp(), b.x_data, b.t, None), ValueError, "noise must have the shape of x_data.*got NoneType"),
+        (lambda b: (mlp(), b.x_data, b.t[:3], b.noise), ValueError, "t must be a number or have shape"),
+        (lambda b: (mlp(), b.x_data.double(), b.t, b.noise), TypeError, "x_data is torch.float64 on cpu but the model"),
+        (lambda b: (mlp(), *b, "distance"), ValueError, "estimator must be one of"),
+        (
+            lambda b: (mlp(), *b, "velocity", "big"),
+            ValueError,
+            "weight must be one of 'inverse_variance', 'uniform', got 'big'",
+        ),
+        (lambda b: (mlp(), *b, "velocity", lambda t: t[:2]), ValueError, r"weight\(t\) must return a tensor of shape"),
+        (lambda b: (Own((2,), PATH, (16,)), *b), UnsupportedJobError, "the native engine cannot do this.*Own"),
+    ],
+)
+def test_energy_loss_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        energy_loss(*arguments(batch()))
+
+
+# Long calls.
+
+
+class EnoughError(Exception):
+    """Ends a call from its progress callback."""
+
+
+def slow_job(steps):
+    return job(solve=SolveOptions("rk4", steps=steps))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_stops_a_solve(threads):
+    model, x0 = mlp(), torch.randn(50, 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    timer = threading.Timer(0.3, _thread.interrupt_main)
+    start = time.monotonic()
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            NATIVE.solve(model, x0, 0.0, 1.0, slow_job(10**12))
+    finally:
+        timer.cancel()
+        torch.set_num_threads(before)
+    assert time.monotonic() - start < 20.0  # the solve itself would take months
+    assert bool(NATIVE.solve(model, x0, 0.0, 1.0, slow_job(2)).success.all())
+
+
+def test_an_error_of_the_progress_callback_comes_through():
+    def refuse(ended):
+        raise ZeroDivisionError("from the callback")
+
+    with pytest.raises(ZeroDivisionError, match="from the callback"):
+        NATIVE.solve(mlp(), torch.randn(50, 2), 0.0, 1.0, slow_job(10**12), refuse)
+
+
+def test_progress_within_a_batch():
+    told = []
+    model = mlp()
+
+    def tell(ended):
+        told.append(ended)
+        if len(told) == 4:
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        NATIVE.solve(model, torch.randn(10**6, 2), 0.0, 1.0, slow_job(200), tell)
+    assert told == sorted(told)
+    assert 0 < told[-1] < 10**6
+
+
+def test_other_threads_run_during_a_solve():
+    """The interpreter's lock is free: a Python thread gets on while a solve runs."""
+    ticks = []
+    stop = threading.Event()
+
+    def tick():
+        while not stop.wait(0.01):
+            ticks.append(time.monotonic())
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    calls = []
+
+    def tell(ended):
+        calls.append(ended)
+        if len(calls) == 6:
+            raise EnoughError
+
+    try:
+        with pytest.raises(EnoughError):
+            NATIVE.solve(mlp(), torch.randn(50, 2), 0.0, 1.0, slow_job(10**12), tell)
+    finally:
+        stop.set()
+        ticker.join()
+    assert len(ticks) >= 3
+
+
+def test_two_python_threads_share_a_potential():
+    model = mlp()
+    x0 = torch.randn(300, 2)
+    expected = NATIVE.solve(model, x0, 0.0, 2.0, job(solve=SolveOptions(rtol=1e-4))).x
+    results = [None] * 4
+
+    def work(i):
+        results[i] = [NATIVE.solve(model, x0, 0.0, 2.0, job(solve=SolveOptions(rtol=1e-4))).x for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(x, expected) for found in results for x in found)
+
+
+# What users call.
+
+
+def test_log_density_and_field_are_left_alone():
+    model = mlp()
+    x = torch.randn(4, 2, requires_grad=True)
+    vf.sample(model, 3)
+    vf.log_density(model, x).sum().backward()
+    assert x.grad is not None
+    phi, gradient = model.field(x.detach().requires_grad_(), 1.0, create_graph=True)
+    assert gradient.requires_grad
+    assert phi.requires_grad
+
+
+def test_progress_bar_of_sample(capsys):
+    vf.sample(mlp(), 10, batch_size=4, progress=True, engine="native")
+    assert "10/10" in capsys.readouterr().out
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        model = mlp()
+        x = vf.sample(model, 5)
+    assert x.shape == (5, 2)
+    assert bool(torch.isfinite(x).all())
+
+
+def test_tolerances_and_times_are_checked():
+    with pytest.raises(ValueError, match="both below"):
+        vf.sample(mlp(), 2, rtol=1e-9, engine="native")
+    with pytest.raises(ValueError, match="t_eval must be ordered"):
+        NATIVE.solve(mlp(), torch.ones(1, 2), 0.0, 1.0, job(solve=SolveOptions(t_eval=(0.5, 0.2))))
+
+
+def test_memory_is_told_not_tried(monkeypatch):
+    from vapo_fast import _flow
+
+    monkeypatch.setattr(_flow, "_saved_bytes_per_sample", None)  # would fail if called
+    model = mlp()
+    solve = NATIVE.bytes_per_sample(model, torch.float32, job())
+    assert 2 * 2 * 4 <= solve < 1000
+    with_times = NATIVE.bytes_per_sample(model, torch.float32, job(solve=SolveOptions(t_eval=(1.0,) * 100)))
+    assert with_times >= solve + 100 * 2 * 4
+    assert NATIVE.bytes_per_sample(model, torch.float32, job("solve_with_trace"), 16) > 16 * 2 * 8
+    vf.sample(model, 3)
+    vf.log_likelihood(model, torch.randn(3, 2), trace="hutchinson")
