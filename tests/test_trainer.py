@@ -113,32 +113,32 @@ def test_a_wrapped_module_learns() -> None:
 
 
 def test_one_step_is_adam_on_the_energy_loss_of_the_batch() -> None:
-    model = mlp()
+    model = mlp().double()
     nn.init.normal_(model.output.weight)
     twin = copy.deepcopy(model)
     trainer = Trainer(model, lr=1e-2, batch_size=16, seed=5, warmup_steps=0, schedule="constant")
     readings = Readings()
-    trainer.fit(DATA, 1, callbacks=[readings])
+    trainer.fit(DATA.double(), 1, callbacks=[readings])
     batch = training_batch(
-        as_source(DATA, (2,)),
+        as_source(DATA.double(), (2,)),
         0,
         homotopy=PATH,
         seed=5,
         batch_size=16,
         time_sampling="log_noise",
         device=torch.device("cpu"),
-        dtype=torch.float32,
+        dtype=torch.float64,
     )
     loss = energy_loss(twin, *batch)
     loss.total.backward()
-    assert readings.rows[0][:3] == pytest.approx([v.item() for v in loss], rel=1e-6)
+    assert readings.rows[0][:3] == pytest.approx([v.item() for v in loss], rel=1e-11)
     norm = torch.sqrt(sum(p.grad.square().sum() for p in twin.parameters() if p.grad is not None))  # type: ignore[arg-type]
-    assert readings.rows[0].grad_norm == pytest.approx(float(norm), rel=1e-5)
+    assert readings.rows[0].grad_norm == pytest.approx(float(norm), rel=1e-11)
     for before, after in zip(twin.parameters(), model.parameters(), strict=True):
         # Adam's first step is lr g / (|g| + eps).
         assert before.grad is not None
         expected = before - 1e-2 * before.grad / (before.grad.abs() + 1e-8)
-        torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(after, expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 16])
