@@ -20,7 +20,7 @@ PACKAGE_STAMP := $(VENV)/.package
 SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(wildcard csrc/*.h csrc/*.cpp)
 
 .PHONY: help setup demo test test-all lint types sanitize gpu on-device clean
-.PHONY: bench bench-quick bench-table bench-precision bench-report bench-setup bench-peers bench-jax-environment
+.PHONY: bench bench-quick bench-table bench-curves bench-report bench-setup bench-peers bench-jax
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -72,17 +72,17 @@ bench-quick: bench-setup  ## one small case of every kind, in three minutes
 bench-table: bench-setup  ## what native must show, measured in one run and held against its targets
 	$(BIN)/python -m benchmarks table $(BENCH_ARGS)
 
-bench-precision: bench-setup  ## error against time, for the plots
-	$(BIN)/python -m benchmarks run --select precision $(BENCH_ARGS)
+bench-curves: bench-setup  ## error against time, for the plots
+	$(BIN)/python -m benchmarks run --select curves $(BENCH_ARGS)
 
 bench-report: setup  ## write docs/benchmarks.md, its plots and the README's table from benchmarks/results/bench.csv
 	$(BIN)/python -m benchmarks report
 
-bench-setup: setup bench-peers bench-jax-environment
+bench-setup: setup bench-peers bench-jax
 
 bench-peers: $(VENV)/.peers  ## what the benchmarks measure against: torchdiffeq, torchode, torchebm, SciPy
 
-bench-jax-environment: $(JAX_VENV)/.installed  ## and diffrax with JAX, in an environment of their own
+bench-jax: $(JAX_VENV)/.installed  ## and diffrax with JAX, in an environment of their own
 
 $(VENV)/.peers: constraints.txt $(PACKAGE_STAMP)
 	@$(PIP) install -q -c constraints.txt torchdiffeq torchode torchebm scipy

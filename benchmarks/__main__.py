@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import conformance, records, report
-from benchmarks.cases import SELECTIONS, SHAPES, Case, matching, solve
+from benchmarks.cases import SELECTIONS, SHAPES, UNEVEN, Case, matching, solve
 from benchmarks.measure import Limits, default_cache, measure
 from benchmarks.peers import ARMS
 from benchmarks.peers.base import DisagreementError
@@ -63,8 +63,7 @@ def write_report(options: argparse.Namespace) -> int:
 def prepare(options: argparse.Namespace) -> int:
     """Train the workloads' potentials and solve for their float64 solutions, so that no run has to."""
     workloads = Workloads(options.cache)
-    trained = (("random", SHAPES[0]), ("stiff5", SHAPES[0]), ("eight", SHAPES[0]), ("digits", SHAPES[1]))
-    for workload, shape in (*trained, ("random", SHAPES[1]), ("random", SHAPES[2])):
+    for workload, shape in (*UNEVEN, *(("random", shape) for shape in SHAPES)):
         begin = time.perf_counter()
         problem = workloads.problem(solve(workload, 8192, options.threads, 1e-5, shape))
         rows = len(problem.reference)

@@ -11,7 +11,9 @@ BATCHES = (1, 64, 1024, 8192, 65_536)
 TOLERANCES = (1e-3, 1e-5)
 THREADS = (1, 2)
 # One value more on either side, so that a work-precision line is a line.
-PRECISION_TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6)
+CURVE_TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6)
+# Workloads other than ``random``, each with the shape it has.
+UNEVEN = (("eight", SHAPES[0]), ("eight_static", SHAPES[0]), ("stiff5", SHAPES[0]), ("digits", SHAPES[1]))
 # Steps of the fixed-step method rk4 in the cases of equal steps.
 FIXED_STEPS = 24
 
@@ -19,9 +21,10 @@ JOBS = ("solve", "solve_fixed", "field", "loss", "trainer")
 """``solve``: adaptive, to a tolerance; ``solve_fixed``: equal steps for everyone; ``field``: one grad Phi of a batch;
 ``loss``: the energy loss of a batch and all its parameter gradients; ``trainer``: a whole training step."""
 
-WORKLOADS = ("random", "eight", "digits", "stiff5")
+WORKLOADS = ("random", "eight", "eight_static", "digits", "stiff5")
 """``random``: weights as drawn, samples need alike steps; ``eight`` and ``digits``: trained, as users have them;
-``stiff5``: 5 % of the samples need ten times the steps of the others. See `benchmarks.workloads`."""
+``eight_static``: trained without time, where samples need from 4 to 20 steps; ``stiff5``: 5 % of the samples need ten
+times the steps of the others. See `benchmarks.workloads`."""
 
 
 @dataclass(frozen=True, order=True)
@@ -82,7 +85,7 @@ def default(threads: int) -> list[Case]:
         *(solve("random", n, threads, 1e-5, middle) for n in (64, 1024)),
         solve("random", 1024, threads, 1e-3),
         solve("random", 1024, 1, 1e-5),
-        solve("eight", 1024, threads, 1e-5),
+        *(solve(workload, 1024, threads, 1e-5) for workload in ("eight", "eight_static")),
         solve("stiff5", 1024, threads, 1e-5),
         _others("solve_fixed", 1024, threads),
         *(_others("field", n, threads, shape) for shape in (small, middle) for n in (64, 1024, 8192)),
@@ -103,17 +106,12 @@ def table(threads: int) -> list[Case]:
     ]
 
 
-def precision(threads: int) -> list[Case]:
+def curves(threads: int) -> list[Case]:
     """Error against time: the same solve to several tolerances."""
     return [
         solve(workload, 1024, threads, rtol, shape)
-        for workload, shape in (
-            ("random", SHAPES[0]),
-            ("eight", SHAPES[0]),
-            ("stiff5", SHAPES[0]),
-            ("digits", SHAPES[1]),
-        )
-        for rtol in PRECISION_TOLERANCES
+        for workload, shape in (("random", SHAPES[0]), *UNEVEN)
+        for rtol in CURVE_TOLERANCES
     ]
 
 
@@ -123,7 +121,7 @@ def full(threads: int) -> list[Case]:
     cases = [
         solve("random", n, count, rtol, shape) for shape, n, rtol, count in product(SHAPES, BATCHES, TOLERANCES, counts)
     ]
-    for workload, shape in (("eight", SHAPES[0]), ("stiff5", SHAPES[0]), ("digits", SHAPES[1])):
+    for workload, shape in UNEVEN:
         cases += [
             solve(workload, n, count, rtol, shape) for n, rtol, count in product(BATCHES[2:4], TOLERANCES, counts)
         ]
@@ -135,7 +133,7 @@ def full(threads: int) -> list[Case]:
     return sorted({*cases, *table(threads), *default(threads)})
 
 
-SELECTIONS = {"quick": quick, "default": default, "table": table, "precision": precision, "full": full}
+SELECTIONS = {"quick": quick, "default": default, "table": table, "curves": curves, "full": full}
 
 
 def matching(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:

@@ -15,7 +15,7 @@ import torch
 from benchmarks.cases import Case
 from benchmarks.flops import PRODUCT_SIZE, field_flops, product_flops
 from benchmarks.peers import ARMS
-from benchmarks.peers.base import Arm, LocalRunner, Outcome, Runner, UnavailableError
+from benchmarks.peers.base import Arm, DisagreementError, LocalRunner, Outcome, Runner, UnavailableError
 from benchmarks.workloads import Problem, Workloads
 
 PRODUCT = "matrix product"
@@ -143,15 +143,24 @@ def measure(
                 if reason:
                     raise UnavailableError(reason)
                 ready[arm.name] = _make_ready(arm, problem, limits)
-            except UnavailableError as error:
-                skipped[arm.name] = str(error)
-                say(f"  skipped {arm.name}: {error}")
+            except DisagreementError:
+                raise
+            except Exception as error:
+                # One arm's trouble, such as a peer that runs out of memory, must not cost the others their hours.
+                reason = str(error) if isinstance(error, UnavailableError) else f"{type(error).__name__}: {error}"
+                skipped[arm.name] = _one_line(reason or type(error).__name__)
+                say(f"  skipped {arm.name}: {skipped[arm.name]}")
         rounds, cpu = _interleave(ready, limits)
         measured = {name: _measured(name, ready[name], rounds[name], cpu[name], problem) for name in ready}
     finally:
         for one in ready.values():
             one.runner.close()
     return CaseResult(case, measured, skipped)
+
+
+def _one_line(text: str, longest: int = 160) -> str:
+    line = text.splitlines()[0]
+    return line if len(line) <= longest else line[: longest - 3] + "..."
 
 
 @dataclass(frozen=True)
@@ -170,10 +179,11 @@ def _arms_for(case: Case, names: Sequence[str]) -> list[Arm]:
 def _make_ready(arm: Arm, problem: Problem, limits: Limits) -> _Ready:
     begin = time.perf_counter()
     runner = arm.prepare(problem)
-    runner.run(1)
-    warmup = time.perf_counter() - begin
-    # The second run is the first warm one, and tells how often to repeat.
     (once,) = runner.run(1).seconds
+    warmup = time.perf_counter() - begin
+    if once <= 2 * limits.run_seconds:
+        # The first warm run, which also tells how often to repeat.
+        (once,) = runner.run(1).seconds
     if once > limits.run_seconds:
         runner.close()
         raise UnavailableError(f"one run took {once:.0f} s, over the limit of {limits.run_seconds:.0f} s")

@@ -27,6 +27,7 @@ _JOB_TITLES = {
 _WORKLOAD_TITLES = {
     "random": "weights as drawn",
     "eight": "trained on eight Gaussians",
+    "eight_static": "trained on eight Gaussians, without time",
     "digits": "trained on digits",
     "stiff5": "5 % of the samples need ten times the steps",
 }

@@ -22,8 +22,8 @@ from vapo_fast.batches import Batch, as_source, training_batch
 COMPARED_ROWS = {2: 256, 64: 256}
 _COMPARED_ROWS_ELSE = 32
 _REFERENCE_TOLERANCE = 1e-10
-_TRAINING_STEPS = {"eight": 2000, "digits": 2000}
-_DATA = {"eight": "8gaussians", "digits": "digits"}
+_TRAINING_STEPS = 2000
+_DATA = {"eight": "8gaussians", "eight_static": "8gaussians", "digits": "digits"}
 
 
 class Workloads:
@@ -73,15 +73,16 @@ class Workloads:
         hidden = "-".join(map(str, widths))
         path = self.cache / f"{workload}-d{dimension}-{hidden}.safetensors"
         if not path.exists():
-            print(f"training {workload} ({_TRAINING_STEPS[workload]} steps; kept in {path})", flush=True)
+            print(f"training {workload} ({_TRAINING_STEPS} steps; kept in {path})", flush=True)
             data = vf.data.load(_DATA[workload]).tensor().flatten(1)
             if data.shape[1] != dimension:
                 raise ValueError(f"workload {workload!r} has d = {data.shape[1]}, got {dimension}")
             torch.manual_seed(0)
             scale = float(data.square().mean().sqrt())
-            model = vf.MLPPotential((dimension,), vf.DataHomotopy(), widths, data_scale=scale)
+            timed = workload != "eight_static"
+            model = vf.MLPPotential((dimension,), vf.DataHomotopy(), widths, timed, data_scale=scale)
             trainer = vf.Trainer(model, engine="reference")
-            trainer.fit(data, _TRAINING_STEPS[workload])
+            trainer.fit(data, _TRAINING_STEPS)
             self.cache.mkdir(parents=True, exist_ok=True)
             vf.save(trainer.ema_model, path)
         loaded = vf.load(path)

@@ -6,6 +6,8 @@ derivatives is what works, and the fastest training step PyTorch offers without 
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from typing import Any
 
@@ -129,7 +131,7 @@ class _CompiledField:
 
         def field(x: Tensor, t: Tensor) -> Tensor:
             quadratic, scale, inverse_radius, position = plain.coefficients(t)
-            rows = position.expand(len(x))
+            rows = None if position is None else position.expand(len(x))
 
             def value(z: Tensor) -> Tensor:
                 return plain.network(plain.parameters, z, rows).sum()
@@ -153,6 +155,16 @@ def _prepare_solve(problem: Problem) -> Runner:
     return runner_of(field, with_torchdiffeq, problem)
 
 
+def _compiler_missing() -> str | None:
+    # Inductor writes C++ for the CPU and has the system's compiler build it.
+    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    return None if found else "torch.compile needs a C++ compiler"
+
+
+def _solver_missing() -> str | None:
+    return package_missing("torchdiffeq")() or _compiler_missing()
+
+
 ARMS = (
     Arm(
         NAME,
@@ -160,7 +172,7 @@ ARMS = (
         ("loss", "trainer"),
         "torch",
         _prepare_training,
-        lambda: None,
+        _compiler_missing,
         package_version("torch"),
         "the whole torch.func.grad of the loss, compiled",
     ),
@@ -170,7 +182,7 @@ ARMS = (
         ("solve",),
         "torchdiffeq",
         _prepare_solve,
-        package_missing("torchdiffeq"),
+        _solver_missing,
         package_version("torchdiffeq"),
         "torchdiffeq around torch.compile of the field",
     ),

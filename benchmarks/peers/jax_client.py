@@ -1,7 +1,7 @@
 """The JAX arms as the kit sees them: requests to a worker process (`benchmarks.peers.jax_worker`).
 
 JAX pins another numpy than PyTorch's users may have, and its threads are fixed when it starts: so it has an environment
-of its own (``make bench-jax-environment``; VAPO_FAST_JAX_PYTHON names the python of another), and a worker for each
+of its own (``make bench-jax``; VAPO_FAST_JAX_PYTHON names the python of another), and a worker for each
 number of threads. While the worker computes this process waits, and the other way round, so rounds stay interleaved.
 """
 
@@ -51,6 +51,11 @@ class Worker:
         self._loaded: Problem | None = None
         atexit.register(self.close)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
     def path(self, name: str) -> str:
         """A file that both processes see."""
         return str(Path(self._directory.name) / name)
@@ -89,16 +94,20 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        if self._process.poll() is None:
+        if self.alive:
             self._process.terminate()
             self._process.wait()
         self._directory.cleanup()
 
 
-@cache
+_WORKERS: dict[int, Worker] = {}
+
+
 def worker(threads: int) -> Worker:
-    """The worker with so many threads; started once."""
-    return Worker(threads)
+    """The worker with so many threads; started once, and again if it has died."""
+    if threads not in _WORKERS or not _WORKERS[threads].alive:
+        _WORKERS[threads] = Worker(threads)
+    return _WORKERS[threads]
 
 
 def python() -> Path:
@@ -137,13 +146,14 @@ class _JaxRunner(Runner):
         return Outcome()
 
     def close(self) -> None:
-        self._worker.ask("release", name=self._name)
+        if self._worker.alive:
+            self._worker.ask("release", name=self._name)
 
 
 def _missing() -> str | None:
     if python().exists():
         return None
-    return f"no JAX environment at {python()}: make bench-jax-environment"
+    return f"no JAX environment at {python()}: make bench-jax"
 
 
 @cache

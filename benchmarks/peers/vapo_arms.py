@@ -28,6 +28,7 @@ from vapo_fast._flow import evaluation
 from vapo_fast.engines import Engine, Job, UnsupportedJobError, choose
 from vapo_fast.ode import Solution, SolveOptions, Status
 
+_SMALLEST_TOLERANCE = 4.0 * torch.finfo(torch.float32).eps
 _JOB_KINDS = {"solve": "solve", "solve_fixed": "solve", "field": "field", "loss": "loss_and_grads"}
 
 
@@ -39,6 +40,8 @@ def _prepare(engine: str, problem: Problem, rtol_factor: float = 1.0) -> Runner:
     if case.job == "solve" and case.rtol is not None:
         tolerance = case.rtol * rtol_factor
         options = SolveOptions(rtol=tolerance, atol=tolerance)
+        if tolerance < _SMALLEST_TOLERANCE:
+            raise UnavailableError(f"float32 cannot keep a tolerance of {tolerance:g}")
     elif case.job == "solve_fixed":
         options = SolveOptions("rk4", steps=case.steps)
     job = Job(_JOB_KINDS[case.job], solve=options)  # type: ignore[arg-type]

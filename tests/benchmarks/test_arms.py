@@ -1,0 +1,112 @@
+"""Every adapter does its job: at a tight tolerance its states are the float64 solution's, its gradients likewise."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import measure
+from benchmarks.cases import Case
+from benchmarks.peers import ARMS
+from benchmarks.peers.base import Arm, UnavailableError
+from benchmarks.workloads import Problem, Workloads
+
+# Two compilations of half a minute in all: left to `make test-all`.
+SLOW = ("torch.compile", "torchdiffeq compiled")
+
+
+def arms(job: str, *more: object) -> list[object]:
+    return [
+        pytest.param(arm, *more, id="-".join((name, *map(str, more))), marks=[pytest.mark.slow] * (name in SLOW))
+        for name, arm in ARMS.items()
+        if job in arm.jobs
+    ]
+
+
+def runner(arm: Arm, problem: Problem):
+    reason = arm.missing()
+    if reason:
+        pytest.skip(reason)
+    torch.set_num_threads(problem.case.threads)
+    try:
+        return arm.prepare(problem)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def workloads(tmp_path_factory: pytest.TempPathFactory) -> Workloads:
+    return Workloads(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize("arm", arms("solve"))
+def test_solves_come_close_to_the_float64_solution(arm: Arm, workloads: Workloads):
+    problem = workloads.problem(Case("solve", "random", 3, (16, 16), 5, 1, rtol=5e-6))
+    one = runner(arm, problem)
+    outcome = one.outcome()
+    assert outcome.x is not None
+    assert outcome.x.shape == (5, 3)
+    assert outcome.failed == 0
+    assert measure.Error.of(outcome.x, problem.reference).largest < 1e-4
+    assert outcome.evaluations is not None
+    assert np.all(outcome.evaluations >= 20)
+    assert np.all(outcome.evaluations < 400)
+    assert outcome.field_share is None or 0.0 < outcome.field_share <= 1.0
+    timings = one.run(3)
+    assert len(timings.seconds) == 3
+    assert all(second > 0 for second in timings.seconds)
+    one.close()
+
+
+@pytest.mark.parametrize("arm", arms("solve_fixed"))
+def test_equal_steps_are_equal(arm: Arm, workloads: Workloads):
+    problem = workloads.problem(Case("solve_fixed", "random", 3, (16, 16), 5, 1, steps=40))
+    one = runner(arm, problem)
+    outcome = one.outcome()
+    assert outcome.x is not None
+    assert outcome.evaluations is not None
+    assert float(outcome.evaluations.mean()) == 160.0
+    assert measure.Error.of(outcome.x, problem.reference).largest < 2e-5
+    one.close()
+
+
+@pytest.mark.parametrize("arm", arms("loss"))
+def test_gradients_are_the_float64_ones(arm: Arm, workloads: Workloads):
+    problem = workloads.problem(Case("loss", "random", 3, (16, 24), 40, 1))
+    one = runner(arm, problem)
+    gradient = one.outcome().gradient
+    assert gradient is not None
+    exact = problem.exact_gradient
+    assert np.linalg.norm(gradient - exact) < 1e-4 * np.linalg.norm(exact)
+    one.close()
+
+
+@pytest.mark.parametrize(("arm", "job"), [*arms("field", "field"), *arms("trainer", "trainer")])
+def test_the_other_jobs_run(arm: Arm, job: str, workloads: Workloads):
+    one = runner(arm, workloads.problem(Case(job, "random", 3, (16, 24), 40, 1)))
+    assert len(one.run(2).seconds) == 2
+    one.close()
+
+
+def test_a_missing_peer_is_named_and_the_others_are_measured(workloads: Workloads, monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    monkeypatch.setitem(ARMS, "scipy", Arm(**{**vars(ARMS["scipy"]), "missing": lambda: "it is not installed"}))
+
+    def broken(problem: Problem):
+        raise RuntimeError("out of paper\nand more")
+
+    monkeypatch.setitem(ARMS, "torchode", Arm(**{**vars(ARMS["torchode"]), "missing": lambda: None, "prepare": broken}))
+    case = Case("solve", "random", 3, (16, 16), 5, 1, rtol=1e-3)
+    limits = measure.Limits(round_seconds=0.0)
+    result = measure.measure(case, workloads, limits, ["reference", "scipy", "torchode"], said.append)
+    assert list(result.arms) == ["reference"]
+    assert result.skipped == {"scipy": "it is not installed", "torchode": "RuntimeError: out of paper"}
+    assert said == ["  skipped scipy: it is not installed", "  skipped torchode: RuntimeError: out of paper"]
+    assert len(result.arms["reference"].rounds) == limits.rounds
+
+
+def test_an_arm_that_takes_too_long_is_named(workloads: Workloads):
+    case = Case("solve", "random", 3, (16, 16), 5, 1, rtol=1e-3)
+    limits = measure.Limits(run_seconds=1e-9)
+    result = measure.measure(case, workloads, limits, ["reference"], lambda line: None)
+    assert not result.arms
+    assert "over the limit" in result.skipped["reference"]
