@@ -25,12 +25,21 @@ inline std::string shown(py::handle value) {
 
 inline std::string type_of(py::handle value) { return py::str(py::type::handle_of(value).attr("__name__")); }
 
-// An integer in [low, high]; a bool is none.
-inline std::int64_t integer(py::handle value, const char* name, std::int64_t low, std::int64_t high) {
-    if (PyBool_Check(value.ptr()) || !PyIndex_Check(value.ptr()))
+// A Python int; a bool is none.
+inline py::object whole_number(py::handle value, const char* name) {
+    py::object number;
+    if (!PyBool_Check(value.ptr()) && PyIndex_Check(value.ptr())) {
+        number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+        if (!number) PyErr_Clear();  // an array of several numbers, say
+    }
+    if (!number)
         throw py::type_error(std::string(name) + " must be an integer, got " + shown(value) + " (" + type_of(value) + ")");
-    const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
-    if (!number) throw py::error_already_set();
+    return number;
+}
+
+// An integer in [low, high].
+inline std::int64_t integer(py::handle value, const char* name, std::int64_t low, std::int64_t high) {
+    const py::object number = whole_number(value, name);
     int overflow = 0;
     const long long converted = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
     if (overflow != 0 || converted < low || converted > high)
@@ -40,10 +49,7 @@ inline std::int64_t integer(py::handle value, const char* name, std::int64_t low
 }
 
 inline std::uint64_t unsigned_word(py::handle value, const char* name) {
-    if (PyBool_Check(value.ptr()) || !PyIndex_Check(value.ptr()))
-        throw py::type_error(std::string(name) + " must be an integer, got " + shown(value) + " (" + type_of(value) + ")");
-    const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
-    if (!number) throw py::error_already_set();
+    const py::object number = whole_number(value, name);
     const std::uint64_t converted = PyLong_AsUnsignedLongLong(number.ptr());
     if (PyErr_Occurred() != nullptr) {
         PyErr_Clear();

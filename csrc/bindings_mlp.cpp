@@ -44,16 +44,17 @@ void check_rows(std::int64_t rows, const char* name) {
         throw py::value_error(std::string(name) + " must have fewer than 2^32 rows, got " + std::to_string(rows));
 }
 
-// What Mlp does, for either dtype.
+// What Mlp does, for either dtype. Numbers are converted before arrays are looked at, because a conversion may run the
+// caller's code.
 class AnyMlp {
 public:
     virtual ~AnyMlp() = default;
     virtual bool load(py::handle weights, py::handle biases, py::handle output, py::handle frequencies) = 0;
-    virtual void field(py::handle x, py::handle t, py::handle phi, py::handle grad, py::handle threads) const = 0;
+    virtual void field(py::handle x, py::handle t, py::handle phi, py::handle grad, int threads) const = 0;
     virtual py::dict solve(py::handle x0, double t0, double t1, const SolveOptions& options, py::handle trace,
-                           py::handle threads, py::handle progress) const = 0;
+                           int threads, py::handle progress) const = 0;
     virtual py::tuple loss(py::handle x_data, py::handle t, py::handle noise, py::handle estimator, py::handle weight,
-                           py::handle threads) const = 0;
+                           int threads) const = 0;
 };
 
 template <class T>
@@ -105,7 +106,7 @@ public:
         return true;
     }
 
-    void field(py::handle x, py::handle t, py::handle phi, py::handle grad, py::handle threads) const override {
+    void field(py::handle x, py::handle t, py::handle phi, py::handle grad, int threads) const override {
         const auto mlp = loaded();
         const T* x_data = input<T>(x, "x", {any, shape_.dimension});
         const std::int64_t n = py::reinterpret_borrow<py::array>(x).shape(0);
@@ -117,23 +118,21 @@ public:
                                 output<T>(grad, "grad", {n, shape_.dimension}),
                                 output<T>(phi, "phi", {n})};
         arguments::refuse_overlap({{"phi", phi}, {"grad", grad}}, {{"x", x}, {"t", t}});
-        const int team = threads_of(threads);
         if (n == 0) return;
         const Monitor monitor = arguments::monitor(py::none());
         const MlpField<T> field(mlp, instruction_set_, Trace<T>{});
         const py::gil_scoped_release release;
-        evaluate_batch<T>(field, rows, team, monitor);
+        evaluate_batch<T>(field, rows, threads, monitor);
     }
 
     py::dict solve(py::handle x0, double t0, double t1, const SolveOptions& options, py::handle trace,
-                   py::handle threads, py::handle progress) const override {
+                   int threads, py::handle progress) const override {
         const auto mlp = loaded();
         const int d = shape_.dimension;
         const T* start = input<T>(x0, "x0", {any, d});
         const std::int64_t n = py::reinterpret_borrow<py::array>(x0).shape(0);
         check_rows(n, "x0");
         const MlpField<T> field(mlp, instruction_set_, trace_of(trace, n));
-        const int team = threads_of(threads);
         const Monitor monitor = arguments::monitor(progress);
 
         const std::int64_t width = field.width();
@@ -162,7 +161,7 @@ public:
                 T* row = arrays.x + i * width;
                 std::fill(std::copy_n(start + i * d, d, row), row + width, T(0));
             }
-            vapo_fast::solve<T>(field, t0, t1, options, arrays, team, monitor);
+            vapo_fast::solve<T>(field, t0, t1, options, arrays, threads, monitor);
         }
         py::dict result;
         result["x"] = x;
@@ -176,7 +175,7 @@ public:
     }
 
     py::tuple loss(py::handle x_data, py::handle t, py::handle noise, py::handle estimator, py::handle weight,
-                   py::handle threads) const override {
+                   int threads) const override {
         const auto mlp = loaded();
         LossBatch<T> batch{};
         batch.x_data = input<T>(x_data, "x_data", {any, shape_.dimension});
@@ -197,7 +196,6 @@ public:
         } else {
             batch.weight = input<T>(weight, "weight", {batch.rows});
         }
-        const int team = threads_of(threads);
         const Monitor monitor = arguments::monitor(py::none());
 
         LossResult<T> result;
@@ -216,7 +214,7 @@ public:
             // A second thread that trains the same potential at the same time works in memory of its own.
             const std::unique_lock<std::mutex> kept(loss_mutex_, std::try_to_lock);
             LossMemory<T> other;
-            loss_and_gradient<T>(*mlp, instruction_set_, batch, result, team, kept ? loss_memory_ : other, monitor);
+            loss_and_gradient<T>(*mlp, instruction_set_, batch, result, threads, kept ? loss_memory_ : other, monitor);
         }
         return py::make_tuple(result.linear, result.quadratic, weights, biases, of_output);
     }
@@ -323,13 +321,23 @@ public:
         }
     }
 
-    AnyMlp& operator*() const { return *mlp_; }
+    AnyMlp& get() const { return *mlp_; }
     std::string instruction_set() const { return name(instruction_set_); }
 
 private:
     InstructionSet instruction_set_;
     std::unique_ptr<AnyMlp> mlp_;
 };
+
+// pybind11 hands a method of an object whose __init__ has not run (Mlp.__new__) memory that nothing was written to.
+const Mlp& initialised(py::handle self) {
+    if (!py::isinstance<Mlp>(self)) throw py::type_error("self must be an Mlp, got " + arguments::type_of(self));
+    auto* instance = reinterpret_cast<py::detail::instance*>(self.ptr());
+    if (!instance->get_value_and_holder().holder_constructed()) throw py::type_error("Mlp.__init__() has not been called");
+    return self.cast<const Mlp&>();
+}
+
+AnyMlp& mlp_of(py::handle self) { return initialised(self).get(); }
 
 }  // namespace
 
@@ -347,31 +355,32 @@ void bind_mlp(py::module_& m) {
              py::kw_only(), py::arg("dtype"), py::arg("dimension"), py::arg("widths"), py::arg("fourier_features"),
              py::arg("activation"), py::arg("homotopy"), py::arg("omega"), py::arg("t1"), py::arg("data_scale"),
              py::arg("time_dependent"), py::arg("log_beta_ends"), py::arg("instruction_set") = py::none())
-        .def_property_readonly("instruction_set", &Mlp::instruction_set)
+        .def_property_readonly("instruction_set",
+                               [](py::handle self) { return initialised(self).instruction_set(); })
         .def(
             "load",
-            [](const Mlp& mlp, py::handle weights, py::handle biases, py::handle output, py::handle frequencies) {
-                return (*mlp).load(weights, biases, output, frequencies);
+            [](py::handle self, py::handle weights, py::handle biases, py::handle output, py::handle frequencies) {
+                return mlp_of(self).load(weights, biases, output, frequencies);
             },
             py::arg("weights"), py::arg("biases"), py::arg("output"), py::arg("frequencies"),
             "Takes a copy of the weights, if any byte differs from the copy it has; returns whether one did. Weights "
             "that are not finite raise NonFiniteWeightsError and leave the copy as it was.")
         .def(
             "field",
-            [](const Mlp& mlp, py::handle x, py::handle t, py::handle phi, py::handle grad, py::handle threads) {
-                (*mlp).field(x, t, phi, grad, threads);
+            [](py::handle self, py::handle x, py::handle t, py::handle phi, py::handle grad, py::handle threads) {
+                mlp_of(self).field(x, t, phi, grad, threads_of(threads));
             },
             py::arg("x"), py::arg("t"), py::arg("phi"), py::arg("grad"), py::arg("threads"),
             "Writes Phi (n,) and grad Phi (n, D) at x (n, D) and t (n,).")
         .def(
             "solve",
-            [](const Mlp& mlp, py::handle x0, py::handle t0, py::handle t1, py::handle method, py::handle rtol,
+            [](py::handle self, py::handle x0, py::handle t0, py::handle t1, py::handle method, py::handle rtol,
                py::handle atol, py::handle steps, py::handle max_steps, py::handle first_step, py::handle t_eval,
                py::handle trace, py::handle threads, py::handle progress) {
                 std::vector<double> times;
                 const SolveOptions options = options_of(method, rtol, atol, steps, max_steps, first_step, t_eval, times);
-                return (*mlp).solve(x0, arguments::number(t0, "t0"), arguments::number(t1, "t1"), options, trace,
-                                    threads, progress);
+                return mlp_of(self).solve(x0, arguments::number(t0, "t0"), arguments::number(t1, "t1"), options, trace,
+                                    threads_of(threads), progress);
             },
             py::arg("x0"), py::arg("t0"), py::arg("t1"), py::kw_only(), py::arg("method"), py::arg("rtol"),
             py::arg("atol"), py::arg("steps"), py::arg("max_steps"), py::arg("first_step"), py::arg("t_eval"),
@@ -381,9 +390,9 @@ void bind_mlp(py::module_& m) {
             "`progress` is told the number of samples that have ended, about every 50 ms.")
         .def(
             "loss",
-            [](const Mlp& mlp, py::handle x_data, py::handle t, py::handle noise, py::handle estimator,
+            [](py::handle self, py::handle x_data, py::handle t, py::handle noise, py::handle estimator,
                py::handle weight, py::handle threads) {
-                return (*mlp).loss(x_data, t, noise, estimator, weight, threads);
+                return mlp_of(self).loss(x_data, t, noise, estimator, weight, threads_of(threads));
             },
             py::arg("x_data"), py::arg("t"), py::arg("noise"), py::arg("estimator"), py::arg("weight"),
             py::arg("threads"),
