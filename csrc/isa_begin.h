@@ -23,6 +23,9 @@
 #error "these instructions are built by gcc or clang for x86-64 only; see VAPO_FAST_X86_BUILDS"
 #endif
 #include <immintrin.h>
+#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+#define VAPO_FAST_NEON 1  // part of AArch64 itself
+#include <arm_neon.h>
 #endif
 
 #if defined(VAPO_FAST_ISA_AVX512)

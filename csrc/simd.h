@@ -128,10 +128,15 @@ VAPO_FAST_INLINE Vec<double> minimum(Vec<double> a, Vec<double> b) { return {_mm
 VAPO_FAST_INLINE Vec<float> maximum(Vec<float> a, Vec<float> b) { return {_mm256_max_ps(a.v, b.v)}; }
 VAPO_FAST_INLINE Vec<double> maximum(Vec<double> a, Vec<double> b) { return {_mm256_max_pd(a.v, b.v)}; }
 #else
+#if defined(VAPO_FAST_NEON)
+VAPO_FAST_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+VAPO_FAST_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {vfmaq_f64(c.v, a.v, b.v)}; }
+#else
 template <class T>
 VAPO_FAST_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
     return a * b + c;
 }
+#endif
 template <class T>
 VAPO_FAST_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) {
     return select(a < b, a, b);
