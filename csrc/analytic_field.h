@@ -1,4 +1,4 @@
-// Fields given by a formula, without parameters: for tests of the solver, which a Python twin can repeat to the last bit.
+// Fields given by a formula, for tests of the solver: a twin in Python repeats them to the last bit.
 #pragma once
 
 #include <limits>

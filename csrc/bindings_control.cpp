@@ -94,8 +94,15 @@ py::dict solve_formula(const std::string& formula, const py::array_t<T, py::arra
     py::array_t<std::int64_t> status(n), nfe(n), accepted(n), rejected(n);
     const SolveOptions options{method_from_name(method), rtol, atol, max_steps, steps, first_step.has_value(),
                                first_step.value_or(0.0), t_eval.data(), static_cast<std::int64_t>(outputs)};
-    const SolveArrays<T> arrays{n, x0.data(), x.mutable_data(), t.mutable_data(), status.mutable_data(),
-                                nfe.mutable_data(), accepted.mutable_data(), rejected.mutable_data(), ys.mutable_data()};
+    const SolveArrays<T> arrays{n,
+                                x0.data(),
+                                x.mutable_data(),
+                                t.mutable_data(),
+                                status.mutable_data(),
+                                nfe.mutable_data(),
+                                accepted.mutable_data(),
+                                rejected.mutable_data(),
+                                ys.mutable_data()};
     const AnalyticField<T> field(formula_from_name(formula), static_cast<int>(width), tile);
     Monitor monitor;
     if (progress) {
@@ -141,7 +148,8 @@ void bind_control(py::module_& parent) {
               py::kw_only(), py::arg("method") = "dopri5", py::arg("rtol") = 1e-5, py::arg("atol") = 1e-5,
               py::arg("max_steps") = 10'000, py::arg("steps") = 0, py::arg("first_step") = py::none(),
               py::arg("t_eval") = Numbers(), py::arg("tile") = 16, py::arg("threads") = 1,
-              py::arg("progress") = Monitor(), "Integrates a field given by the name of a formula; see analytic_field.h.");
+              py::arg("progress") = Monitor(),
+              "Integrates a field given by the name of a formula; see analytic_field.h.");
     };
     bind_solve(&solve_formula<float>);
     bind_solve(&solve_formula<double>);

@@ -74,8 +74,8 @@ public:
         using namespace control;
         const double log_ratio = portable_log(positive(ratio));
         const bool accepted = accepts(ratio);
-        const double exponent =
-            accepted ? beta_ * portable_log(positive(previous_ratio)) - alpha_ * log_ratio : log_ratio * rejected_exponent_;
+        const double exponent = accepted ? beta_ * portable_log(positive(previous_ratio)) - alpha_ * log_ratio
+                                         : log_ratio * rejected_exponent_;
         const double factor = at_most(at_least(kSafety * portable_exp(exponent), kMinFactor), kMaxFactor);
         return accepted && !after_rejection ? factor : at_most(factor, 1.0);
     }

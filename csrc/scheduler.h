@@ -44,8 +44,8 @@ inline constexpr int kMaxThreads = 256;
 inline constexpr std::chrono::milliseconds kMonitorInterval{50};
 
 // Calls work(thread) on the calling thread (thread 0), and on pool threads (1 .. threads - 1) as they become free; then
-// waits for those that began, asking the monitor meanwhile. Work must be shared so that any of the threads can do all of
-// it: a pool thread that wakes too late, or is busy with another caller's work, never joins.
+// waits for those that began, asking the monitor meanwhile. Work must be shared so that any of the threads can do all
+// of it: a pool thread that wakes too late, or is busy with another caller's work, never joins.
 //
 // If work throws, `state` is stopped, and the first exception is thrown here when all threads have left. The arithmetic
 // of every thread rounds as by default, whatever mode (such as flushing denormal numbers to 0) its owner had set.
@@ -69,8 +69,8 @@ public:
 
     // Up to `wanted` samples of the thread's own; empty if it has none left.
     SampleRange take(int thread, std::int64_t wanted);
-    // Takes half of the longest range of another thread: up to `wanted` samples now, the others become the thread's own,
-    // which must be empty before.
+    // Takes half of the longest range of another thread: up to `wanted` samples now, the others become the thread's
+    // own, which must be empty before.
     SampleRange steal(int thread, std::int64_t wanted);
     // A snapshot of how many samples are left in all.
     std::int64_t remaining() const;

@@ -40,8 +40,8 @@ template <class T, const auto& tableau>
 void solve_with(const Field<T>& field, const Interval& interval, const SolveOptions& options,
                 const SolveArrays<T>& arrays, int threads, CallState& state) {
     using OneWorker = Worker<T, tableau>;
-    const std::int64_t worthwhile = Exchange<OneWorker>::kWorthwhile;
-    const int team = static_cast<int>(std::clamp<std::int64_t>(arrays.n / worthwhile, 1, std::min(threads, kMaxThreads)));
+    const std::int64_t most = std::min(threads, kMaxThreads), worthwhile = arrays.n / Exchange<OneWorker>::kWorthwhile;
+    const int team = static_cast<int>(std::clamp<std::int64_t>(worthwhile, 1, most));
     const int lanes = static_cast<int>(std::min<std::int64_t>(field.tile(), (arrays.n + team - 1) / team));
     SharedSolve<T, OneWorker> shared{
         field, options, arrays, interval, lanes, team, state, SampleRanges(arrays.n, team), Exchange<OneWorker>(team)};

@@ -84,19 +84,20 @@ inline constexpr Tableau<7> kTsit5 = with_hermite_dense<7>(
     {-1.0530884977290216, 0.1017, 2.4906272856512528, -16.548102889244902, 47.37952196281928, -34.870657861496610,
      2.5});
 
-inline constexpr Tableau<4> kBosh3 = with_hermite_dense<4>({"bosh3",
-                                                            {{}, {1.0 / 2}, {0.0, 3.0 / 4}, {2.0 / 9, 1.0 / 3, 4.0 / 9}},
-                                                            {2.0 / 9, 1.0 / 3, 4.0 / 9, 0.0},
-                                                            {0.0, 1.0 / 2, 3.0 / 4, 1.0},
-                                                            {-5.0 / 72, 1.0 / 12, 1.0 / 9, -1.0 / 8},
-                                                            {},
-                                                            0,
-                                                            3,
-                                                            3,
-                                                            3,
-                                                            true,
-                                                            true},
-                                                           {0.0, 0.0, 0.0, 0.0});
+inline constexpr Tableau<4> kBosh3 = with_hermite_dense<4>(
+    {"bosh3",
+     {{}, {1.0 / 2}, {0.0, 3.0 / 4}, {2.0 / 9, 1.0 / 3, 4.0 / 9}},
+     {2.0 / 9, 1.0 / 3, 4.0 / 9, 0.0},
+     {0.0, 1.0 / 2, 3.0 / 4, 1.0},
+     {-5.0 / 72, 1.0 / 12, 1.0 / 9, -1.0 / 8},
+     {},
+     0,
+     3,
+     3,
+     3,
+     true,
+     true},
+    {0.0, 0.0, 0.0, 0.0});
 
 inline constexpr Tableau<4> kRk4 = {
     "rk4",
@@ -112,8 +113,18 @@ inline constexpr Tableau<4> kRk4 = {
     false,
     false};
 
-inline constexpr Tableau<2> kHeun = {
-    "heun", {{}, {1.0}}, {1.0 / 2, 1.0 / 2}, {0.0, 1.0}, {}, {{1.0, -1.0 / 2}, {0.0, 1.0 / 2}}, 2, 2, 0, 2, false, false};
+inline constexpr Tableau<2> kHeun = {"heun",
+                                     {{}, {1.0}},
+                                     {1.0 / 2, 1.0 / 2},
+                                     {0.0, 1.0},
+                                     {},
+                                     {{1.0, -1.0 / 2}, {0.0, 1.0 / 2}},
+                                     2,
+                                     2,
+                                     0,
+                                     2,
+                                     false,
+                                     false};
 
 inline constexpr Tableau<1> kEuler = {"euler", {{}}, {1.0}, {0.0}, {}, {{1.0}}, 1, 1, 0, 1, false, false};
 

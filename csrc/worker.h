@@ -13,6 +13,8 @@
 #include "controller.h"
 #include "exchange.h"
 #include "field.h"
+#include "results.h"
+#include "rows.h"
 #include "scheduler.h"
 #include "solve.h"
 #include "stages.h"
@@ -44,6 +46,7 @@ public:
           thread_(thread),
           width_(shared.field.width()),
           storage_(storage_size(shared)),
+          results_(shared.arrays, shared.options.n_eval, width_),
           controller_(tableau.adaptive ? tableau.error_order : 1),
           tolerance_{static_cast<T>(shared.options.rtol), static_cast<T>(shared.options.atol)} {
         const std::size_t lanes = static_cast<std::size_t>(shared.lanes), elements = lanes * width_;
@@ -82,7 +85,7 @@ public:
     // Moves `count` rows to a worker that has none: waiting ones, then running ones.
     void give(std::int64_t count, Worker& to) {
         for (; count > 0; --count) {
-            Rows& from = waiting_.count > 0 ? waiting_ : active_;
+            Rows<T>& from = waiting_.count > 0 ? waiting_ : active_;
             to.active_.copy(to.active_.count++, from, --from.count, width_);
         }
     }
@@ -90,37 +93,9 @@ public:
 private:
     static constexpr int kStages = std::decay_t<decltype(tableau)>::stages;
 
-    // A sample on its way.
-    struct Row {
-        Progress progress;
-        std::int64_t nfe;
-        std::int64_t next_output;  // the first of t_eval that is still to come
-    };
-
     struct Ended {
         int lane;
         Status status;
-    };
-
-    // Rows without gaps: [0, count) of each array.
-    struct Rows {
-        int count = 0;
-        T* x = nullptr;  // [lanes][width]
-        T* f = nullptr;  // [lanes][width]: the field at x of a method that is fsal
-        std::unique_ptr<Row[]> row;
-        std::unique_ptr<std::int64_t[]> sample;
-
-        void allocate(std::size_t lanes) {
-            row.reset(new Row[lanes]);
-            sample.reset(new std::int64_t[lanes]);
-        }
-
-        void copy(int to, const Rows& from, int i, std::size_t width) {
-            std::copy_n(from.x + i * width, width, x + to * width);
-            std::copy_n(from.f + i * width, width, f + to * width);
-            row[to] = from.row[i];
-            sample[to] = from.sample[i];
-        }
     };
 
     static std::size_t storage_size(const Shared& shared) {
@@ -171,7 +146,7 @@ private:
             row = {{interval.t0, 1.0, 1.0, false, 0, 0}, 0, 0};
             waiting_.sample[i] = sample;
             while (row.next_output < options.n_eval && options.t_eval[row.next_output] == interval.t0)
-                std::copy_n(x, width_, output(row.next_output++, sample));
+                std::copy_n(x, width_, results_.output(row.next_output++, sample));
             if (!all_finite(x, width_)) {
                 put_away(waiting_, i, Status::kNonFinite);
             } else if (interval.t0 == interval.t1) {
@@ -287,7 +262,8 @@ private:
         } else {
             const std::int64_t i = progress.accepted, steps = shared_.options.steps;
             const auto time = [&](std::int64_t n) {
-                return interval.t0 + (interval.t1 - interval.t0) * (static_cast<double>(n) / static_cast<double>(steps));
+                const double fraction = static_cast<double>(n) / static_cast<double>(steps);
+                return interval.t0 + (interval.t1 - interval.t0) * fraction;
             };
             const bool last = i == steps - 1;
             const double t_end = last ? interval.t1 : time(i + 1);
@@ -339,7 +315,7 @@ private:
         for (; row.next_output < options.n_eval; ++row.next_output) {
             const double time = options.t_eval[row.next_output];
             if (!(direction * (t_new - time) >= 0.0 && t_new != t)) return;
-            T* out = output(row.next_output, active_.sample[i]);
+            T* out = results_.output(row.next_output, active_.sample[i]);
             const std::int64_t first = i * width_;
             if (time == t_new) {  // there the polynomial is x_new only to rounding
                 std::copy_n(point_ + first, width_, out);
@@ -364,23 +340,9 @@ private:
         }
     }
 
-    void put_away(const Rows& rows, int i, Status status) {
-        const SolveArrays<T>& arrays = shared_.arrays;
-        const Row& row = rows.row[i];
-        const std::int64_t sample = rows.sample[i];
-        std::copy_n(rows.x + i * width_, width_, arrays.x + sample * width_);
-        arrays.t[sample] = row.progress.t;
-        arrays.status[sample] = static_cast<std::int64_t>(status);
-        arrays.nfe[sample] = row.nfe;
-        arrays.accepted[sample] = row.progress.accepted;
-        arrays.rejected[sample] = row.progress.rejected;
-        for (std::int64_t k = row.next_output; k < shared_.options.n_eval; ++k)
-            std::fill_n(output(k, sample), width_, std::numeric_limits<T>::quiet_NaN());
+    void put_away(const Rows<T>& rows, int i, Status status) {
+        results_.put_away(rows, i, status);
         shared_.state.add_done(1);
-    }
-
-    T* output(std::int64_t k, std::int64_t sample) const {
-        return shared_.arrays.ys + (k * shared_.arrays.n + sample) * width_;
     }
 
     // --- the field ---
@@ -392,7 +354,7 @@ private:
         return stages;
     }
 
-    void evaluate(const Rows& rows, const T* x, T* derivative) {
+    void evaluate(const Rows<T>& rows, const T* x, T* derivative) {
         shared_.field.evaluate({rows.count, x, field_t_, rows.sample.get(), derivative, nullptr}, workspace_);
     }
 
@@ -400,9 +362,10 @@ private:
     const int thread_;
     const int width_;
     Storage<T> storage_;
-    PiController controller_;
-    Tolerance<T> tolerance_;
-    Rows active_, waiting_;
+    const Results<T> results_;
+    const PiController controller_;
+    const Tolerance<T> tolerance_;
+    Rows<T> active_, waiting_;
     std::unique_ptr<Attempt[]> attempts_;
     std::unique_ptr<double[]> trials_;  // sizes of the Euler steps that first steps are chosen by
     std::unique_ptr<Ended[]> ended_;

@@ -40,8 +40,8 @@ public:
                 broken = true;
                 continue;
             }
-            for (int j = 0; j < width_; ++j)
-                rows.derivative[i * width_ + j] = -rates_[static_cast<std::size_t>(sample)] * rows.state[i * width_ + j];
+            const T rate = rates_[static_cast<std::size_t>(sample)];
+            for (int j = 0; j < width_; ++j) rows.derivative[i * width_ + j] = -rate * rows.state[i * width_ + j];
         }
         if (!std::all_of(workspace, workspace + 37, [&](T value) { return value == mark; })) broken = true;
     }
@@ -70,7 +70,8 @@ struct Solved {
     }
     bool operator==(const Solved& other) const {
         const auto same = [](const auto& a, const auto& b) {
-            return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0);
+            const std::size_t bytes = a.size() * sizeof(a[0]);
+            return a.size() == b.size() && (bytes == 0 || std::memcmp(a.data(), b.data(), bytes) == 0);
         };
         return same(x, other.x) && same(ys, other.ys) && same(t, other.t) && same(status, other.status) &&
                same(nfe, other.nfe) && same(accepted, other.accepted) && same(rejected, other.rejected);
