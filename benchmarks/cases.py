@@ -102,7 +102,7 @@ def table(threads: int) -> list[Case]:
         *(solve("random", n, threads, 1e-5, middle) for n in (64, 8192)),
         solve("stiff5", 8192, threads, 1e-5),
         _others("loss", 1024, threads),
-        *(_others("field", 8192, threads, shape) for shape in (small, middle)),
+        *(_others("field", n, threads, shape) for shape in (small, middle) for n in (64, 1024, 8192)),
     ]
 
 

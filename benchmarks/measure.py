@@ -16,6 +16,7 @@ from benchmarks.cases import Case
 from benchmarks.flops import PRODUCT_SIZE, field_flops, product_flops
 from benchmarks.peers import ARMS
 from benchmarks.peers.base import Arm, DisagreementError, LocalRunner, Outcome, Runner, UnavailableError
+from benchmarks.peers.jax_client import JAX_PRODUCT
 from benchmarks.workloads import Problem, Workloads
 
 PRODUCT = "matrix product"
@@ -233,7 +234,7 @@ def _measured(name: str, one: _Ready, rounds: list[float], cpu: float, problem: 
         exact = problem.exact_gradient
         relative = float(np.linalg.norm(outcome.gradient - exact) / np.linalg.norm(exact))
         error = Error(relative, relative, relative)
-    if name == PRODUCT:
+    if name in (PRODUCT, JAX_PRODUCT):
         flops = product_flops()
     elif case.job == "field":
         flops = field_flops(case.n, case.dimension, case.widths)

@@ -51,13 +51,9 @@ def write(rows: Sequence[Record], docs: Path = DOCS, readme: Path | None = READM
 def docs_text(cases: Cases, plots: Mapping[str, Path]) -> str:
     """Everything that docs/benchmarks.md has between its markers."""
     threads = _threads_of_targets(cases)
-    parts = [
-        "## Targets",
-        "",
-        targets_text(findings(cases, threads)),
-        "",
-        _measured_where(_target_rows(cases, threads)),
-    ]
+    everything = [row for rows in cases.values() for row in rows]
+    parts = [_measured_where(everything), "", "## Targets", "", targets_text(findings(cases, threads)), ""]
+    parts += [_measured_when(_target_rows(cases, threads))]
     if plots:
         parts += [
             "",
@@ -82,12 +78,14 @@ def readme_text(cases: Cases) -> str:
     found = findings(cases, threads)
     if not any(finding.ratio is not None for finding in found):
         return "No run of the native engine is in `benchmarks/results/bench.csv` yet."
-    rows = [["case", "native is faster than", "ratio"]]
+    rows = [["case", "compared with", "native (quartiles)"]]
     for finding in found:
         if finding.ratio is not None:
-            ratio = _percent(finding) if finding.target.job == "field" else f"{finding.ratio:.1f}×"
+            spread = f" ({finding.low:.1f} – {finding.high:.1f})" if finding.low and finding.high else ""
+            ratio = _percent(finding) if finding.target.job == "field" else f"{finding.ratio:.1f}× as fast{spread}"
             rows.append([finding.target.title, finding.against, ratio])
-    return "\n".join([_markdown(rows), "", _measured_where(_target_rows(cases, threads))])
+    measured = _target_rows(cases, threads)
+    return "\n".join([_markdown(rows), "", _measured_where(measured), _measured_when(measured)])
 
 
 def targets_text(found: Iterable[Finding]) -> str:
@@ -194,7 +192,7 @@ def _job_text(cases: Cases) -> list[str]:
             "",
             case_text(rows),
             "",
-            _measured_where(rows),
+            _measured_when(rows),
             "",
         ]
     return parts
@@ -205,18 +203,21 @@ def _order(row: Record) -> tuple[object, ...]:
 
 
 def _measured_where(rows: Sequence[Record]) -> str:
-    """Where, when and with what: one line for rows that may come from several runs."""
-    if not rows:
-        return ""
+    """The machine and the versions."""
     places = sorted({f"{row.processor} ({row.machine})" for row in rows})
+    libraries = {name for row in rows for name in (f"torch {row.torch}", f"numpy {row.numpy}", f"Python {row.python}")}
+    versions = ", ".join(sorted({row.version for row in rows} | libraries))
+    return f"<sub>{'; '.join(places)}; {versions}.</sub>" if rows else ""
+
+
+def _measured_when(rows: Sequence[Record]) -> str:
+    """How often, when, and how busy the machine was."""
+    loads = [row.load for row in rows if row.load is not None]
+    busy = f"{min(loads):.1f} – {max(loads):.1f}" if loads else "unknown"
+    rounds = ", ".join(str(count) for count in sorted({row.rounds for row in rows}))
     threads = ", ".join(str(count) for count in sorted({row.threads for row in rows}))
     when = ", ".join(sorted({f"{row.date} at commit {row.commit}" for row in rows}))
-    ours = {name for row in rows for name in (f"torch {row.torch}", f"numpy {row.numpy}")}
-    versions = ", ".join(sorted({row.version for row in rows} | ours))
-    loads = [row.load for row in rows if row.load is not None]
-    rounds = ", ".join(str(count) for count in sorted({row.rounds for row in rows}))
-    busy = f"load {min(loads):.1f} – {max(loads):.1f}" if loads else "load unknown"
-    return f"<sub>{'; '.join(places)}; threads: {threads}; {rounds} rounds; {busy}; {when}; {versions}.</sub>"
+    return f"<sub>Threads: {threads}; rounds: {rounds}; load: {busy}; {when}.</sub>" if rows else ""
 
 
 def _threads_of_targets(cases: Cases) -> int:

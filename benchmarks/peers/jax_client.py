@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.flops import PRODUCT_SIZE
 from benchmarks.peers.base import Arm, Outcome, Runner, Timings, check_field, check_gradient
 from benchmarks.peers.compiled import parameter_order
 from benchmarks.workloads import Problem
 
+JAX_PRODUCT = "jax matrix product"
 ENVIRONMENT_VARIABLE = "VAPO_FAST_JAX_PYTHON"
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _WORKER = Path(__file__).with_name("jax_worker.py")
@@ -173,6 +175,10 @@ def _prepare_other(problem: Problem) -> Runner:
     return _JaxRunner("jax jit", problem, case.job, **options)
 
 
+def _prepare_product(problem: Problem) -> Runner:
+    return _JaxRunner(JAX_PRODUCT, problem, "product", size=PRODUCT_SIZE)
+
+
 def _diffrax(name: str, vmap: bool, note: str) -> Arm:
     prepare = partial(_prepare_solve, name, vmap)
     return Arm(name, True, ("solve", "solve_fixed"), "diffrax", prepare, _missing, _version, note)
@@ -181,5 +187,15 @@ def _diffrax(name: str, vmap: bool, note: str) -> Arm:
 ARMS = (
     _diffrax("diffrax", False, "jitted; one step size for the batch"),
     _diffrax("diffrax vmap", True, "jitted; a step size for each sample, in lock step"),
+    Arm(
+        JAX_PRODUCT,
+        False,
+        ("field",),
+        "jax",
+        _prepare_product,
+        _missing,
+        _version,
+        "what another library's product reaches here",
+    ),
     Arm("jax jit", True, ("field", "loss", "trainer"), "jax", _prepare_other, _missing, _version, "jitted autodiff"),
 )

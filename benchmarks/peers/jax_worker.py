@@ -144,6 +144,7 @@ class Worker:
     def prepare(self, name: str, kind: str, **options: Any) -> dict[str, Any]:
         """Compile a job and run it once; tells how long that took."""
         makers = {"solve": self._solve, "field": self._field_job, "loss": self._loss, "trainer": self._trainer}
+        makers["product"] = self._product
         begin = time.perf_counter()
         self.jobs[name] = makers[kind](**options)
         jax.block_until_ready(self.jobs[name].call())
@@ -220,6 +221,10 @@ class Worker:
         jitted = jax.jit(self.potential.field)
         call = partial(jitted, self.parameters, self.frequencies, self.inputs["input_x0"], self.inputs["input_times"])
         return Job(call, lambda result: {})
+
+    def _product(self, size: int) -> Job:
+        a = jnp.ones((size, size), jnp.float32)
+        return Job(partial(jax.jit(jnp.matmul), a, a + 1.0), lambda result: {})
 
     def _loss(self) -> Job:
         jitted = jax.jit(jax.value_and_grad(self.potential.loss))

@@ -162,4 +162,4 @@ def test_every_target_has_a_case_that_the_table_measures():
 
     cases = {(c.job, c.workload, c.dimension, records.hidden_name(c), c.n) for c in SELECTIONS["table"](2)}
     wanted = {(t.job, t.workload, t.dimension, t.hidden, t.n) for t in TARGETS}
-    assert wanted == cases
+    assert wanted <= cases
