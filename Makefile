@@ -28,7 +28,8 @@ help:  ## this list
 
 setup: $(PACKAGE_STAMP)  ## the virtual environment, the pinned dependencies and the package
 
-demo: setup  ## train on scikit-learn's digits; pictures and scores go to out/
+demo: setup  ## eight Gaussians in the plane, then scikit-learn's digits; pictures and scores go to out/
+	$(BIN)/python examples/eight_gaussians_demo.py
 	$(BIN)/python examples/digits_demo.py $(DEMO_ARGS)
 
 # The tests' tensors are small: threads gain nothing, and on a busy machine waiting for one another costs tenfold.

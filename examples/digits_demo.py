@@ -1,7 +1,7 @@
 """Train a potential on scikit-learn's 8 x 8 digits, sample it, judge the samples; pictures and scores go to out/.
 
 Writes samples.png (a grid), training.png (the loss), scores.json and scores.md (each number beside what real digits
-score, and the share of each class). `make demo` runs this.
+score, and the share of each class). `make demo` runs this after eight_gaussians_demo.py.
 """
 
 import argparse

@@ -147,6 +147,25 @@ def test_examples_use_names_that_exist(path):
     assert missing == []
 
 
+def test_the_eight_gaussians_demo_runs(tmp_path):
+    """Three steps of it: both files are written, and the engine is compared with the reference if it is another."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        str(ROOT / "examples" / "eight_gaussians_demo.py"),
+        "--steps",
+        "3",
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "eight_gaussians.png").stat().st_size > 0
+    report = json.loads((tmp_path / "eight_gaussians.json").read_text())
+    assert len(report["mode_shares"]) == 8
+    assert ("reference_over_engine" in report) == (report["engine"] != "reference")
+
+
 def test_the_digits_demo_runs(tmp_path):
     """Three steps of it: every file is written, and its tables parse."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
