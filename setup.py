@@ -105,8 +105,8 @@ if sys.platform == "win32":
     compile_args = ["/O2", "/fp:precise"]
 else:
     # No -march: the build must run on any processor of its architecture; instruction sets are chosen at run time.
-    # No contraction into fused multiply-adds, so that every build rounds alike. Nothing reads errno after a square root,
-    # and loops that need not set it can be made of vector instructions.
+    # No contraction into fused multiply-adds, so that every build rounds alike. Nothing reads errno after a square
+    # root, and loops that need not set it can be made of vector instructions.
     compile_args = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-pthread"]
     link_args = ["-pthread"]
     if sanitizers := os.environ.get("VAPO_FAST_SANITIZE"):  # for `make sanitize`
