@@ -20,8 +20,8 @@ InstructionSet find(const std::string& wanted, const std::string& source) {
     }
     const bool known = wanted == name(InstructionSet::baseline) || wanted == name(InstructionSet::avx2) ||
                        wanted == name(InstructionSet::avx512);
-    throw std::invalid_argument(source + " names " + (known ? "instructions that this processor or build lacks" : "none") +
-                                ": '" + wanted + "'; usable here: " + usable_names());
+    const std::string fault = known ? "instructions that this processor or build lacks" : "none";
+    throw std::invalid_argument(source + " names " + fault + ": '" + wanted + "'; usable here: " + usable_names());
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ InstructionSet instruction_set_named(const std::string& name);
 
 std::vector<InstructionSet> usable_instruction_sets();  // least to most capable; never empty
 
-// The one that environment variable VAPO_FAST_INSTRUCTION_SET names, else the most capable. Throws std::invalid_argument.
+// The one that environment variable VAPO_FAST_INSTRUCTION_SET names, else the most capable. Throws as above.
 InstructionSet chosen_instruction_set();
 
 // Vector extensions by their own names ("sse2", "avx2", "neon", ...), for reports.
