@@ -1,9 +1,9 @@
 // exp, log, sigmoid, cosine and sine of turns, and activations with their derivatives, on registers of numbers.
 //
 // No branches and no calls: every lane takes the same way, so that a result depends on its argument alone. Ranges are
-// reduced as in any textbook; the polynomials are minimax fits (Remez) on the reduced ranges. Errors of values and first
-// derivatives are at most 4 units in the last place wherever the result is a normal number, but for silu', which has a
-// zero: of max(|result|, 1/8). Second derivatives: 7 of that. tests/test_native_math.py says how many for each.
+// reduced as in any textbook; the polynomials are minimax fits (Remez) on the reduced ranges. Values and first
+// derivatives are within 4 units in the last place wherever they are normal numbers, but for silu', which has a zero:
+// of max(|result|, 1/8). Second derivatives: 7 of that. tests/test_native_math.py says how many for each.
 #pragma once
 
 #include "activation.h"
