@@ -7,14 +7,6 @@
 #include "mlp.h"
 #include "simd.h"
 
-#if defined(__clang__)
-#define VAPO_FAST_UNROLL _Pragma("clang loop unroll(full)")
-#elif defined(__GNUC__)
-#define VAPO_FAST_UNROLL _Pragma("GCC unroll 32")
-#else
-#define VAPO_FAST_UNROLL
-#endif
-
 namespace vapo_fast {
 namespace VAPO_FAST_ISA {
 
