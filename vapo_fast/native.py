@@ -33,7 +33,7 @@ class NativeUnavailableError(RuntimeError):
 
 @functools.cache
 def unavailable_reason() -> str | None:
-    """None if the extension can be used, else why not, in one line (with the build's own words where it left any)."""
+    """None if the extension can be used, else why not: one line, and what the compiler said where it said something."""
     return _load()[1]
 
 

@@ -46,6 +46,7 @@ def test_engines_tell_what_is_usable():
     assert told["reference"] == "usable"
     for name, text in told.items():
         assert text == "usable" or len(text) > 10, name
+        assert "\n" not in text
 
 
 def test_auto_falls_back_to_the_reference_for_any_module():

@@ -40,7 +40,8 @@ class NativeEngine(Engine):
         self._packed: weakref.WeakKeyDictionary[MLPPotential, tuple[dict[str, Any], Mlp]] = weakref.WeakKeyDictionary()
 
     def available(self) -> str | None:
-        return native.unavailable_reason()
+        reason = native.unavailable_reason()
+        return reason if reason is None else reason.splitlines()[0]  # the rest is the compiler's
 
     def supports(self, potential: Potential, device: torch.device, dtype: torch.dtype, job: Job) -> str | None:
         if device.type != "cpu":
