@@ -108,11 +108,9 @@ def table(threads: int) -> list[Case]:
 
 def curves(threads: int) -> list[Case]:
     """Error against time: the same solve to several tolerances."""
-    return [
-        solve(workload, 1024, threads, rtol, shape)
-        for workload, shape in (("random", SHAPES[0]), *UNEVEN)
-        for rtol in CURVE_TOLERANCES
-    ]
+    kinds = [("random", SHAPES[0], n) for n in (64, 1024, 8192)]
+    kinds += [(workload, shape, 1024) for workload, shape in UNEVEN]
+    return [solve(workload, n, threads, rtol, shape) for workload, shape, n in kinds for rtol in CURVE_TOLERANCES]
 
 
 def full(threads: int) -> list[Case]:

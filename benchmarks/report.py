@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.cases import JOBS, THREADS
+from benchmarks.curves import ERRORS, Curve, curves, plot, time_at_error
 from benchmarks.provenance import ROOT
 from benchmarks.records import Record, latest
 from benchmarks.targets import NATIVE, Finding, findings
@@ -38,32 +39,26 @@ def write(rows: Sequence[Record], docs: Path = DOCS, readme: Path | None = READM
 
     Raises: ValueError if a page lacks the markers.
     """
-    cases = latest(rows)
-    plots = work_precision_plots(cases, docs.parent / "images")
-    written = [docs, *plots.values()]
-    _replace(docs, docs_text(cases, {title: path.relative_to(docs.parent) for title, path in plots.items()}))
+    cases, drawn = latest(rows), curves(rows)
+    plots = [plot(curve, _curve_title(curve), docs.parent / "images" / curve.file_name) for curve in drawn]
+    _replace(docs, docs_text(cases, drawn))
     if readme is not None:
         _replace(readme, readme_text(cases))
-        written.append(readme)
-    return written
+    return [docs, *plots, *([readme] if readme is not None else [])]
 
 
-def docs_text(cases: Cases, plots: Mapping[str, Path]) -> str:
+def docs_text(cases: Cases, drawn: Sequence[Curve] = ()) -> str:
     """Everything that docs/benchmarks.md has between its markers."""
     threads = _threads_of_targets(cases)
     everything = [row for rows in cases.values() for row in rows]
     parts = [_measured_where(everything), "", "## Targets", "", targets_text(findings(cases, threads)), ""]
     parts += [_measured_when(_target_rows(cases, threads))]
-    if plots:
-        parts += [
-            "",
-            "## Error against time",
-            "",
-            "Each line is one arm from a loose to a tight tolerance; lower left is",
-        ]
-        parts += ["better. Batch-wide and per-sample control spend the same tolerance differently, so this is the fair"]
-        parts += ["comparison where errors differ.", ""]
-        parts += [f"![{title}]({path.as_posix()})\n" for title, path in plots.items()]
+    if drawn:
+        parts += ["", "## Error against time", "", *_CURVES_INTRODUCTION, ""]
+        for curve in drawn:
+            title = _curve_title(curve)
+            parts += [f"![{title}](images/{curve.file_name})", "", f"**{title}**: milliseconds to an error", ""]
+            parts += [_markdown(_times_to_errors(curve)), "", _measured_when(curve.rows), ""]
     for job in JOBS:
         chosen = {case: rows for case, rows in cases.items() if case[0] == job}
         if chosen:
@@ -236,50 +231,30 @@ def _target_rows(cases: Cases, threads: int) -> list[Record]:
     ]
 
 
-def work_precision_plots(cases: Cases, folder: Path) -> dict[str, Path]:
-    """An SVG of error against time for each solve that was measured at two tolerances or more, by title."""
-    groups: dict[tuple[object, ...], list[Record]] = {}
-    for rows in cases.values():
-        for row in rows:
-            if row.job == "solve" and row.error_rms and row.rtol:
-                key = (row.workload, row.dimension, row.hidden, row.n, row.threads)
-                groups.setdefault(key, []).append(row)
-    plots = {}
-    for rows in sorted(groups.values(), key=lambda its: _order(its[0])):
-        if len({row.rtol for row in rows}) >= 2:
-            first = rows[0]
-            title = f"{first.shape}, n {first.n}, {_WORKLOAD_TITLES[first.workload]}, threads: {first.threads}"
-            name = f"benchmark_{first.workload}_d{first.dimension}_{first.hidden}_n{first.n}_{first.threads}t.svg"
-            plots[title] = _plot(rows, title, folder / name)
-    return plots
+_CURVES_INTRODUCTION = (
+    "Each line is one arm from a loose to a tight tolerance, in one run; lower left is better. Solvers spend the same",
+    "tolerance differently, so where errors differ this is the fair comparison. The tables read the times to an error",
+    "off the lines (a power law between two tolerances; – where an arm does not get there); in brackets, over native's.",
+)
 
 
-def _plot(rows: Sequence[Record], title: str, path: Path) -> Path:
-    import matplotlib as mpl
+def _curve_title(curve: Curve) -> str:
+    row = curve.first
+    size = f"{row.n:,}".replace(",", " ")
+    return f"{row.shape}, n {size}, {_WORKLOAD_TITLES[row.workload]}, threads: {row.threads}"
 
-    mpl.use("Agg")
-    # Without these every drawing of the same numbers would be another file.
-    mpl.rcParams["svg.hashsalt"] = "vapo_fast"
-    mpl.rcParams["svg.fonttype"] = "none"
-    from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.0, 4.2), layout="constrained")
-    # The tighter native arm is native again, for the table of targets.
-    names = sorted(
-        {row.arm for row in rows} - {"native tol/10", "native vf.sample"}, key=lambda name: (name != NATIVE, name)
-    )
-    for i, name in enumerate(names):
-        points = sorted((row for row in rows if row.arm == name), key=lambda row: row.rtol or 0.0)
-        style = {"linewidth": 2.6, "color": "black"} if name == NATIVE else {"linewidth": 1.2, "color": f"C{i}"}
-        axes.plot([p.median_ms for p in points], [p.error_rms for p in points], marker="o", ms=4, label=name, **style)
-    axes.set(xscale="log", yscale="log", xlabel="time, ms", ylabel="error of the end states, rms")
-    axes.set_title(title, fontsize=9)
-    axes.grid(True, which="both", alpha=0.2)
-    axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
-    return path
+def _times_to_errors(curve: Curve) -> list[list[str]]:
+    rows = [["arm", *(f"{error:.0e}" for error in ERRORS)]]
+    ours = [time_at_error(curve.arms.get(NATIVE, ()), error) for error in ERRORS]
+    for name, its in curve.arms.items():
+        cells = [name]
+        for error, our in zip(ERRORS, ours, strict=True):
+            took = time_at_error(its, error)
+            ratio = "" if our is None or took is None or name == NATIVE else f" ({took / our:.2f})"
+            cells.append(_number(took) + ratio)
+        rows.append(cells)
+    return rows
 
 
 def _replace(page: Path, text: str) -> None:

@@ -137,7 +137,8 @@ class _CompiledField:
                 return plain.network(plain.parameters, z, rows).sum()
 
             gradient: Tensor = torch.func.grad(value)(x * inverse_radius)
-            return quadratic * x + (scale * inverse_radius) * gradient
+            values: Tensor = quadratic * x + (scale * inverse_radius) * gradient
+            return values
 
         self._compiled: Any = torch.compile(field, fullgraph=True, dynamic=False)
 

@@ -163,3 +163,28 @@ def test_every_target_has_a_case_that_the_table_measures():
     cases = {(c.job, c.workload, c.dimension, records.hidden_name(c), c.n) for c in SELECTIONS["table"](2)}
     wanted = {(t.job, t.workload, t.dimension, t.hidden, t.n) for t in TARGETS}
     assert wanted <= cases
+
+
+def test_a_time_to_an_error_lies_on_the_line():
+    from benchmarks.curves import curves, time_at_error
+
+    points = [(1e-3, 1.0, 1e-2), (1e-5, 100.0, 1e-6)]
+    rows = [row(solve("random", 64, 2, rtol), "diffrax", True, ms, error_rms=error) for rtol, ms, error in points]
+    (curve,) = curves(rows[::-1])
+    line = curve.arms["diffrax"]
+    assert [one.rtol for one in line] == [1e-3, 1e-5]
+    assert time_at_error(line, 1e-4) == pytest.approx(10.0)
+    assert time_at_error(line, 1e-6) == pytest.approx(100.0)
+    assert time_at_error(line, 0.1) == pytest.approx(1.0)  # the loosest does it already
+    assert time_at_error(line, 1e-7) is None
+    assert time_at_error([], 1e-4) is None
+
+
+def test_a_curve_is_of_one_run():
+    from benchmarks.curves import curves
+
+    one = [row(solve("random", 64, 2, rtol), "native", False, 1.0) for rtol in (1e-3, 1e-5)]
+    later = [row(solve("random", 64, 2, 1e-5), "native", False, 2.0, run="2026-01-02T00:00:00Z")]
+    (curve,) = curves([*one, *later])
+    assert curve.rows == one
+    assert curves(later) == []

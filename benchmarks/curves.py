@@ -1,0 +1,103 @@
+"""Error against time: one run's solves of one problem to several tolerances, as plots and as times to a given error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from benchmarks.records import Record
+from benchmarks.targets import NATIVE
+
+ERRORS = (1e-3, 1e-4, 1e-5)
+"""Errors (root mean square) at which times are compared."""
+# Other ways of calling native, whose points lie on or beside its line.
+_NOT_DRAWN = ("native tol/10", "native vf.sample")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Rows of one problem and one run, by arm, each from the loosest tolerance to the tightest."""
+
+    arms: Mapping[str, Sequence[Record]]
+
+    @property
+    def first(self) -> Record:
+        """Any of its rows."""
+        return next(iter(self.arms.values()))[0]
+
+    @property
+    def rows(self) -> list[Record]:
+        """All of them."""
+        return [row for rows in self.arms.values() for row in rows]
+
+    @property
+    def file_name(self) -> str:
+        """Of its plot."""
+        row = self.first
+        return f"benchmark_{row.workload}_d{row.dimension}_{row.hidden}_n{row.n}_{row.threads}t.svg"
+
+
+def curves(rows: Sequence[Record]) -> list[Curve]:
+    """Each problem that a run solved to two tolerances or more; its newest such run, with native if one has it."""
+    problems: dict[tuple[object, ...], dict[str, list[Record]]] = {}
+    for row in rows:
+        if row.job == "solve" and row.error_rms and row.rtol and row.arm not in _NOT_DRAWN:
+            key = (row.workload, row.dimension, row.hidden, row.n, row.threads)
+            problems.setdefault(key, {}).setdefault(row.run, []).append(row)
+    found = []
+    for runs in problems.values():
+        usable = {run: its for run, its in runs.items() if len({row.rtol for row in its}) >= 2}
+        if usable:
+            with_native = [run for run, its in usable.items() if any(row.arm == NATIVE for row in its)]
+            found.append(_curve(usable[max(with_native or usable)]))
+    return sorted(found, key=lambda curve: (curve.first.workload != "random", curve.file_name))
+
+
+def time_at_error(rows: Sequence[Record], error: float) -> float | None:
+    """Milliseconds that an arm needs for an error (rms), between its tolerances by a power law; None out of its range.
+
+    Args:
+        rows: of one arm, from the loosest tolerance to the tightest.
+    """
+    points = [(row.error_rms, row.median_ms) for row in rows if row.error_rms is not None]
+    if points and points[0][0] <= error:
+        return points[0][1]
+    for (loose, short), (tight, long) in pairwise(points):
+        if loose >= error >= tight and loose > tight:
+            part = math.log(loose / error) / math.log(loose / tight)
+            return math.exp((1.0 - part) * math.log(short) + part * math.log(long))
+    return None
+
+
+def plot(curve: Curve, title: str, path: Path) -> Path:
+    """Write an SVG; the same numbers give the same file."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    # Without these every drawing of the same numbers would be another file.
+    mpl.rcParams["svg.hashsalt"] = "vapo_fast"
+    mpl.rcParams["svg.fonttype"] = "none"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.0, 4.2), layout="constrained")
+    for i, (name, rows) in enumerate(curve.arms.items()):
+        style = {"linewidth": 2.6, "color": "black"} if name == NATIVE else {"linewidth": 1.2, "color": f"C{i % 10}"}
+        axes.plot([r.median_ms for r in rows], [r.error_rms for r in rows], marker="o", ms=4, label=name, **style)
+    axes.set(xscale="log", yscale="log", xlabel="time, ms", ylabel="error of the end states, rms")
+    axes.set_title(title, fontsize=9)
+    axes.grid(True, which="both", alpha=0.2)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return path
+
+
+def _curve(rows: Sequence[Record]) -> Curve:
+    names = sorted({row.arm for row in rows}, key=lambda name: (name != NATIVE, name))
+    return Curve(
+        {name: sorted((r for r in rows if r.arm == name), key=lambda row: -(row.rtol or 0.0)) for name in names}
+    )
