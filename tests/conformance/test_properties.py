@@ -109,7 +109,8 @@ def test_repetition_gives_the_same_bits(engine, device, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_threads_change_nothing(engine, device, dtype):
     results = []
-    for threads in (1, 2, 3, 7):
+    # Small tensors on more threads than processors cost a library that waits for its threads a hundredfold.
+    for threads in (1, 2, 3, 7) if engine.name in BITWISE else (1, 2):
         torch.set_num_threads(threads)
         results.append(everything(engine, device, dtype))
     for other in results[1:]:

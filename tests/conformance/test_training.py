@@ -8,9 +8,9 @@ import vapo_fast as vf
 from vapo_fast.callbacks import Callback
 
 STEPS = 200
-# Adam divides a gradient by its own size, so that rounding in a gradient near zero is rounding in the step; and each
-# step is taken from where the last one led. Over 200 steps float32's 1e-7 may thus grow a thousandfold.
-LARGEST_DIFFERENCE = {torch.float32: 2e-4, torch.float64: 1e-10}
+# A few units in the last place of the terms that the loss is the sum of: rounding does not grow over these steps. Weights
+# are held to ten times as much.
+LARGEST_DIFFERENCE = {torch.float32: 5e-6, torch.float64: 1e-14}
 
 
 class Curve(Callback):
@@ -31,13 +31,11 @@ def run(trainer_class, path, dtype, **options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 @pytest.mark.parametrize("estimator", ["velocity", "covariance"])
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_curves_agree(engine, device, path, estimator, dtype):
     if device.type != "cpu":
         pytest.skip("the readable twin's batches are made on the CPU here")
-    if estimator == "covariance" and dtype == torch.float32:
-        pytest.skip("its variance, far above its mean, makes the path chaotic; float64 tells")
     options = {"estimator": estimator, "weight": "uniform" if estimator == "covariance" else None}
     curve, trainer = run(vf.Trainer, path, dtype, engine=engine.name, **options)
     expected, twin = run(vf.reference.Trainer, path, dtype, **options)
@@ -47,5 +45,5 @@ def test_curves_agree(engine, device, path, estimator, dtype):
     assert float(((curve - expected).abs() / scale).max()) <= bound
     for ours, theirs in ((trainer.model, twin.model), (trainer.ema_model, twin.ema_model)):
         for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(a, b, rtol=100 * bound, atol=100 * bound, msg=name)
+            torch.testing.assert_close(a, b, rtol=10 * bound, atol=10 * bound, msg=name)
     assert float(curve[-20:, 0].mean()) < float(curve[:5, 0].mean())
