@@ -20,7 +20,19 @@ namespace py = pybind11;
 
 inline std::string shown(py::handle value) {
     const std::string text = py::repr(value);
-    return text.size() <= 60 ? text : text.substr(0, 57) + "...";
+    if (text.size() <= 60) return text;
+    std::size_t end = 57;
+    while ((static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // no character of UTF-8 is cut in two
+    return text.substr(0, end) + "...";
+}
+
+// After a call into Python that failed: forgets an error that says the value will not do, which the caller then says in
+// its own words; true if it was a TypeError. Ctrl-C and its like go on.
+inline bool forget_error() {
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) throw py::error_already_set();
+    const bool of_type = PyErr_ExceptionMatches(PyExc_TypeError) != 0;
+    PyErr_Clear();
+    return of_type;
 }
 
 inline std::string type_of(py::handle value) { return py::str(py::type::handle_of(value).attr("__name__")); }
@@ -30,7 +42,7 @@ inline py::object whole_number(py::handle value, const char* name) {
     py::object number;
     if (!PyBool_Check(value.ptr()) && PyIndex_Check(value.ptr())) {
         number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
-        if (!number) PyErr_Clear();  // an array of several numbers, say
+        if (!number) forget_error();  // an array of several numbers, say
     }
     if (!number)
         throw py::type_error(std::string(name) + " must be an integer, got " + shown(value) + " (" + type_of(value) + ")");
@@ -52,7 +64,7 @@ inline std::uint64_t unsigned_word(py::handle value, const char* name) {
     const py::object number = whole_number(value, name);
     const std::uint64_t converted = PyLong_AsUnsignedLongLong(number.ptr());
     if (PyErr_Occurred() != nullptr) {
-        PyErr_Clear();
+        forget_error();
         throw py::value_error(std::string(name) + " must be in [0, 2^64), got " + shown(number));
     }
     return converted;
@@ -60,11 +72,13 @@ inline std::uint64_t unsigned_word(py::handle value, const char* name) {
 
 // A finite float (or an int that is one).
 inline double number(py::handle value, const char* name) {
-    if (PyBool_Check(value.ptr()) || !(PyFloat_Check(value.ptr()) || PyIndex_Check(value.ptr())))
+    const auto refuse = [&] {
         throw py::type_error(std::string(name) + " must be a number, got " + shown(value) + " (" + type_of(value) + ")");
+    };
+    if (PyBool_Check(value.ptr()) || !(PyFloat_Check(value.ptr()) || PyIndex_Check(value.ptr()))) refuse();
     const double converted = PyFloat_AsDouble(value.ptr());
     if (PyErr_Occurred() != nullptr) {
-        PyErr_Clear();
+        if (forget_error()) refuse();  // an array of several numbers, say
         throw py::value_error(std::string(name) + " must be finite, got " + shown(value));
     }
     if (!std::isfinite(converted)) throw py::value_error(std::string(name) + " must be finite, got " + shown(value));
@@ -86,7 +100,8 @@ inline bool boolean(py::handle value, const char* name) {
 inline std::string text(py::handle value, const char* name) {
     if (!PyUnicode_Check(value.ptr()))
         throw py::type_error(std::string(name) + " must be a str, got " + shown(value) + " (" + type_of(value) + ")");
-    return value.cast<std::string>();
+    // No name has half a surrogate pair, which UTF-8 has no bytes for; escaped, it is one more unknown name.
+    return py::reinterpret_steal<py::bytes>(PyUnicode_AsEncodedString(value.ptr(), "utf-8", "backslashreplace"));
 }
 
 // A list or tuple.

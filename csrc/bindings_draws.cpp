@@ -42,11 +42,12 @@ py::array draw(const vapo_fast::Draws& draws, DrawFunction<T> function) {
 py::array draw_of(py::handle seed, py::handle index, py::handle size, py::handle stream, py::handle dtype,
                   DrawFunction<float> single, DrawFunction<double> both) {
     vapo_fast::Draws draws{};
+    // The array comes last: converting a number may run the caller's code, which may resize it.
     draws.seed = arguments::unsigned_word(seed, "seed");
-    draws.index = arguments::input<std::int64_t>(index, "index", {arguments::any});
-    draws.samples = rows(index);
     draws.size = arguments::integer(size, "size", 1, largest_size);
     draws.stream = word(stream, "stream");
+    draws.index = arguments::input<std::int64_t>(index, "index", {arguments::any});
+    draws.samples = rows(index);
     const std::string name = arguments::text(dtype, "dtype");
     if (name == "float32") return draw(draws, single);
     if (name == "float64") return draw(draws, both);

@@ -26,7 +26,6 @@ using arguments::any;
 using arguments::input;
 using arguments::output;
 
-constexpr std::int64_t most_layers = 64;           // what the kernels have room for
 constexpr std::int64_t largest_size = 1 << 20;     // of a layer, an event, or a count of features or probes
 constexpr std::int64_t most_rows = (1LL << 32) - 1;
 
@@ -271,7 +270,8 @@ SolveOptions options_of(py::handle method, py::handle rtol, py::handle atol, py:
         options.steps = arguments::integer(steps, "steps", 1, most);
     }
     if (!t_eval.is_none()) {
-        for (const py::handle time : arguments::sequence(t_eval, "t_eval"))
+        // Each item is held: converting it may run code that takes it out of the list.
+        for (const py::object time : arguments::sequence(t_eval, "t_eval"))
             times.push_back(arguments::number(time, "each time in t_eval"));
         if (times.empty()) throw py::value_error("t_eval must hold at least one time, or be None");
     }
@@ -288,10 +288,10 @@ public:
         MlpShape shape;
         shape.dimension = static_cast<int>(arguments::integer(dimension, "dimension", 1, largest_size));
         const py::sequence sizes = arguments::sequence(widths, "widths");
-        if (sizes.size() < 1 || static_cast<std::int64_t>(sizes.size()) > most_layers)
+        if (sizes.size() < 1 || sizes.size() > static_cast<std::size_t>(most_layers))
             throw py::value_error("widths must hold between 1 and " + std::to_string(most_layers) + " sizes, got " +
                                   std::to_string(sizes.size()));
-        for (const py::handle width : sizes)
+        for (const py::object width : sizes)  // held, as the times of options_of are
             shape.widths.push_back(static_cast<int>(arguments::integer(width, "each width in widths", 1, largest_size)));
         shape.features = static_cast<int>(arguments::integer(fourier_features, "fourier_features", 0, largest_size));
         shape.activation = activation_named(arguments::text(activation, "activation"));

@@ -36,6 +36,8 @@ private:
 
 enum class Path { data, linear };
 
+inline constexpr int most_layers = 64;  // what the kernels have room for
+
 // What does not change while a potential is trained.
 struct MlpShape {
     int dimension = 0;         // D

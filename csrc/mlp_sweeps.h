@@ -24,8 +24,6 @@ private:
     std::int64_t used_ = 0;
 };
 
-constexpr int most_layers = 64;  // the bindings refuse more
-
 template <class T>
 VAPO_FAST_INLINE T sum_lanes(Vec<T> v) {
     T lane[Vec<T>::lanes];

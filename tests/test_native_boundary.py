@@ -540,6 +540,54 @@ def test_a_list_that_changes_while_it_is_read():
         mlp().load(**{**weights(), "weights": Shrinking(weights()["weights"])})
 
 
+class Emptying:
+    """A number whose conversion empties the list that holds it, and then fails with ``error``."""
+
+    def __init__(self, error):
+        self.error = error
+        self.holder = [self]
+
+    def __index__(self):
+        self.holder.clear()
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError])
+def test_an_item_that_leaves_its_list_while_it_is_converted(error):
+    with pytest.raises(TypeError, match=r"each width in widths must be an integer, got <.*Emptying"):
+        _native.Mlp(**{**SHAPE, "widths": Emptying(error).holder})
+    with pytest.raises((TypeError, ValueError), match=r"each time in t_eval must be .*, got <.*Emptying"):
+        mlp().solve(arrays()["x"], 0.0, 1.0, **{**SOLVE, "t_eval": Emptying(error).holder})
+
+
+def test_ctrl_c_while_a_number_is_converted_is_not_taken_for_a_bad_number():
+    for name in ("dimension", "omega"):
+        with pytest.raises(KeyboardInterrupt):
+            _native.Mlp(**{**SHAPE, name: Emptying(KeyboardInterrupt)})
+
+
+@pytest.mark.parametrize("prefix", ["", "x"])
+def test_messages_about_long_and_odd_texts(prefix):
+    with pytest.raises(TypeError, match=r"dtype must be a str, got .*é"):
+        _native.Mlp(**{**SHAPE, "dtype": [prefix + "é" * 100]})
+    with pytest.raises(ValueError, match=r"dtype must be 'float32' or 'float64', got 'é\\ud800'"):
+        _native.Mlp(**{**SHAPE, "dtype": "é\ud800"})
+    with pytest.raises(TypeError, match=r"omega must be a number, got array"):
+        _native.Mlp(**{**SHAPE, "omega": np.ones(2)})
+
+
+def test_an_index_that_is_resized_while_the_size_is_converted():
+    index = np.arange(1 << 16, dtype=np.int64)
+
+    class Size:
+        def __index__(self):
+            index.resize(3, refcheck=False)
+            return 2
+
+    drawn = _native.normal_draws(0, index, Size(), 0, "float32")
+    np.testing.assert_array_equal(drawn, _native.normal_draws(0, np.arange(3), 2, 0, "float32"))
+
+
 def test_progress_that_uses_the_same_mlp():
     """The lock is not held: a callback may load, evaluate, and be told of a solve of its own."""
     twin = mlp()
