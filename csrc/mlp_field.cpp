@@ -7,9 +7,15 @@ namespace vapo_fast {
 
 namespace {
 
-// A batch is summed in this many slices at most, each on one thread and in the order of its rows; then slice by slice.
-// The slices depend on the batch alone, and so does the rounding of their sum.
-constexpr std::int64_t most_slices = 16;
+// A batch is summed in slices, each on one thread and in the order of its rows; then slice by slice. How many slices
+// there may be depends on the size of their gradients alone, so that the rounding of the sum does not depend on threads.
+// Each slice has a gradient of its own: of a large network as many are kept as a gigabyte holds, but no fewer than
+// `fewest_slices`.
+constexpr std::size_t most_slices = 16, fewest_slices = 4, gradient_bytes = std::size_t{1} << 30;
+
+std::int64_t slices_allowed(std::size_t bytes) {
+    return static_cast<std::int64_t>(std::clamp(gradient_bytes / bytes, fewest_slices, most_slices));
+}
 
 }  // namespace
 
@@ -93,8 +99,8 @@ bool loss_and_gradient(const PackedMlp<T>& mlp, InstructionSet instruction_set, 
     const MlpGradient<T> layout(mlp);
     const std::int64_t tile = kernel.tile, d = shape.dimension;
     // At least two tiles, so that adding slices up costs little beside computing them.
-    const std::int64_t tiles = (batch.rows + tile - 1) / tile;
-    const std::int64_t slice = tile * std::max<std::int64_t>(2, (tiles + most_slices - 1) / most_slices);
+    const std::int64_t tiles = (batch.rows + tile - 1) / tile, most = slices_allowed(layout.size * sizeof(T));
+    const std::int64_t slice = tile * std::max<std::int64_t>(2, (tiles + most - 1) / most);
     const std::int64_t slices = (batch.rows + slice - 1) / slice;
     threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, slices)));
 
