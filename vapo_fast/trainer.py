@@ -106,6 +106,7 @@ class Trainer(TrainingRun):
         self._job = Job(
             "loss_and_grads", precision, loss=LossOptions(options.estimator, options.weight, options.baseline)
         )
+        self._engine_asked = engine
         self.engine = choose(engine, model, self.device, self.dtype, self._job)
         names = ("linear term", "quadratic term", *(f"gradient of {name}" for name in self.parameters))
         self._watch = _FiniteWatch(names, self.device, deferred=deferred)
@@ -128,11 +129,14 @@ class Trainer(TrainingRun):
                 of the unbroken run, given the same data, options and thread count.
         Raises:
             TypeError, ValueError: data or steps do not fit.
+            UnsupportedJobError: the model was changed, and the engine that was asked for cannot train it any more.
             NonFiniteLossError: names step and term; the model is left as it was before that step.
             TrainingInterrupted (a KeyboardInterrupt): Ctrl-C. The step is finished first, a Checkpointer among the
                 callbacks saves, and the message says how to go on. A second Ctrl-C stops at once, without saving.
             CheckpointError: ``resume`` cannot be read or does not fit; nothing was changed.
         """
+        # The model may have got a hook, say, that the engine of the last fit would not call.
+        self.engine = choose(self._engine_asked, self.model, self.device, self.dtype, self._job)
         source = as_source(data, self.model.event_shape, seed=self.options.seed)
         self._begin(steps, resume)
         clock = Clock(self.step * self.options.batch_size)

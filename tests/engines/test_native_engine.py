@@ -120,6 +120,7 @@ REFUSALS = [
     (changed(lambda m: m.hidden[1].register_forward_pre_hook(lambda *a: None)), "in hidden.1, has hooks"),
     (changed(lambda m: m.output.register_full_backward_hook(lambda *a: None)), "in output, has hooks"),
     (changed(set_attribute("value", lambda x, t: x.sum(1))), "the model has hooks or methods of its own"),
+    (changed(set_attribute("field", lambda x, t: None)), "the model has hooks or methods of its own"),
     (changed(set_attribute("output", nn.Sequential(nn.Linear(24, 1)))), "output is a Sequential"),
     (changed(lambda m: m.hidden.append(nn.Linear(24, 24))), "has 3 hidden layers, its widths say 2"),
     (changed(lambda m: m.hidden.__setitem__(0, nn.Linear(3, 16, bias=False))), "hidden.0.bias changed"),
@@ -162,6 +163,50 @@ def test_a_hook_on_a_gradient_is_for_the_reference():
     model.hidden[0].bias.register_hook(lambda grad: 0 * grad)
     assert "hidden.0.bias has a hook" in NATIVE.supports(model, CPU, torch.float32, job("loss_and_grads"))
     assert NATIVE.supports(model, CPU, torch.float32, job("solve")) is None
+
+
+@pytest.mark.parametrize("shared", ["weight", "layer"])
+def test_shared_parameters_are_trained_by_the_reference(shared):
+    """The gradient of a parameter that stands in two places is the sum over both."""
+    model = vf.MLPPotential((2,), PATH, widths=(16, 16, 16))
+    if shared == "weight":
+        model.hidden[2].weight = model.hidden[1].weight
+    else:
+        model.hidden[2] = model.hidden[1]
+    reason = NATIVE.supports(model, CPU, torch.float32, job("loss_and_grads"))
+    assert "hidden.2.weight is also its hidden.1.weight" in reason
+    assert NATIVE.supports(model, CPU, torch.float32, job("solve")) is None
+    assert vf.Trainer(model).engine.name == "reference"
+
+
+def test_a_fit_asks_anew_whether_the_engine_will_do():
+    data = torch.zeros(8, 2)
+    for asked in ("auto", "native"):
+        model = mlp()
+        trainer = vf.Trainer(model, batch_size=8, engine=asked)
+        trainer.fit(data, 1)
+        assert trainer.engine is NATIVE
+        called = []
+        model.hidden[0].bias.register_hook(called.append)
+        if asked == "auto":
+            trainer.fit(data, 1)
+            assert trainer.engine.name == "reference"
+            assert len(called) == 1
+        else:
+            with pytest.raises(UnsupportedJobError, match=r"hidden.0.bias has a hook"):
+                trainer.fit(data, 1)
+            assert trainer.step == 1
+
+
+def test_no_rows():
+    model, none = mlp(), torch.empty(0, 2)
+    phi, gradient = NATIVE.field(model, none, torch.empty(0))
+    assert phi.shape == (0,)
+    assert gradient.shape == (0, 2)
+    assert NATIVE.solve(model, none, 0.0, 1.0, job()).x.shape == (0, 2)
+    solution, integrals = NATIVE.solve_with_trace(model, none, 1.0, 0.0, job("solve_with_trace"), None)
+    assert solution.x.shape == (0, 2)
+    assert integrals.shape == (0, 1)
 
 
 def test_global_hooks_are_for_the_reference():

@@ -54,8 +54,7 @@ class NativeEngine(Engine):
             return "a baseline is a function of the user's own, which this engine has no derivatives of"
         reason = _unlike_a_plain_mlp(potential, dtype)
         if reason is None and job.kind == "loss_and_grads":
-            hooked = [name for name, p in potential.named_parameters() if p._backward_hooks]
-            reason = f"the model's {hooked[0]} has a hook on its gradient, which is not called here" if hooked else None
+            reason = _unlike_parameters_of_its_own(potential)
         return reason
 
     def bytes_per_sample(self, potential: Potential, dtype: torch.dtype, job: Job, probes: int = 0) -> int:
@@ -83,7 +82,7 @@ class NativeEngine(Engine):
     ) -> tuple[Solution, Tensor]:
         trace: Literal["exact"] | Floats = "exact" if probes is None else _array(probes)
         result = self._solve(potential, x0, t0, t1, job, trace)
-        integrals = torch.from_numpy(result["x"])[:, x0[0].numel() :]
+        integrals = torch.from_numpy(result["x"])[:, math.prod(x0.shape[1:]) :]
         return self._solution(result, x0), integrals.contiguous()
 
     def loss_and_grads(self, potential: Potential, batch: Batch, job: Job) -> LossAndGrads:
@@ -143,7 +142,7 @@ class NativeEngine(Engine):
         )
 
     def _solution(self, result: SolveResult, x0: Tensor) -> Solution:
-        dimension = x0[0].numel()
+        dimension = math.prod(x0.shape[1:])
         ys = result["ys"]
         return Solution(
             torch.from_numpy(result["x"])[:, :dimension].reshape(x0.shape),
@@ -322,12 +321,24 @@ def _unlike_a_plain_mlp(potential: Potential, dtype: torch.dtype) -> str | None:
     return None
 
 
+def _unlike_parameters_of_its_own(potential: Potential) -> str | None:
+    """What sets the parameters' gradients apart from those that the extension computes; None if nothing does."""
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in potential.named_parameters(remove_duplicate=False):
+        if parameter._backward_hooks:
+            return f"the model's {name} has a hook on its gradient, which is not called here"
+        if first.setdefault(parameter, name) != name:
+            return f"the model's {name} is also its {first[parameter]}, whose gradient would be the sum of both"
+    return None
+
+
 _HOOKS_AND_METHODS = {
     "_forward_hooks",
     "_forward_pre_hooks",
     "_backward_hooks",
     "_backward_pre_hooks",
     "forward",
+    "field",
     "value",
     "network",
 }
@@ -353,7 +364,7 @@ def _shape(potential: MLPPotential) -> dict[str, Any]:
 
 def _rows(x: Tensor) -> Tensor:
     """(B, *event) as (B, D), in one piece."""
-    return x.detach().reshape(x.shape[0], -1).contiguous()
+    return x.detach().reshape(x.shape[0], math.prod(x.shape[1:])).contiguous()
 
 
 def _array(tensor: Tensor) -> Floats:
