@@ -1,8 +1,8 @@
 """Train a potential on eight Gaussians in the plane, sample it, read its densities, and time it beside the reference.
 
 Writes eight_gaussians.png (samples, log-density landscape, paths) and eight_gaussians.json (scores and times).
-`make demo` runs this before the digits. Where the native engine is usable it does the work; the same training steps
-and samples are then also timed on the reference engine, in turns within this run.
+`make demo` runs this before the digits. Where the native engine is usable it does the work; some training steps and
+samples are then timed on it and on the reference engine, in turns within this run.
 """
 
 import argparse
