@@ -8,8 +8,8 @@ import vapo_fast as vf
 from vapo_fast.callbacks import Callback
 
 STEPS = 200
-# A few units in the last place of the terms that the loss is the sum of: rounding does not grow over these steps. Weights
-# are held to ten times as much.
+# A few units in the last place of the terms that the loss is the sum of: rounding does not grow over these steps.
+# Weights are held to ten times as much.
 LARGEST_DIFFERENCE = {torch.float32: 5e-6, torch.float64: 1e-14}
 
 
