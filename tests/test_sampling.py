@@ -238,6 +238,7 @@ def test_memory_that_holds_cached_files_counts_as_free(monkeypatch, tmp_path):
 
 def test_default_batch_follows_the_free_memory(monkeypatch):
     small, large = well(), MLPPotential((2,), DATA_PATH, widths=(256, 256))
+
     def size(model, n):
         return _flow.batch_size_for(ReferenceEngine(), model, n, Job("solve"))
 
