@@ -73,9 +73,9 @@ public:
                 continue;
             }
             try_step();
+            if (shared_.state.stopped()) break;
             put_away_ended();
             shared_.exchange.share(*this);
-            if (thread_ == 0) shared_.state.poll();
         }
         if (inside) shared_.exchange.leave();
     }
@@ -169,6 +169,7 @@ private:
         } else {
             probe_first_steps();
         }
+        if (shared_.state.stopped()) return;
         for (int i = 0; i < count; ++i) waiting_.row[i].nfe = options.has_first_step ? 1 : 2;
         // From the back, so that the row moved into a gap is one that stays.
         for (int i = count - 1; i >= 0; --i) {
@@ -230,6 +231,7 @@ private:
             advance<tableau, kStages + static_cast<int>(Sum::kStep)>(elements, active_.x, step_, stages, point_);
         if constexpr (tableau.adaptive)
             error_squares<tableau>(elements, active_.x, point_, step_, stages, tolerance_, squares_);
+        if (shared_.state.stopped()) return;
         finish_step(stages);
     }
 
@@ -354,8 +356,12 @@ private:
         return stages;
     }
 
+    // The monitor is asked after every evaluation, the longest thing between two looks at it; once it says stop, nothing
+    // is evaluated any more, and what the callers make of the rest must not be handed out.
     void evaluate(const Rows<T>& rows, const T* x, T* derivative) {
+        if (shared_.state.stopped()) return;
         shared_.field.evaluate({rows.count, x, field_t_, rows.sample.get(), derivative, nullptr}, workspace_);
+        if (thread_ == 0) shared_.state.poll();
     }
 
     Shared& shared_;
