@@ -9,12 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.records import Record
-from benchmarks.targets import NATIVE
 
 ERRORS = (1e-3, 1e-4, 1e-5)
 """Errors (root mean square) at which times are compared."""
-# Other ways of calling native, whose points lie on or beside its line.
-_NOT_DRAWN = ("native tol/10", "native vf.sample")
+NATIVE = "native"
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,10 @@ class Curve:
         """All of them."""
         return [row for rows in self.arms.values() for row in rows]
 
+    def points(self, arm: str) -> list[tuple[float, float]]:
+        """(error, ms) of an arm, if it is there."""
+        return [(row.error_rms, row.median_ms) for row in self.arms.get(arm, ()) if row.error_rms is not None]
+
     @property
     def file_name(self) -> str:
         """Of its plot."""
@@ -44,7 +46,7 @@ def curves(rows: Sequence[Record]) -> list[Curve]:
     """Each problem that a run solved to two tolerances or more; its newest such run, with native if one has it."""
     problems: dict[tuple[object, ...], dict[str, list[Record]]] = {}
     for row in rows:
-        if row.job == "solve" and row.error_rms and row.rtol and row.arm not in _NOT_DRAWN:
+        if row.job == "solve" and row.error_rms and row.rtol and not another_native(row):
             key = (row.workload, row.dimension, row.hidden, row.n, row.threads)
             problems.setdefault(key, {}).setdefault(row.run, []).append(row)
     found = []
@@ -56,13 +58,17 @@ def curves(rows: Sequence[Record]) -> list[Curve]:
     return sorted(found, key=lambda curve: (curve.first.workload != "random", curve.file_name))
 
 
-def time_at_error(rows: Sequence[Record], error: float) -> float | None:
-    """Milliseconds that an arm needs for an error (rms), between its tolerances by a power law; None out of its range.
+def another_native(row: Record) -> bool:
+    """Whether this is native called in another way, whose point lies on or beside its line."""
+    return row.arm.startswith(f"{NATIVE} ")
+
+
+def time_at_error(points: Sequence[tuple[float, float]], error: float) -> float | None:
+    """The time that an arm needs for an error, between its tolerances by a power law; None if it does not get there.
 
     Args:
-        rows: of one arm, from the loosest tolerance to the tightest.
+        points: (error, time), from the loosest tolerance to the tightest.
     """
-    points = [(row.error_rms, row.median_ms) for row in rows if row.error_rms is not None]
     if points and points[0][0] <= error:
         return points[0][1]
     for (loose, short), (tight, long) in pairwise(points):

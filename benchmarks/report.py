@@ -10,7 +10,7 @@ from benchmarks.cases import JOBS, THREADS
 from benchmarks.curves import ERRORS, Curve, curves, plot, time_at_error
 from benchmarks.provenance import ROOT
 from benchmarks.records import Record, latest
-from benchmarks.targets import NATIVE, Finding, findings
+from benchmarks.targets import NATIVE, OF_EQUAL_ERROR, Finding, findings
 
 DOCS = ROOT / "docs" / "benchmarks.md"
 README = ROOT / "README.md"
@@ -73,37 +73,31 @@ def readme_text(cases: Cases) -> str:
     found = findings(cases, threads)
     if not any(finding.ratio is not None for finding in found):
         return "No run of the native engine is in `benchmarks/results/bench.csv` yet."
-    rows = [["case", "compared with", "native (quartiles)"]]
+    rows = [["case", "compared with", "speed at equal tolerance", "at equal error"]]
     for finding in found:
         if finding.ratio is not None:
-            spread = f" ({finding.low:.1f} – {finding.high:.1f})" if finding.low and finding.high else ""
-            ratio = _percent(finding) if finding.target.job == "field" else f"{finding.ratio:.1f}× as fast{spread}"
-            rows.append([finding.target.title, finding.against, ratio])
+            ratio = _percent(finding) if finding.target.job == "field" else f"{finding.ratio:.2f}×"
+            rows.append([finding.target.title, finding.against, ratio, _times(finding.equal_error)])
     measured = _target_rows(cases, threads)
     return "\n".join([_markdown(rows), "", _measured_where(measured), _measured_when(measured)])
 
 
 def targets_text(found: Iterable[Finding]) -> str:
     """The table of targets."""
-    rows = [["case", "target", "measured (quartiles)", "against", "error, native / peer", ""]]
-    notes = []
+    rows = [["case", "target", "equal tolerance (quartiles)", "equal error", "against", "error, native / peer", ""]]
     for finding in found:
         target = finding.target
         share = target.job == "field"
         aim = f"≥ {100 * target.at_least:.0f} %" if share else f"≥ {target.at_least:g}×"
         if finding.ratio is None:
-            rows.append([target.title, aim, "–", "–", "–", finding.note])
+            rows.append([target.title, aim, "–", "–", "–", "–", finding.note])
             continue
         spread = f" ({finding.low:.2f} – {finding.high:.2f})" if finding.low and finding.high else ""
         measured = _percent(finding) if share else f"{finding.ratio:.2f}×{spread}"
         errors = "–" if finding.error is None else f"{_number(finding.error)} / {_number(finding.peer_error)}"
-        mark = ""
-        if finding.note:
-            notes.append(finding.note)
-            mark = f" [{len(notes)}]"
         verdict = "pass" if finding.passed else "**miss**"
-        rows.append([target.title, aim, measured, finding.against, errors, verdict + mark])
-    return "\n".join([_markdown(rows), *(f"\n[{i}] {note}" for i, note in enumerate(notes, 1))])
+        rows.append([target.title, aim, measured, _times(finding.equal_error), finding.against, errors, verdict])
+    return _markdown(rows)
 
 
 def case_text(rows: Sequence[Record]) -> str:
@@ -185,7 +179,7 @@ def _job_text(cases: Cases) -> list[str]:
         parts += [
             f"**{first.shape}, n {size}**: {_WORKLOAD_TITLES[first.workload]}{how}, {first.threads} thread{plural}",
             "",
-            case_text(rows),
+            case_text([row for row in rows if row.arm not in OF_EQUAL_ERROR or row.arm == NATIVE]),
             "",
             _measured_when(rows),
             "",
@@ -234,7 +228,7 @@ def _target_rows(cases: Cases, threads: int) -> list[Record]:
 _CURVES_INTRODUCTION = (
     "Each line is one arm from a loose to a tight tolerance, in one run; lower left is better. Solvers spend the same",
     "tolerance differently, so where errors differ this is the fair comparison. The tables read the times to an error",
-    "off the lines (a power law between two tolerances; – where an arm does not get there); in brackets, over native's.",
+    "off the lines (a power law between two tolerances; – where an arm does not get there); in brackets over native's.",
 )
 
 
@@ -246,11 +240,11 @@ def _curve_title(curve: Curve) -> str:
 
 def _times_to_errors(curve: Curve) -> list[list[str]]:
     rows = [["arm", *(f"{error:.0e}" for error in ERRORS)]]
-    ours = [time_at_error(curve.arms.get(NATIVE, ()), error) for error in ERRORS]
-    for name, its in curve.arms.items():
+    ours = [time_at_error(curve.points(NATIVE), error) for error in ERRORS]
+    for name in curve.arms:
         cells = [name]
         for error, our in zip(ERRORS, ours, strict=True):
-            took = time_at_error(its, error)
+            took = time_at_error(curve.points(name), error)
             ratio = "" if our is None or took is None or name == NATIVE else f" ({took / our:.2f})"
             cells.append(_number(took) + ratio)
         rows.append(cells)
@@ -282,6 +276,10 @@ def _number(value: float | None) -> str:
     if not 1e-3 <= abs(value) < 1e5:
         return f"{value:.1e}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}×"
 
 
 def _percent(finding: Finding) -> str:

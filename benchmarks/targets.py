@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.curves import time_at_error
 from benchmarks.records import Record, best_peer, of_arm
 
 TORCHDIFFEQ = ("torchdiffeq", "torchdiffeq compiled")
 DIFFRAX = ("diffrax", "diffrax vmap")
 COMPILED = ("torch.compile", "jax jit")
-NATIVE, TIGHTER, EAGER = "native", "native tol/10", "reference"
+NATIVE, EAGER = "native", "reference"
+OF_EQUAL_ERROR = ("native tol*100", "native tol*10", NATIVE, "native tol/10")
+"""Native from the loosest tolerance to the tightest."""
 
 RATE = "matrix-product rate"
 """``against`` of a target that is a share of the machine's own rate."""
@@ -63,9 +66,10 @@ class Finding:
     """What the results say about a target.
 
     Attributes:
-        against: the peer it was held against. ratio, low, high: median and quartiles, paired by round. error,
-            peer_error: of the end states, or of the gradient. note: what a reader must know besides.
         passed: None if it was not measured.
+        against: the peer it was held against. ratio, low, high: median and quartiles at equal tolerance, paired by
+            round. equal_error: the ratio with native at the tolerance at which its error is the peer's.
+        error, peer_error: of the end states, or of the gradient. note: why there is no ratio.
     """
 
     target: Target
@@ -74,13 +78,14 @@ class Finding:
     ratio: float | None = None
     low: float | None = None
     high: float | None = None
+    equal_error: float | None = None
     error: float | None = None
     peer_error: float | None = None
     note: str = ""
 
 
 # float32 gradients differ by rounding; which of two is nearer to float64's then means nothing.
-_ROUNDING = {"loss": 1e-5, "field": float("inf")}
+_ROUNDING = {"loss": 1e-5}
 
 
 def findings(
@@ -88,8 +93,8 @@ def findings(
 ) -> list[Finding]:
     """Hold the newest rows of each case against the targets.
 
-    A ratio counts only if native's error is no larger than the peer's. Where it is larger, native at a tenth of the
-    tolerance, measured in the same rounds, takes its place; the note says so.
+    A ratio at equal tolerance counts only if native's error is no larger than the peer's. Where it is larger, the ratio
+    at equal error has to reach the target. Native never passes with more failed samples than the peer.
     """
     return [_finding(target, cases, threads) for target in targets]
 
@@ -107,45 +112,35 @@ def _finding(target: Target, cases: Mapping[tuple[object, ...], Sequence[Record]
         passed = native.share >= target.at_least
         return Finding(target, passed, target.against, native.share, native.share_low, native.share_high)
     peer = of_arm(rows, EAGER) if target.against == (EAGER,) else best_peer(rows, target.against)
-    if peer is None or peer.ratio is None or peer.ratio_low is None or peer.ratio_high is None:
+    if peer is None or peer.ratio is None:
         return Finding(target, None, note=f"none of {', '.join(target.against) or 'the peers'} was measured")
-    found = Finding(
+    equal = _ratio_at_equal_error(rows, peer)
+    counts = peer.ratio if _no_worse(target, native, peer) else equal or 0.0
+    return Finding(
         target,
-        peer.ratio >= target.at_least,
+        counts >= target.at_least and native.failed <= peer.failed,
         peer.arm,
         peer.ratio,
         peer.ratio_low,
         peer.ratio_high,
+        equal,
         native.error_rms,
         peer.error_rms,
     )
-    return found if _no_worse(target, native, peer) else _at_equal_error(found, rows, peer)
 
 
-def _no_worse(target: Target, ours: Record, peer: Record) -> bool:
-    if ours.failed > peer.failed:
-        return False
-    if ours.error_rms is None or peer.error_rms is None:
-        return True
-    return ours.error_rms <= max(peer.error_rms, _ROUNDING.get(target.job, 0.0))
+def _no_worse(target: Target, native: Record, peer: Record) -> bool:
+    if native.error_rms is None or peer.error_rms is None:
+        return native.error_rms is None and peer.error_rms is None
+    return native.error_rms <= max(peer.error_rms, _ROUNDING.get(target.job, 0.0))
 
 
-def _at_equal_error(found: Finding, rows: Sequence[Record], peer: Record) -> Finding:
-    """The finding again with native at a tenth of the tolerance."""
-    target, tighter = found.target, of_arm(rows, TIGHTER)
-    worse = f"at equal tolerance {found.ratio:.2f}× with error {_short(found.error)} against {_short(peer.error_rms)}"
-    if tighter is None or tighter.ratio is None or found.ratio is None or not _no_worse(target, tighter, peer):
-        return Finding(target, False, *_numbers(found), note=f"error larger than the peer's: {worse}")
-    scale = 1.0 / tighter.ratio
-    ratio, low, high = (value and value * scale for value in (found.ratio, found.low, found.high))
-    passed = ratio is not None and ratio >= target.at_least
-    note = f"native at a tenth of the tolerance, for an error no larger; {worse}"
-    return Finding(target, passed, found.against, ratio, low, high, tighter.error_rms, peer.error_rms, note)
-
-
-def _numbers(found: Finding) -> tuple[str, float | None, float | None, float | None, float | None, float | None]:
-    return found.against, found.ratio, found.low, found.high, found.error, found.peer_error
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1e}"
+def _ratio_at_equal_error(rows: Sequence[Record], peer: Record) -> float | None:
+    """The peer's time over native's at the peer's error, from native's times at several tolerances in these rounds."""
+    points = []
+    for name in OF_EQUAL_ERROR:
+        row = of_arm(rows, name)
+        if row is not None and row.error_rms is not None and row.ratio is not None:
+            points.append((row.error_rms, row.ratio))
+    took = None if peer.error_rms is None else time_at_error(points, peer.error_rms)
+    return None if took is None or peer.ratio is None else peer.ratio / took

@@ -104,20 +104,32 @@ def test_what_was_not_measured_is_neither_passed_nor_missed():
     assert findings({}, 2)[0].passed is None
 
 
-def test_a_larger_error_than_the_peers_does_not_pass():
-    native = row(CASE, "native", False, 1.0, error_rms=3e-6)
+def test_a_larger_error_than_the_peers_counts_at_equal_error():
+    native = row(CASE, "native", False, 1.0, error_rms=4e-6)
     peer = row(CASE, "diffrax", True, 4.0, error_rms=1e-6)
     found = finding(native=native, peer=peer)
-    assert found.passed is False
-    assert "error larger" in found.note
-    tighter = row(CASE, "native tol/10", False, 1.25, error_rms=5e-7)
+    assert (found.passed, found.equal_error) == (False, None)  # nothing says what the peer's error would take
+    tighter = row(CASE, "native tol/10", False, 1.21, error_rms=2.5e-7)
     found = finding(native=native, peer=peer, tighter=tighter)
+    # The peer's error lies half way, in logarithms.
+    assert found.equal_error == pytest.approx(4.0 / 1.1)
+    assert found.ratio == pytest.approx(4.0)
     assert found.passed is True
-    assert found.ratio == pytest.approx(4.0 / 1.25)
-    assert found.error == pytest.approx(5e-7)
-    assert "tenth of the tolerance" in found.note
+    slower = row(CASE, "native tol/10", False, 2.25, error_rms=2.5e-7)
+    found = finding(native=native, peer=peer, tighter=slower)
+    assert (found.passed, found.equal_error) == (False, pytest.approx(4.0 / 1.5))
     failed = finding(native=row(CASE, "native", False, 1.0, failed=1, error_rms=1e-9), peer=peer)
     assert failed.passed is False
+
+
+def test_a_smaller_error_than_the_peers_is_worth_a_looser_tolerance():
+    native = row(CASE, "native", False, 1.0, error_rms=1e-6)
+    peer = row(CASE, "diffrax", True, 2.0, error_rms=1e-4)
+    looser = row(CASE, "native tol*10", False, 0.64, error_rms=1e-4)
+    found = finding(native=native, peer=peer, looser=looser)
+    assert found.ratio == pytest.approx(2.0)
+    assert found.equal_error == pytest.approx(2.0 / 0.64)
+    assert found.passed is False  # the target is one of equal tolerance
 
 
 def test_the_report_says_what_the_file_says(tmp_path: Path):
@@ -140,7 +152,7 @@ def test_the_report_says_what_the_file_says(tmp_path: Path):
     assert "not measured" in text  # the other targets
     assert "abc1234" in text
     assert "40.00 (40.00 – 40.00)" in text
-    assert "4.0×" in readme.read_text()
+    assert "4.00×" in readme.read_text()
     (plot,) = [path for path in written if path.suffix == ".svg"]
     assert plot.name in text
     assert plot.stat().st_size < 200_000
@@ -171,12 +183,13 @@ def test_a_time_to_an_error_lies_on_the_line():
     points = [(1e-3, 1.0, 1e-2), (1e-5, 100.0, 1e-6)]
     rows = [row(solve("random", 64, 2, rtol), "diffrax", True, ms, error_rms=error) for rtol, ms, error in points]
     (curve,) = curves(rows[::-1])
-    line = curve.arms["diffrax"]
-    assert [one.rtol for one in line] == [1e-3, 1e-5]
+    assert [one.rtol for one in curve.arms["diffrax"]] == [1e-3, 1e-5]
+    line = curve.points("diffrax")
     assert time_at_error(line, 1e-4) == pytest.approx(10.0)
     assert time_at_error(line, 1e-6) == pytest.approx(100.0)
     assert time_at_error(line, 0.1) == pytest.approx(1.0)  # the loosest does it already
     assert time_at_error(line, 1e-7) is None
+    assert curve.points("native") == []
     assert time_at_error([], 1e-4) is None
 
 
