@@ -197,11 +197,10 @@ def _interleave(ready: Mapping[str, _Ready], limits: Limits) -> tuple[dict[str, 
     names = list(ready)
     values: dict[str, list[float]] = {name: [] for name in names}
     cpu, wall = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    collecting = gc.isenabled()
-    # What exists now is not looked through again: collecting between arms then takes next to no time.
+    # What exists now is not looked through again: collecting between arms then takes next to no time. Within an arm the
+    # collector stays on, as it is for users; without it torchode's cycles would fill the memory.
     gc.collect()
     gc.freeze()
-    gc.disable()
     try:
         for i in range(limits.rounds):
             # Each round starts with another arm, so that none always follows the same one.
@@ -214,8 +213,6 @@ def _interleave(ready: Mapping[str, _Ready], limits: Limits) -> tuple[dict[str, 
                 wall[name] += sum(timings.seconds)
     finally:
         gc.unfreeze()
-        if collecting:
-            gc.enable()
     return values, {name: cpu[name] / wall[name] for name in names if wall[name]}
 
 
