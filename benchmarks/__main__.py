@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import conformance, records, report
+from benchmarks import conformance, provenance, records, report
 from benchmarks.cases import SELECTIONS, SHAPES, UNEVEN, Case, matching, solve
 from benchmarks.measure import Limits, default_cache, measure
 from benchmarks.peers import ARMS
@@ -85,6 +85,7 @@ def arms(options: argparse.Namespace) -> int:
 
 def _measure_all(cases: Sequence[Case], options: argparse.Namespace) -> list[Record]:
     begin = time.perf_counter()
+    provenance.commit()  # that of the code which is loaded now
     said = conformance.require(options.cache)
     print(f"conformance: {said} ({time.perf_counter() - begin:.0f} s)", flush=True)
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

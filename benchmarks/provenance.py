@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -29,8 +30,9 @@ def provenance() -> dict[str, object]:
     }
 
 
+@cache
 def commit() -> str:
-    """The commit, with a ``+`` if what computes differs from it."""
+    """The commit, with a ``+`` if what computes differs from it; as it was when first asked, not as a long run ends."""
     head = _git("rev-parse", "--short", "HEAD")
     changed = _git("status", "--porcelain", "--", *_SOURCES)
     return (head + "+" * bool(changed)) if head else "unknown"
