@@ -13,7 +13,7 @@ namespace VAPO_FAST_ISA {
 // Rows and registers of a block. The accumulators must fill the multiply-add pipelines (latency times throughput) and
 // fit the register file beside one broadcast and a row of weights.
 #if defined(VAPO_FAST_ISA_AVX512)
-constexpr int tall_rows = 8, tall_panels = 2;
+constexpr int tall_rows = 8, tall_panels = 3;
 constexpr int tile_rows = 32;
 #elif defined(VAPO_FAST_ISA_AVX2)
 constexpr int tall_rows = 6, tall_panels = 2;
@@ -25,6 +25,8 @@ constexpr int tile_rows = 32;
 constexpr int middle_rows = 4, middle_panels = tall_rows > 6 ? 4 : 2;
 constexpr int pair_panels = tall_rows > 6 ? 8 : 4;
 constexpr int single_panels = 8;
+
+constexpr int fewer(int panels) { return panels == 3 ? 2 : panels / 2; }
 
 // Y = start + X W, in place of Y.
 template <class T>
@@ -99,7 +101,7 @@ inline std::int64_t product_rows(const Product<T>& p, std::int64_t row, std::int
 template <class T, int rows, int panels>
 inline void product_panels(const Product<T>& p, std::int64_t row, std::int64_t end, int panel) {
     for (; panel + panels <= p.weights.count; panel += panels) product_rows<T, rows, panels>(p, row, end, panel);
-    if constexpr (panels > 1) product_panels<T, rows, panels / 2>(p, row, end, panel);
+    if constexpr (panels > 1) product_panels<T, rows, fewer(panels)>(p, row, end, panel);
 }
 
 template <class T>
@@ -172,7 +174,7 @@ inline void outer_panels(const OuterSum<T>& p, std::int64_t rows, int first, int
     for (; in + panels * lanes <= padded; in += panels * lanes) {
         for (int out = first; out < end; out += outs) outer_block<T, outs, panels>(p, rows, out, in);
     }
-    if constexpr (panels > 1) outer_panels<T, outs, panels / 2>(p, rows, first, end, in);
+    if constexpr (panels > 1) outer_panels<T, outs, fewer(panels)>(p, rows, first, end, in);
 }
 
 template <class T>
