@@ -198,7 +198,7 @@ def _interleave(ready: Mapping[str, _Ready], limits: Limits) -> tuple[dict[str, 
     values: dict[str, list[float]] = {name: [] for name in names}
     cpu, wall = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     # What exists now is not looked through again: collecting between arms then takes next to no time. Within an arm the
-    # collector stays on, as it is for users; without it torchode's cycles would fill the memory.
+    # collector stays on, as it is for users.
     gc.collect()
     gc.freeze()
     try:
