@@ -72,10 +72,7 @@ def energy_loss(
         raise ValueError(
             "baseline applies to estimator='covariance' only; the velocity estimator has no term to centre"
         )
-    _checks.batch_of_events("x_data", x_data, model.event_shape)
-    if x_data.shape[0] == 0:
-        raise ValueError("x_data is an empty batch; the loss is a mean over at least one sample")
-    _checks.time_or_times("t", t, x_data.shape[0])
+    check_points(model, x_data, t)
     path = model.homotopy
     t = as_time(t).to(device=x_data.device, dtype=x_data.dtype).expand(x_data.shape[0])
     point = path.perturb(x_data, t, noise)
@@ -89,6 +86,14 @@ def energy_loss(
         linear = (phi if baseline is None else phi - baseline(x_data, t)) * point.innovation
     linear, quadratic = (w * linear).mean(), (w * quadratic).mean()
     return EnergyLoss(linear + quadratic, linear, quadratic)
+
+
+def check_points(model: Potential, x_data: Tensor, t: Time) -> None:
+    """TypeError/ValueError unless x_data is a batch of at least one of the model's events, and t fits it."""
+    _checks.batch_of_events("x_data", x_data, model.event_shape)
+    if x_data.shape[0] == 0:
+        raise ValueError("x_data is an empty batch; the loss is a mean over at least one sample")
+    _checks.time_or_times("t", t, x_data.shape[0])
 
 
 def loss_weight(path: Homotopy, weight: Weight, t: Tensor) -> Tensor:

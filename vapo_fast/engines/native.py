@@ -19,7 +19,7 @@ from vapo_fast import _checks, native
 from vapo_fast.batches import Batch
 from vapo_fast.engines.base import Engine, Job, LossAndGrads, LossOptions, Progress, UnsupportedJobError
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy, Time, as_time
-from vapo_fast.loss import ESTIMATORS, WEIGHTS, EnergyLoss, Weight, loss_weight
+from vapo_fast.loss import ESTIMATORS, WEIGHTS, EnergyLoss, Weight, check_points, loss_weight
 from vapo_fast.ode import Solution
 from vapo_fast.potentials.base import Potential
 from vapo_fast.potentials.mlp import MLPPotential
@@ -203,13 +203,10 @@ def energy_loss(
     _checks.one_of("estimator", estimator, ESTIMATORS)
     if not callable(weight):
         _checks.one_of("weight", weight, WEIGHTS)
-    _checks.batch_of_events("x_data", x_data, model.event_shape)
-    if x_data.shape[0] == 0:
-        raise ValueError("x_data is an empty batch; the loss is a mean over at least one sample")
+    check_points(model, x_data, t)
     if not isinstance(noise, Tensor) or noise.shape != x_data.shape:
         found = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
         raise ValueError(f"noise must have the shape of x_data, {tuple(x_data.shape)}, got {found}")
-    _checks.time_or_times("t", t, x_data.shape[0])
     reference = model.reference_tensor()
     for name, value in (("x_data", x_data), ("noise", noise)):
         if reference is not None and (value.dtype != reference.dtype or value.device != reference.device):
