@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "analytic_field.h"
+#include "bindings_results.h"
 #include "controller.h"
 #include "solve.h"
 #include "tableau.h"
@@ -88,22 +89,11 @@ py::dict solve_formula(const std::string& formula, const py::array_t<T, py::arra
                        std::optional<double> first_step, const Numbers& t_eval, int tile, int threads,
                        const std::function<bool(std::int64_t)>& progress) {
     if (x0.ndim() != 2 || x0.shape(1) < 1 || tile < 1) throw std::invalid_argument("x0 must be (n, d) and tile >= 1");
-    const py::ssize_t n = x0.shape(0), width = x0.shape(1), outputs = static_cast<py::ssize_t>(t_eval.size());
-    py::array_t<T> x({n, width}), ys({outputs, n, width});
-    py::array_t<double> t(n);
-    py::array_t<std::int64_t> status(n), nfe(n), accepted(n), rejected(n);
     const SolveOptions options{method_from_name(method), rtol, atol, max_steps, steps, first_step.has_value(),
-                               first_step.value_or(0.0), t_eval.data(), static_cast<std::int64_t>(outputs)};
-    const SolveArrays<T> arrays{n,
-                                x0.data(),
-                                x.mutable_data(),
-                                t.mutable_data(),
-                                status.mutable_data(),
-                                nfe.mutable_data(),
-                                accepted.mutable_data(),
-                                rejected.mutable_data(),
-                                ys.mutable_data()};
-    const AnalyticField<T> field(formula_from_name(formula), static_cast<int>(width), tile);
+                               first_step.value_or(0.0), t_eval.data(), static_cast<std::int64_t>(t_eval.size())};
+    SolveResults<T> results(x0.shape(0), x0.shape(1), options.n_eval);
+    const SolveArrays<T> arrays = results.arrays(x0.data());
+    const AnalyticField<T> field(formula_from_name(formula), static_cast<int>(x0.shape(1)), tile);
     Monitor monitor;
     if (progress) {
         monitor = [&](std::int64_t done) {
@@ -116,15 +106,8 @@ py::dict solve_formula(const std::string& formula, const py::array_t<T, py::arra
         const py::gil_scoped_release release;
         finished = solve(field, t0, t1, options, arrays, threads, monitor);
     }
-    py::dict result;
+    py::dict result = results.dict();
     result["finished"] = finished;
-    result["x"] = x;
-    result["t"] = t;
-    result["status"] = status;
-    result["nfe"] = nfe;
-    result["accepted"] = accepted;
-    result["rejected"] = rejected;
-    result["ys"] = ys;
     return result;
 }
 

@@ -14,6 +14,7 @@
 
 #include "bindings.h"
 #include "bindings_arguments.h"
+#include "bindings_results.h"
 #include "mlp_field.h"
 #include "solve.h"
 
@@ -135,25 +136,9 @@ public:
         const Monitor monitor = arguments::monitor(progress);
 
         const std::int64_t width = field.width();
-        py::array_t<T> x({n, width});
-        py::array_t<double> t(n);
-        py::array_t<std::int64_t> status(n), nfe(n), accepted(n), rejected(n);
-        py::object ys = py::none();
-        T* at_times = nullptr;
-        if (options.n_eval > 0) {
-            py::array_t<T> states({options.n_eval, n, width});
-            at_times = states.mutable_data();
-            ys = std::move(states);
-        }
-        const SolveArrays<T> arrays{n,
-                                    x.data(),
-                                    x.mutable_data(),
-                                    t.mutable_data(),
-                                    status.mutable_data(),
-                                    nfe.mutable_data(),
-                                    accepted.mutable_data(),
-                                    rejected.mutable_data(),
-                                    at_times};
+        SolveResults<T> results(n, width, options.n_eval);
+        SolveArrays<T> arrays = results.arrays(nullptr);
+        arrays.x0 = arrays.x;  // each row is read before it is written
         {
             const py::gil_scoped_release release;
             for (std::int64_t i = 0; i < n; ++i) {
@@ -162,15 +147,7 @@ public:
             }
             vapo_fast::solve<T>(field, t0, t1, options, arrays, threads, monitor);
         }
-        py::dict result;
-        result["x"] = x;
-        result["t"] = t;
-        result["status"] = status;
-        result["nfe"] = nfe;
-        result["accepted"] = accepted;
-        result["rejected"] = rejected;
-        result["ys"] = ys;
-        return result;
+        return results.dict();
     }
 
     py::tuple loss(py::handle x_data, py::handle t, py::handle noise, py::handle estimator, py::handle weight,

@@ -6,33 +6,13 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "activation.h"
 #include "instruction_set.h"
+#include "storage.h"
 
 namespace vapo_fast {
-
-// Memory aligned to cache lines; bad_alloc if there is none.
-template <class T>
-class AlignedBuffer {
-public:
-    AlignedBuffer() = default;
-    explicit AlignedBuffer(std::size_t size)
-        : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64}))), size_(size) {}
-    T* data() { return data_.get(); }
-    const T* data() const { return data_.get(); }
-    std::size_t size() const { return size_; }
-
-private:
-    struct Free {
-        void operator()(T* pointer) const { ::operator delete(pointer, std::align_val_t{64}); }
-    };
-    std::unique_ptr<T, Free> data_;
-    std::size_t size_ = 0;
-};
 
 enum class Path { data, linear };
 

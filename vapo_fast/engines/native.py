@@ -218,13 +218,16 @@ def energy_loss(
         if isinstance(argument, Tensor) and argument.requires_grad:
             raise ValueError(f"{name} requires grad, but this loss has gradients for the model's parameters only")
     engine = NATIVE
+    times = as_time(t).to(device=x_data.device, dtype=x_data.dtype).expand(x_data.shape[0])
+    if callable(weight):
+        weights = loss_weight(model.homotopy, weight, times)
+        if weights.requires_grad:
+            raise ValueError("weight(t) requires grad, but this loss has gradients for the model's parameters only")
+        weight = lambda _: weights  # the user's function is called once a loss
     job = Job("loss_and_grads", loss=LossOptions(estimator, weight))
     reason = engine.available() or engine.supports(model, x_data.device, x_data.dtype, job)
     if reason is not None:
         raise UnsupportedJobError(f"the native engine cannot do this 'loss_and_grads' job: {reason}")
-    times = as_time(t).to(device=x_data.device, dtype=x_data.dtype).expand(x_data.shape[0])
-    if callable(weight) and loss_weight(model.homotopy, weight, times).requires_grad:
-        raise ValueError("weight(t) requires grad, but this loss has gradients for the model's parameters only")
     parameters = [p for p in model.parameters() if p.requires_grad]
     terms = _Loss.apply(model, Batch(x_data, times, noise), job, *parameters)  # type: ignore[no-untyped-call]
     return EnergyLoss(*terms)
