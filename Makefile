@@ -49,7 +49,8 @@ types: setup  ## mypy --strict on vapo_fast/
 	$(BIN)/mypy
 
 # The extension is built apart, in build/sanitize, and its package put before the tree's. Leaks are not looked for: an
-# interpreter leaves much behind on purpose. libstdc++ is loaded first, so that exceptions are seen from the start.
+# interpreter leaves much behind on purpose. A test asks for more memory than there is and wants NULL for it, as malloc
+# gives it. libstdc++ is loaded first, so that exceptions are seen from the start.
 SANITIZED := $(CURDIR)/build/sanitize
 NATIVE_TESTS := $(filter-out %_cpp.py,$(wildcard tests/test_native*.py tests/*/test_native*.py)) tests/conformance
 preloaded = $(foreach library,asan ubsan stdc++,$(shell $${CXX:-g++} -print-file-name=lib$(library).so))
@@ -60,7 +61,7 @@ sanitize: setup  ## the native tests under AddressSanitizer and UBSan; the threa
 	VAPO_FAST_SANITIZE=address,undefined $(BIN)/python -m pytest tests/ode/test_native_cpp.py $(PYTEST_ARGS)
 	VAPO_FAST_SANITIZE=address,undefined VAPO_FAST_REQUIRE_NATIVE=1 $(BIN)/python setup.py -q \
 	    build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
-	LD_PRELOAD="$(preloaded)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib \
+	LD_PRELOAD="$(preloaded)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=$(SANITIZED)/lib \
 	    $(BIN)/python -P -m pytest -p no:cacheprovider -m "not slow" $(NATIVE_TESTS) $(PYTEST_ARGS)
 
 # Each measures every arm that is installed, and names those that are not; BENCH_ARGS, see python -m benchmarks run -h.

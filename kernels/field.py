@@ -1,0 +1,114 @@
+"""Phi and its gradient in one launch: forward and adjoint sweep of an MLP potential, tile by tile."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .gauge import coefficients
+from .launch import Program, scratch_for
+from .mlp import PackedMlp
+from .shapes import field_arrays
+from .sweeps import GRADIENT, INPUTS, NARROW_ARRAYS, adjoint, forward
+
+
+@triton.jit
+def clear_inputs(narrow, narrow_step, NET: tl.constexpr, TILE: tl.constexpr):
+    """Zeros in the columns that pad z, where the scratch memory may hold anything."""
+    rows, columns = tl.arange(0, TILE.rows), tl.arange(0, TILE.block_k)
+    for n in tl.range(0, NET.inputs, TILE.block_k):
+        place = narrow + rows[:, None] * NET.columns + (n + columns)[None, :]
+        tl.store(place + INPUTS * narrow_step, tl.zeros((TILE.rows, TILE.block_k), tl.float32))
+        tl.store(place + 2 * narrow_step, tl.zeros((TILE.rows, TILE.block_k), tl.float32))
+    tl.debug_barrier()
+
+
+@triton.jit
+def _field(
+    x_ptr,
+    x_stride,
+    t_ptr,
+    phi_ptr,
+    gradient_ptr,
+    n,
+    scratch,
+    scratch_step,
+    packed,
+    sizes,
+    constants,
+    NET: tl.constexpr,
+    AT: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    wide = scratch + tl.program_id(0).to(tl.int64) * scratch_step
+    wide_step = TILE.rows * NET.width
+    narrow = wide + AT.count * wide_step
+    narrow_step = TILE.rows * NET.columns
+    clear_inputs(narrow, narrow_step, NET, TILE)
+    lane = tl.arange(0, TILE.rows)
+    coordinate = tl.arange(0, TILE.block_d)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(n, TILE.rows), tl.num_programs(0), num_stages=1):
+        row = (tl.zeros((TILE.rows,), tl.int64) + tile) * TILE.rows + lane
+        there = row < n
+        a, c, r, position = coefficients(tl.load(t_ptr + row, mask=there, other=0.0), constants, NET)
+        squared_norm = tl.zeros((TILE.rows,), tl.float32)
+        for d in tl.range(0, NET.dimension, TILE.block_d, num_stages=1):
+            column = d + coordinate
+            inside = there[:, None] & (column < NET.dimension)[None, :]
+            x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask=inside, other=0.0)
+            squared_norm += tl.sum(x * x, axis=1)
+            place = narrow + INPUTS * narrow_step + lane[:, None] * NET.columns + column[None, :]
+            tl.store(place, x * r[:, None], mask=(column < NET.dimension)[None, :])
+        tl.debug_barrier()
+        forward(wide, wide_step, narrow, narrow_step, packed, sizes, position, NET, AT, TILE)
+        value = adjoint(wide, wide_step, narrow, narrow_step, packed, sizes, NET, AT, TILE)
+        tl.store(phi_ptr + row, 0.5 * a * squared_norm + c * value, mask=there)
+        for d in tl.range(0, NET.dimension, TILE.block_d, num_stages=1):
+            column = d + coordinate
+            inside = there[:, None] & (column < NET.dimension)[None, :]
+            x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask=inside, other=0.0)
+            place = narrow + GRADIENT * narrow_step + lane[:, None] * NET.columns + column[None, :]
+            g = tl.load(place, mask=inside, other=0.0)
+            gradient = a[:, None] * x + (c * r)[:, None] * g
+            tl.store(gradient_ptr + row[:, None] * NET.dimension + column[None, :], gradient, mask=inside)
+        tl.debug_barrier()
+
+
+def field(mlp: PackedMlp, x: Tensor, t: Tensor, program: Program) -> tuple[Tensor, Tensor]:
+    """Phi and grad Phi of a batch.
+
+    Args:
+        mlp: the potential, packed on x's device.
+        x: (n, D) float32; rows may lie any distance apart.
+        t: (n,) float32, contiguous.
+        program: tile and number of programs.
+    Returns: (n,) and (n, D), float32. Rows have the same bits in any batch.
+    """
+    n = x.shape[0]
+    phi, gradient = x.new_empty(n), torch.empty(n, mlp.net.dimension, dtype=x.dtype, device=x.device)
+    if n == 0:
+        return phi, gradient
+    net, tile, arrays = mlp.net, program.tile, field_arrays(mlp.net.layers)
+    step = tile.rows * (arrays.count * net.width + NARROW_ARRAYS * net.columns)
+    programs = min(triton.cdiv(n, tile.rows), program.count)
+    program.launch(
+        _field,
+        programs,
+        x,
+        x.stride(0),
+        t,
+        phi,
+        gradient,
+        n,
+        scratch_for(programs, step, x.device),
+        step,
+        mlp.packed,
+        mlp.sizes,
+        mlp.constants,
+        NET=net,
+        AT=arrays,
+        TILE=tile,
+    )
+    return phi, gradient

@@ -1,0 +1,60 @@
+"""The denoiser gauge at a time for each sample: ``Phi = A/2 |x|^2 + C f(r x, position)`` (`vapo_fast.potentials.gauge`).
+
+Computed in float64 from correctly rounded operations and then rounded: the same in every kernel, and a few hundred
+operations for a sample against the network's tens of thousands.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import elementary
+
+CONSTANTS = ("omega", "log_omega", "data_scale", "first", "slope", "quadratic", "scale", "inverse_radius")
+"""What `coefficients` reads, float64: the path and the noise position's ends; the last three are (A, C, r) of a
+time-independent potential."""
+
+
+@triton.jit
+def path_at(t, constants, NET: tl.constexpr):
+    """(alpha, beta, alpha', beta', ln beta) at float64 times."""
+    omega = tl.load(constants)
+    if NET.path == "data":
+        decay = elementary.exp(-t)
+        beta = omega * elementary.exp(-0.5 * t)
+        return 1.0 - decay, beta, decay, -0.5 * beta, tl.load(constants + 1) - 0.5 * t
+    else:
+        beta = omega * (1.0 - t)
+        smallest = tl.full(t.shape, 2.2250738585072014e-308, tl.float64)
+        log_beta = elementary.log(tl.where(beta > smallest, beta, smallest))
+        return t, beta, 1.0 + 0.0 * t, 0.0 * t - omega, log_beta
+
+
+@triton.jit
+def coefficients(t, constants, NET: tl.constexpr):
+    """(A, C, r, position) for float32 times [rows], each float32; NaN where a time is not finite."""
+    t = t.to(tl.float64)
+    if NET.time_dependent:
+        nothing = t - t  # not a number if the time is not
+        s = tl.load(constants + 2)
+        alpha, beta, alpha_dot, beta_dot, log_beta = path_at(t, constants, NET)
+        if NET.path == "data":
+            quadratic = 0.0 * t - 0.5
+            scale = 0.5 * (1.0 + alpha_dot)
+        else:
+            scale = 1.0 / (1.0 - t)
+            quadratic = -scale
+        scaled = alpha * s
+        variance = scaled * scaled + beta * beta
+        a = quadratic + scale * (alpha * (s * s)) / variance
+        c = scale * s * beta
+        r = 1.0 / tl.sqrt(variance)
+        position = (log_beta - tl.load(constants + 3)) * tl.load(constants + 4) - 1.0
+        a, c, position = a + nothing, c + nothing, position + nothing
+    else:
+        a = 0.0 * t + tl.load(constants + 5)
+        c = 0.0 * t + tl.load(constants + 6)
+        r = 0.0 * t + tl.load(constants + 7)
+        position = 0.0 * t
+    return a.to(tl.float32), c.to(tl.float32), r.to(tl.float32), position.to(tl.float32)

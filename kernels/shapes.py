@@ -1,0 +1,261 @@
+"""What kernels are compiled for: the network's shape, the tile of samples, and where a tile keeps its arrays.
+
+All are constants of a compilation: frozen, hashable, built from the potential by `mlp.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import triton.language as tl
+from triton import knobs
+
+PRECISIONS = ("ieee", "tf32x3", "tf32", "bf16")
+"""Arithmetic of the products. ``ieee``: float32 multiplies and adds. ``tf32x3``: three tensor-core products of split
+operands, about float32's accuracy. ``tf32``, ``bf16``: one product of rounded operands. Sums are float32 in all."""
+
+
+class InKernel:
+    """A shape as device functions see it. Equal if the shapes are.
+
+    The compiler takes a plain number for a function's argument only as a `triton.language.constexpr`; the interpreter,
+    whose loops count in plain integers, takes only the number.
+    """
+
+    def __init__(self, shape: Any) -> None:
+        self.shape = shape
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.shape, name)
+        if isinstance(value, Role):
+            return InKernel(value)
+        return value if knobs.runtime.interpret else tl.constexpr(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, InKernel) and self.shape == other.shape
+
+    def __hash__(self) -> int:
+        return hash(self.shape)
+
+    def __repr__(self) -> str:
+        return repr(self.shape)
+
+
+def padded(size: int, multiple: int) -> int:
+    """The smallest multiple that is not below size."""
+    return -(-size // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Net:
+    """An MLP potential's shape; sizes of arrays are padded so that no inner loop has a mask.
+
+    Attributes:
+        dimension: D.
+        inputs: columns kept for z = x / sqrt(S), a multiple of the tile's block_k.
+        features: columns kept for the cosines, and again for the sines; 0 without Fourier features.
+        layers: hidden layers. width: columns kept for each.
+        activation: "silu", "softplus" or "tanh".
+        path: "data" or "linear". time_dependent: whether there is a time.
+    """
+
+    dimension: int
+    inputs: int
+    features: int
+    layers: int
+    width: int
+    activation: str
+    path: str
+    time_dependent: bool
+
+    @property
+    def columns(self) -> int:
+        """Columns of the first layer's input: z, cosines, sines."""
+        return self.inputs + 2 * self.features
+
+    # Offsets in the packed weights. Each matrix is there twice, once for either sweep, rows contiguous in the index
+    # that the sweep sums over.
+    @property
+    def first_forward(self) -> int:
+        """[width][columns]."""
+        return 0
+
+    @property
+    def first_backward(self) -> int:
+        """[columns][width]."""
+        return self.width * self.columns
+
+    @property
+    def hidden_forward(self) -> int:
+        """[layers - 1][width out][width in]."""
+        return 2 * self.width * self.columns
+
+    @property
+    def hidden_backward(self) -> int:
+        """[layers - 1][width in][width out]."""
+        return self.hidden_forward + (self.layers - 1) * self.width**2
+
+    @property
+    def bias(self) -> int:
+        """[layers][width]."""
+        return self.hidden_backward + (self.layers - 1) * self.width**2
+
+    @property
+    def time(self) -> int:
+        """[width]: the first layer's column for the noise position."""
+        return self.bias + self.layers * self.width
+
+    @property
+    def output(self) -> int:
+        """[width]."""
+        return self.time + self.width
+
+    @property
+    def frequencies(self) -> int:
+        """[features][inputs]."""
+        return self.output + self.width
+
+    @property
+    def frequencies_transposed(self) -> int:
+        """[inputs][features]."""
+        return self.frequencies + self.features * self.inputs
+
+    @property
+    def frequencies_time(self) -> int:
+        """[features]."""
+        return self.frequencies_transposed + self.features * self.inputs
+
+    @property
+    def packed_size(self) -> int:
+        """Numbers in all."""
+        return self.frequencies_time + self.features
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How one program works: its samples, the blocks of its products, its warps, its arithmetic.
+
+    Attributes:
+        rows: samples of a tile, a power of two, at least 16.
+        block_n, block_k: columns that a product makes at a time, and terms that it adds at a time; powers of two, at
+            least 16; block_k divides block_n.
+        block_d: coordinates of a sample handled at a time, a power of two.
+        precision: one of `PRECISIONS`.
+        warps, stages: as Triton has them.
+    """
+
+    rows: int
+    block_n: int
+    block_k: int
+    block_d: int
+    precision: str
+    warps: int
+    stages: int
+
+
+class Role(NamedTuple):
+    """Where the arrays of one kind lie, one for each layer: array ``first + (layer mod count) * step``."""
+
+    first: int
+    count: int
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A tile's arrays of the network's width, [rows][width] each, by what they hold.
+
+    Attributes:
+        h: activations. d: their first derivatives.
+        a: derivatives of the output by pre-activations; may be the place of d, which each needs last.
+        c: second derivatives of the activations, times the output's derivative by the activation once that is known.
+        t: tangents of the activations. b: second adjoints.
+        count: how many arrays there are.
+    """
+
+    h: Role
+    d: Role
+    a: Role
+    c: Role
+    t: Role
+    b: Role
+    count: int
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the adjoints take the place of the derivatives."""
+        return self.a == self.d
+
+
+NONE = Role(0, 1, 0)
+
+
+def field_arrays(layers: int) -> Arrays:
+    """For Phi and its gradient: activations live until the next layer, each adjoint replaces a derivative."""
+    d = Role(2, layers)
+    return Arrays(Role(0, 2), d, d, NONE, NONE, NONE, 2 + layers)
+
+
+def trace_arrays(layers: int) -> Arrays:
+    """For second derivatives along directions: first and second derivatives are kept, the rest alternates."""
+    # The adjoint of a layer goes where its activation is not.
+    return Arrays(
+        Role(0, 2), Role(2, layers), Role(1, 2, -1), Role(2 + layers, layers), Role(0, 2), NONE, 2 + 2 * layers
+    )
+
+
+def training_arrays(layers: int) -> Arrays:
+    """For parameter gradients: pairs (activation, tangent) and (second adjoint, adjoint) of every layer, side by side.
+
+    The gradient of a layer's weights is one product of the pairs, so these lie first and one behind the other.
+    """
+    return Arrays(
+        Role(0, layers, 2),
+        Role(4 * layers, layers),
+        Role(2 * layers + 1, layers, 2),
+        Role(5 * layers, layers),
+        Role(1, layers, 2),
+        Role(2 * layers, layers, 2),
+        6 * layers,
+    )
+
+
+TRACES = ("none", "exact", "probes")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What of a solve is compiled in: the tableau's shape and what is integrated.
+
+    Attributes:
+        stages: s. adaptive: whether there is an error estimate.
+        degree: of the continuous extension's polynomials.
+        outputs: whether states at given times are asked for.
+        trace: one of `TRACES`; "exact" integrates the Laplacian, "probes" one estimate for each probe.
+        traces: integrals beside the D coordinates.
+        columns: columns kept for a state, a multiple of the tile's block_d.
+    """
+
+    stages: int
+    adaptive: bool
+    degree: int
+    outputs: bool
+    trace: str
+    traces: int
+    columns: int
+
+    @property
+    def finish(self) -> int:
+        """The phase that ends a step, see `tableau.phases`."""
+        return self.stages if self.stages > 1 else 0
+
+    @property
+    def phases(self) -> int:
+        """How many phases there are."""
+        return max(2, self.stages + 1)
+
+    @property
+    def arrays(self) -> int:
+        """Arrays of a state's size: the state, the point of evaluation, and the stages."""
+        return 2 + self.stages

@@ -1,0 +1,375 @@
+"""The sweeps through an MLP on one tile of samples: forward, adjoint, tangent, second adjoint.
+
+Device functions only. Every array of a tile lies in global memory, where it stays in the cache: a tile's activations
+are too many for registers, and whole weight matrices for shared memory. Each product makes ``block_n`` columns at a
+time, with a loop over ``block_k`` terms; what follows it (bias, activation and derivatives, the adjoint's factor) is
+done on the block while it is in registers. Between two products lies a barrier, because each reads what other threads
+wrote.
+
+``wide`` points at the tile's first row of array 0 of the network's width, and ``wide_step`` is the distance to the next
+array; ``narrow`` and ``narrow_step`` are the same for arrays of the input's width. Which array holds what is said by
+`shapes.Arrays`, and for the narrow ones here: inputs (z, cosines, sines), derivatives by them, tangents of them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+from .activation import activate
+
+INPUTS = tl.constexpr(0)
+GRADIENT = tl.constexpr(1)
+TANGENT = tl.constexpr(2)
+NARROW_ARRAYS = 3
+
+_TWO_PI = tl.constexpr(2.0 * math.pi)
+
+
+@triton.jit
+def _array(wide, wide_step, ROLE: tl.constexpr, layer):
+    return wide + (ROLE.first + (layer % ROLE.count) * ROLE.step) * wide_step
+
+
+@triton.jit
+def _block(array, column, STRIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Pointers [ROWS, COLUMNS] to a block of an array that starts at a column."""
+    return array + tl.arange(0, ROWS)[:, None] * STRIDE + (column + tl.arange(0, COLUMNS))[None, :]
+
+
+@triton.jit
+def _product(
+    source,
+    weights,
+    terms,
+    SOURCE_STRIDE: tl.constexpr,
+    WEIGHT_STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """``sum over k < terms of source[b, k] weights[n, k]``, [rows, COLUMNS], for the first COLUMNS n."""
+    k = tl.arange(0, TILE.block_k)
+    left = source + tl.arange(0, TILE.rows)[:, None] * SOURCE_STRIDE + k[None, :]  # [rows, block_k]
+    right = weights + tl.arange(0, COLUMNS)[None, :] * WEIGHT_STRIDE + k[:, None]  # [block_k, COLUMNS]
+    total = tl.zeros((TILE.rows, COLUMNS), tl.float32)
+    for _ in tl.range(0, terms, TILE.block_k, num_stages=TILE.stages):
+        x = tl.load(left)
+        w = tl.load(right)
+        if TILE.precision == "bf16":
+            total = tl.dot(x.to(tl.bfloat16), w.to(tl.bfloat16), total)
+        else:
+            total = tl.dot(x, w, total, input_precision=TILE.precision)
+        left += TILE.block_k
+        right += TILE.block_k
+    return total
+
+
+@triton.jit
+def _features(packed, narrow, narrow_step, position, NET: tl.constexpr, TILE: tl.constexpr):
+    """Cosines and sines of the input's products with the frequencies, which are in turns."""
+    inputs = narrow + INPUTS * narrow_step
+    for n in tl.range(0, NET.features, TILE.block_k):
+        turns = _product(
+            inputs,
+            packed + NET.frequencies + n * NET.inputs,
+            NET.inputs,
+            NET.columns,
+            NET.inputs,
+            TILE.block_k,
+            TILE,
+        )
+        if NET.time_dependent:
+            column = tl.load(packed + NET.frequencies_time + n + tl.arange(0, TILE.block_k))
+            turns += position[:, None] * column[None, :]
+        angle = (turns - tl.floor(turns + 0.5)) * _TWO_PI
+        cosine = _block(inputs, NET.inputs + n, NET.columns, TILE.rows, TILE.block_k)
+        tl.store(cosine, tl.cos(angle))
+        tl.store(cosine + NET.features, tl.sin(angle))
+    tl.debug_barrier()
+
+
+@triton.jit
+def _activate_block(z, wide, wide_step, layer, n, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
+    h, d, c = activate(z, NET.activation, AT.c.step > 0)
+    tl.store(_block(_array(wide, wide_step, AT.h, layer), n, NET.width, TILE.rows, TILE.block_n), h)
+    tl.store(_block(_array(wide, wide_step, AT.d, layer), n, NET.width, TILE.rows, TILE.block_n), d)
+    if AT.c.step > 0:
+        tl.store(_block(_array(wide, wide_step, AT.c, layer), n, NET.width, TILE.rows, TILE.block_n), c)
+
+
+@triton.jit
+def forward(
+    wide,
+    wide_step,
+    narrow,
+    narrow_step,
+    packed,
+    sizes,
+    position,
+    NET: tl.constexpr,
+    AT: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Activations and their derivatives in every layer, from z in the inputs and the noise position [rows].
+
+    ``sizes`` holds each layer's width, rounded up to whole blocks. Ends with a barrier.
+    """
+    if NET.features > 0:
+        _features(packed, narrow, narrow_step, position, NET, TILE)
+    columns = tl.arange(0, TILE.block_n)
+    for n in tl.range(0, tl.load(sizes), TILE.block_n):
+        z = _product(
+            narrow + INPUTS * narrow_step,
+            packed + NET.first_forward + n * NET.columns,
+            NET.columns,
+            NET.columns,
+            NET.columns,
+            TILE.block_n,
+            TILE,
+        )
+        z += tl.load(packed + NET.bias + n + columns)[None, :]
+        if NET.time_dependent:
+            z += position[:, None] * tl.load(packed + NET.time + n + columns)[None, :]
+        _activate_block(z, wide, wide_step, 0, n, NET, AT, TILE)
+    tl.debug_barrier()
+    for layer in tl.range(1, NET.layers):
+        weights = packed + NET.hidden_forward + (layer - 1) * (NET.width * NET.width)
+        terms = tl.load(sizes + layer - 1)
+        for n in tl.range(0, tl.load(sizes + layer), TILE.block_n):
+            z = _product(
+                _array(wide, wide_step, AT.h, layer - 1),
+                weights + n * NET.width,
+                terms,
+                NET.width,
+                NET.width,
+                TILE.block_n,
+                TILE,
+            )
+            z += tl.load(packed + NET.bias + layer * NET.width + n + columns)[None, :]
+            _activate_block(z, wide, wide_step, layer, n, NET, AT, TILE)
+        tl.debug_barrier()
+
+
+@triton.jit
+def adjoint(
+    wide, wide_step, narrow, narrow_step, packed, sizes, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr
+):
+    """The network's value [rows], and its derivatives by the inputs in their array. Ends with a barrier.
+
+    Where there are second derivatives of the activations, they are multiplied by the derivative by the activation.
+    """
+    columns = tl.arange(0, TILE.block_n)
+    value = tl.zeros((TILE.rows,), tl.float32)
+    for n in tl.range(0, tl.load(sizes + NET.layers - 1), TILE.block_n):
+        w = tl.load(packed + NET.output + n + columns)[None, :]
+        h = tl.load(_block(_array(wide, wide_step, AT.h, NET.layers - 1), n, NET.width, TILE.rows, TILE.block_n))
+        value += tl.sum(h * w, axis=1)
+        _adjoint_block(w + tl.zeros_like(h), wide, wide_step, NET.layers - 1, n, NET, AT, TILE)
+    tl.debug_barrier()
+    for i in tl.range(1, NET.layers):
+        layer = NET.layers - i
+        weights = packed + NET.hidden_backward + (layer - 1) * (NET.width * NET.width)
+        terms = tl.load(sizes + layer)
+        for n in tl.range(0, tl.load(sizes + layer - 1), TILE.block_n):
+            g = _product(
+                _array(wide, wide_step, AT.a, layer),
+                weights + n * NET.width,
+                terms,
+                NET.width,
+                NET.width,
+                TILE.block_n,
+                TILE,
+            )
+            _adjoint_block(g, wide, wide_step, layer - 1, n, NET, AT, TILE)
+        tl.debug_barrier()
+    gradient = narrow + GRADIENT * narrow_step
+    terms = tl.load(sizes)
+    for n in tl.range(0, NET.columns, TILE.block_k):
+        g = _product(
+            _array(wide, wide_step, AT.a, 0),
+            packed + NET.first_backward + n * NET.width,
+            terms,
+            NET.width,
+            NET.width,
+            TILE.block_k,
+            TILE,
+        )
+        tl.store(_block(gradient, n, NET.columns, TILE.rows, TILE.block_k), g)
+    tl.debug_barrier()
+    if NET.features > 0:
+        _features_adjoint(packed, narrow, narrow_step, NET, TILE)
+    return value
+
+
+@triton.jit
+def _adjoint_block(g, wide, wide_step, layer, n, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
+    """Takes in the derivative g by a block of a layer's activations."""
+    d = tl.load(_block(_array(wide, wide_step, AT.d, layer), n, NET.width, TILE.rows, TILE.block_n))
+    tl.store(_block(_array(wide, wide_step, AT.a, layer), n, NET.width, TILE.rows, TILE.block_n), g * d)
+    if AT.c.step > 0:
+        place = _block(_array(wide, wide_step, AT.c, layer), n, NET.width, TILE.rows, TILE.block_n)
+        tl.store(place, tl.load(place) * g)
+
+
+@triton.jit
+def _features_adjoint(packed, narrow, narrow_step, NET: tl.constexpr, TILE: tl.constexpr):
+    """Adds to the derivatives by z what comes through the features. The derivatives by the features stay."""
+    inputs = narrow + INPUTS * narrow_step
+    gradient = narrow + GRADIENT * narrow_step
+    turning = narrow + TANGENT * narrow_step  # free until the tangents
+    for n in tl.range(0, NET.features, TILE.block_k):
+        at = NET.inputs + n
+        cosine = _block(inputs, at, NET.columns, TILE.rows, TILE.block_k)
+        by_cosine = _block(gradient, at, NET.columns, TILE.rows, TILE.block_k)
+        turn = tl.load(cosine) * tl.load(by_cosine + NET.features)
+        turn -= tl.load(cosine + NET.features) * tl.load(by_cosine)
+        tl.store(_block(turning, at, NET.columns, TILE.rows, TILE.block_k), turn * _TWO_PI)
+    tl.debug_barrier()
+    for n in tl.range(0, NET.inputs, TILE.block_k):
+        g = _product(
+            turning + NET.inputs,
+            packed + NET.frequencies_transposed + n * NET.features,
+            NET.features,
+            NET.columns,
+            NET.features,
+            TILE.block_k,
+            TILE,
+        )
+        place = _block(gradient, n, NET.columns, TILE.rows, TILE.block_k)
+        tl.store(place, tl.load(place) + g)
+    tl.debug_barrier()
+
+
+@triton.jit
+def tangent(
+    wide,
+    wide_step,
+    narrow,
+    narrow_step,
+    packed,
+    sizes,
+    NET: tl.constexpr,
+    AT: tl.constexpr,
+    TILE: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """The network's second derivative [rows] along a direction of z, which stands in the tangents' array.
+
+    With ``y'`` the tangent of a layer's pre-activations it is the sum of ``c y'^2`` over all units, c being the second
+    derivative of the activation times the derivative by it; Fourier features add their own curvature. With KEEP, c
+    becomes ``c y'`` and the tangents of the activations are kept in all layers. Ends with a barrier.
+    """
+    curvature = tl.zeros((TILE.rows,), tl.float32)
+    if NET.features > 0:
+        curvature += _features_tangent(packed, narrow, narrow_step, NET, TILE)
+    for n in tl.range(0, tl.load(sizes), TILE.block_n):
+        y = _product(
+            narrow + TANGENT * narrow_step,
+            packed + NET.first_forward + n * NET.columns,
+            NET.columns,
+            NET.columns,
+            NET.columns,
+            TILE.block_n,
+            TILE,
+        )
+        curvature += _tangent_block(y, wide, wide_step, 0, n, NET, AT, TILE, KEEP)
+    tl.debug_barrier()
+    for layer in tl.range(1, NET.layers):
+        weights = packed + NET.hidden_forward + (layer - 1) * (NET.width * NET.width)
+        terms = tl.load(sizes + layer - 1)
+        for n in tl.range(0, tl.load(sizes + layer), TILE.block_n):
+            y = _product(
+                _array(wide, wide_step, AT.t, layer - 1),
+                weights + n * NET.width,
+                terms,
+                NET.width,
+                NET.width,
+                TILE.block_n,
+                TILE,
+            )
+            curvature += _tangent_block(y, wide, wide_step, layer, n, NET, AT, TILE, KEEP)
+        tl.debug_barrier()
+    return curvature
+
+
+@triton.jit
+def _tangent_block(
+    y, wide, wide_step, layer, n, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr, KEEP: tl.constexpr
+):
+    place = _block(_array(wide, wide_step, AT.c, layer), n, NET.width, TILE.rows, TILE.block_n)
+    bent = tl.load(place) * y
+    if KEEP:
+        tl.store(place, bent)
+    d = tl.load(_block(_array(wide, wide_step, AT.d, layer), n, NET.width, TILE.rows, TILE.block_n))
+    tl.store(_block(_array(wide, wide_step, AT.t, layer), n, NET.width, TILE.rows, TILE.block_n), d * y)
+    return tl.sum(bent * y, axis=1)
+
+
+@triton.jit
+def _features_tangent(packed, narrow, narrow_step, NET: tl.constexpr, TILE: tl.constexpr):
+    inputs = narrow + INPUTS * narrow_step
+    gradient = narrow + GRADIENT * narrow_step
+    tangents = narrow + TANGENT * narrow_step
+    curvature = tl.zeros((TILE.rows,), tl.float32)
+    for n in tl.range(0, NET.features, TILE.block_k):
+        turning = _TWO_PI * _product(
+            tangents,
+            packed + NET.frequencies + n * NET.inputs,
+            NET.inputs,
+            NET.columns,
+            NET.inputs,
+            TILE.block_k,
+            TILE,
+        )
+        at = NET.inputs + n
+        cosine = _block(inputs, at, NET.columns, TILE.rows, TILE.block_k)
+        by_cosine = _block(gradient, at, NET.columns, TILE.rows, TILE.block_k)
+        c, s = tl.load(cosine), tl.load(cosine + NET.features)
+        bent = tl.load(by_cosine) * c + tl.load(by_cosine + NET.features) * s
+        curvature -= tl.sum(bent * turning * turning, axis=1)
+        place = _block(tangents, at, NET.columns, TILE.rows, TILE.block_k)
+        tl.store(place, -s * turning)
+        tl.store(place + NET.features, c * turning)
+    tl.debug_barrier()
+    return curvature
+
+
+@triton.jit
+def second_adjoint(
+    wide, wide_step, packed, sizes, share, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr
+):
+    """Derivatives by the pre-activations of ``(tangent of the value) + share * value``, after `tangent` with KEEP.
+
+    They are ``b = d q + c y'``, q being the derivative by the activations; at the top q is ``share`` [rows] times the
+    output's weights. Ends with a barrier.
+    """
+    columns = tl.arange(0, TILE.block_n)
+    for n in tl.range(0, tl.load(sizes + NET.layers - 1), TILE.block_n):
+        w = tl.load(packed + NET.output + n + columns)
+        _second_adjoint_block(share[:, None] * w[None, :], wide, wide_step, NET.layers - 1, n, NET, AT, TILE)
+    tl.debug_barrier()
+    for i in tl.range(1, NET.layers):
+        layer = NET.layers - i
+        weights = packed + NET.hidden_backward + (layer - 1) * (NET.width * NET.width)
+        terms = tl.load(sizes + layer)
+        for n in tl.range(0, tl.load(sizes + layer - 1), TILE.block_n):
+            q = _product(
+                _array(wide, wide_step, AT.b, layer),
+                weights + n * NET.width,
+                terms,
+                NET.width,
+                NET.width,
+                TILE.block_n,
+                TILE,
+            )
+            _second_adjoint_block(q, wide, wide_step, layer - 1, n, NET, AT, TILE)
+        tl.debug_barrier()
+
+
+@triton.jit
+def _second_adjoint_block(q, wide, wide_step, layer, n, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
+    d = tl.load(_block(_array(wide, wide_step, AT.d, layer), n, NET.width, TILE.rows, TILE.block_n))
+    c = tl.load(_block(_array(wide, wide_step, AT.c, layer), n, NET.width, TILE.rows, TILE.block_n))
+    tl.store(_block(_array(wide, wide_step, AT.b, layer), n, NET.width, TILE.rows, TILE.block_n), d * q + c)
