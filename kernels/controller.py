@@ -30,6 +30,7 @@ def _positive(ratio):
 
 @triton.jit
 def is_finite(x):
+    """Whether each number is neither infinite nor NaN."""
     return (x - x) == 0.0
 
 

@@ -72,4 +72,5 @@ def cos_sin_turns(u):
     negative_sine = quadrant >= 2
     c = tl.where(swap, sine, cosine)
     s = tl.where(swap, cosine, sine)
-    return tl.where(negative_cosine, -c, c), tl.where(negative_sine, -s, s)
+    # Not -c, which is 0 - c in Triton and so +0 for 0.
+    return tl.where(negative_cosine, c * -1.0, c), tl.where(negative_sine, s * -1.0, s)

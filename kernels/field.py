@@ -11,7 +11,7 @@ from .gauge import coefficients
 from .launch import Program, scratch_for
 from .mlp import PackedMlp
 from .shapes import field_arrays
-from .sweeps import GRADIENT, INPUTS, NARROW_ARRAYS, adjoint, forward
+from .sweeps import GRADIENT, INPUTS, NARROW_ARRAYS, TANGENT, adjoint, forward
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def clear_inputs(narrow, narrow_step, NET: tl.constexpr, TILE: tl.constexpr):
     for n in tl.range(0, NET.inputs, TILE.block_k):
         place = narrow + rows[:, None] * NET.columns + (n + columns)[None, :]
         tl.store(place + INPUTS * narrow_step, tl.zeros((TILE.rows, TILE.block_k), tl.float32))
-        tl.store(place + 2 * narrow_step, tl.zeros((TILE.rows, TILE.block_k), tl.float32))
+        tl.store(place + TANGENT * narrow_step, tl.zeros((TILE.rows, TILE.block_k), tl.float32))
     tl.debug_barrier()
 
 

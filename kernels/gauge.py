@@ -1,4 +1,4 @@
-"""The denoiser gauge at a time for each sample: ``Phi = A/2 |x|^2 + C f(r x, position)`` (`vapo_fast.potentials.gauge`).
+"""The denoiser gauge at each sample's time: ``Phi = A/2 |x|^2 + C f(r x, position)`` (`vapo_fast.potentials.gauge`).
 
 Computed in float64 from correctly rounded operations and then rounded: the same in every kernel, and a few hundred
 operations for a sample against the network's tens of thousands.
@@ -6,8 +6,12 @@ operations for a sample against the network's tens of thousands.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from vapo_fast.potentials.gauge import GaugedPotential
 
 from . import elementary
 
@@ -28,6 +32,7 @@ def path_at(t, constants, NET: tl.constexpr):
         beta = omega * (1.0 - t)
         smallest = tl.full(t.shape, 2.2250738585072014e-308, tl.float64)
         log_beta = elementary.log(tl.where(beta > smallest, beta, smallest))
+        log_beta += 0.0 * tl.sqrt(beta)  # not a number beyond the end, where the noise would be negative
         return t, beta, 1.0 + 0.0 * t, 0.0 * t - omega, log_beta
 
 
@@ -38,7 +43,7 @@ def coefficients(t, constants, NET: tl.constexpr):
     if NET.time_dependent:
         nothing = t - t  # not a number if the time is not
         s = tl.load(constants + 2)
-        alpha, beta, alpha_dot, beta_dot, log_beta = path_at(t, constants, NET)
+        alpha, beta, alpha_dot, _beta_dot, log_beta = path_at(t, constants, NET)
         if NET.path == "data":
             quadratic = 0.0 * t - 0.5
             scale = 0.5 * (1.0 + alpha_dot)
@@ -58,3 +63,18 @@ def coefficients(t, constants, NET: tl.constexpr):
         r = 0.0 * t + tl.load(constants + 7)
         position = 0.0 * t
     return a.to(tl.float32), c.to(tl.float32), r.to(tl.float32), position.to(tl.float32)
+
+
+def coefficients_reference(potential: GaugedPotential, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The naive twin of `coefficients`, from the path's own functions: times (n,) to (n,) each, in t's dtype."""
+    path, s = potential.homotopy, potential.data_scale
+    if not potential.time_dependent:
+        radius = (s**2 + path.omega**2) ** 0.5
+        a, c, r = (
+            torch.full_like(t, value) for value in (float(path.gauge(path.t0).quadratic), s * radius, 1 / radius)
+        )
+        return a, c, r, torch.zeros_like(t)
+    k, gauge = path.kernel(t), path.gauge(t)
+    variance = (k.alpha * s).square() + k.beta.square()
+    a = gauge.quadratic + gauge.scale * k.alpha * s**2 / variance
+    return a, gauge.scale * s * k.beta, variance.rsqrt(), path.noise_position(t)

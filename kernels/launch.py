@@ -28,9 +28,7 @@ class Program:
             name: InKernel(value) if isinstance(value, (Net, Tile, Arrays, Method)) else value
             for name, value in constants.items()
         }
-        kernel[(programs,)](
-            *arguments, **constants, num_warps=self.tile.warps, num_stages=self.tile.stages, **OPTIONS
-        )
+        kernel[(programs,)](*arguments, **constants, num_warps=self.tile.warps, num_stages=self.tile.stages, **OPTIONS)
 
 
 def scratch_for(programs: int, step: int, device: torch.device) -> Tensor:

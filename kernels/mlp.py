@@ -25,6 +25,7 @@ class PackedMlp:
     def __init__(self, potential: MLPPotential, tile: Tile) -> None:
         weight = potential.output.weight
         self.net = net_for(potential, tile)
+        self._shape = _shape(potential)
         self.sizes = _upload([padded(width, tile.block_n) for width in potential.widths], torch.int32, weight)
         self.constants = _upload(_constants(potential), torch.float64, weight)
         self._places = _places(potential, self.net).to(weight.device)
@@ -32,11 +33,19 @@ class PackedMlp:
         self._zero = torch.zeros(1, dtype=torch.float32, device=weight.device)
         self.load(potential)
 
+    def fits(self, potential: MLPPotential) -> bool:
+        """Whether this is still the potential's shape: settings may be changed by hand."""
+        return self._shape == _shape(potential)
+
     @torch.no_grad()
     def load(self, potential: MLPPotential) -> None:
         """Take in the potential's weights of this moment: two launches, nothing waits."""
         parts = [self._zero, *(p.detach().reshape(-1) for p in _parameters(potential))]
         torch.index_select(torch.cat(parts), 0, self._places, out=self.packed)
+
+
+def _shape(potential: MLPPotential) -> tuple[object, ...]:
+    return potential.activation, potential.widths, potential.fourier_features, *_constants(potential)
 
 
 def net_for(potential: MLPPotential, tile: Tile) -> Net:

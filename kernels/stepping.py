@@ -337,13 +337,16 @@ def decide(
     status = tl.where(unusable, NON_FINITE, status)
     accepted = accepted & ~unusable
     nothing = unusable & (nfe == 0)
+    was = tl.load(counts + REJECTED_LAST * TILE.rows + lane)
+    # A lane's numbers may be held by several threads, one of which writes them: first all have read.
+    tl.debug_barrier()
     tl.store(counts + NFE * TILE.rows + lane, tl.where(nothing, 0, nfe + live.to(tl.int64)))
     tl.store(counts + ACCEPTED * TILE.rows + lane, tl.where(nothing, 0, accepted_steps))
     tl.store(counts + REJECTED * TILE.rows + lane, tl.where(nothing, 0, rejected_steps))
-    tl.store(counts + PHASE * TILE.rows + lane, next_phase)
+    # Lanes without a sample stand still: there are no coefficients and no stages beyond the last phase.
+    tl.store(counts + PHASE * TILE.rows + lane, tl.where(live, next_phase, 0))
     tl.store(counts + STATUS * TILE.rows + lane, status)
     if METHOD.adaptive:
-        was = tl.load(counts + REJECTED_LAST * TILE.rows + lane)
         tl.store(counts + REJECTED_LAST * TILE.rows + lane, tl.where(finishing, rejected.to(tl.int64), was))
         tl.store(clock + SIZE * TILE.rows + lane, next_size)
         tl.store(clock + PREVIOUS * TILE.rows + lane, next_previous)
@@ -352,14 +355,11 @@ def decide(
 
 
 @triton.jit
-def take_over(
-    state, clock, accepted, end, NET: tl.constexpr, TILE: tl.constexpr, METHOD: tl.constexpr
-):
+def take_over(state, clock, accepted, end, NET: tl.constexpr, TILE: tl.constexpr, METHOD: tl.constexpr):
     """Accepted steps become the state; where the last stage is the next first one, it becomes that."""
     lane = tl.arange(0, TILE.rows)
     coordinate = tl.arange(0, TILE.block_d)
     array = TILE.rows * METHOD.columns
-    t = tl.load(clock + TIME * TILE.rows + lane)
     if tl.max(accepted.to(tl.int32), axis=0) > 0:
         for d in tl.range(0, METHOD.columns, TILE.block_d, num_stages=1):
             at = lane[:, None] * METHOD.columns + (d + coordinate)[None, :]
@@ -368,5 +368,5 @@ def take_over(
             if METHOD.adaptive:
                 f = tl.load(state + (1 + METHOD.stages) * array + at, mask=moved)
                 tl.store(state + 2 * array + at, f, mask=moved)
-    tl.store(clock + TIME * TILE.rows + lane, tl.where(accepted, end, t))
+    tl.store(clock + TIME * TILE.rows + lane, end, mask=accepted)
     tl.debug_barrier()

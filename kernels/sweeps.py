@@ -8,7 +8,7 @@ wrote.
 
 ``wide`` points at the tile's first row of array 0 of the network's width, and ``wide_step`` is the distance to the next
 array; ``narrow`` and ``narrow_step`` are the same for arrays of the input's width. Which array holds what is said by
-`shapes.Arrays`, and for the narrow ones here: inputs (z, cosines, sines), derivatives by them, tangents of them.
+`shapes.Arrays`, and for the narrow ones here: inputs (z, cosines, sines), their tangents, derivatives by them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import triton.language as tl
 from .activation import activate
 
 INPUTS = tl.constexpr(0)
-GRADIENT = tl.constexpr(1)
-TANGENT = tl.constexpr(2)
+TANGENT = tl.constexpr(1)
+GRADIENT = tl.constexpr(2)
 NARROW_ARRAYS = 3
 
 _TWO_PI = tl.constexpr(2.0 * math.pi)
@@ -337,9 +337,7 @@ def _features_tangent(packed, narrow, narrow_step, NET: tl.constexpr, TILE: tl.c
 
 
 @triton.jit
-def second_adjoint(
-    wide, wide_step, packed, sizes, share, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr
-):
+def second_adjoint(wide, wide_step, packed, sizes, share, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
     """Derivatives by the pre-activations of ``(tangent of the value) + share * value``, after `tangent` with KEEP.
 
     They are ``b = d q + c y'``, q being the derivative by the activations; at the top q is ``share`` [rows] times the

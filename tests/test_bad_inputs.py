@@ -595,6 +595,8 @@ def test_the_page_shows_what_happens(outcomes: dict[Case, Outcome]) -> None:
         pytest.skip(f"the page quotes the pinned versions of {others}, and others are installed")
     if native.unavailable_reason():
         pytest.skip("the page shows what happens with the native extension")
+    if torch.cuda.is_available():
+        pytest.skip("the page shows what happens without a CUDA device")
     assert PAGE.read_text(encoding="utf-8") == page(outcomes), "write it anew: python tests/test_bad_inputs.py"
 
 

@@ -56,8 +56,8 @@ def training_batch(
     batch that changes with the step, so that no row of an ordered data source keeps to one range of times. With
     time_sampling "log_noise", u is uniform in ln beta from t0 to t1; with "uniform", in the path's time.
     """
-    x_data = source.rows(step, batch_size, seed).to(device=device, dtype=dtype)
-    samples = torch.arange(step * batch_size, (step + 1) * batch_size, dtype=torch.int64)
+    x_data = to_device(source.rows(step, batch_size, seed), device).to(dtype)
+    samples = range(step * batch_size, (step + 1) * batch_size)
     jitter = noise.uniform(seed, samples, (1,), stream=Stream.TRAIN_TIME, dtype=torch.float64)[:, 0]
     strata = noise.permutation(seed, batch_size, step, stream=Stream.TRAIN_TIME)
     u = (strata + jitter) / batch_size
@@ -66,7 +66,14 @@ def training_batch(
     else:
         t = homotopy.t0 + u * (homotopy.t1 - homotopy.t0)
     draws = noise.normal(seed, samples, tuple(x_data.shape[1:]), stream=Stream.TRAIN_NOISE, dtype=dtype, device=device)
-    return Batch(x_data, t.to(device=device, dtype=dtype), draws)
+    return Batch(x_data, to_device(t.to(dtype), device), draws)
+
+
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """A copy on a device that nobody waits for: from ordinary memory, CUDA would first finish all its work."""
+    if device.type != "cuda" or host.device.type != "cpu":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
 
 
 def as_source(data: Data, event_shape: tuple[int, ...], *, seed: int = 0) -> Source:
@@ -137,7 +144,7 @@ class _TensorSource(_Shuffled):
         self.data = data
 
     def take(self, indices: Tensor) -> Tensor:
-        return self.data[indices.to(self.data.device)]
+        return self.data[to_device(indices, self.data.device)]
 
 
 class _DatasetSource(_Shuffled):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks, _elementary, native
+from vapo_fast import _checks, _elementary, gpu, native
 
 _MASK16 = 0xFFFF
 _MASK32 = 0xFFFFFFFF
@@ -161,14 +161,15 @@ def _open_uniform(word: Tensor) -> Tensor:
 
 
 class _Distribution(NamedTuple):
-    """How numbers are made of the words of every block, and the extension's way to the same bits."""
+    """How numbers are made of the words of every block; the extension's, and a kernel's, way to the same bits."""
 
     from_words: Callable[[tuple[Tensor, ...]], Tensor]
     native: Callable[[int, Tensor, int, int, torch.dtype], Tensor]
+    kernel: str
 
 
-_NORMAL = _Distribution(_normal_from_words, native.normal_draws)
-_UNIFORM = _Distribution(_uniform_from_words, native.uniform_draws)
+_NORMAL = _Distribution(_normal_from_words, native.normal_draws, "normal")
+_UNIFORM = _Distribution(_uniform_from_words, native.uniform_draws, "uniform")
 
 
 def _draw(
@@ -180,14 +181,19 @@ def _draw(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Tensor:
-    key, stream_word, rows = _key(seed), _stream(stream), _index(index).to(device)
+    key, stream_word, rows = _key(seed), _stream(stream), _index(index, device)
     shape = _event_shape(event_shape)
     if dtype not in _DTYPES:
         raise TypeError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
     size = math.prod(shape)
+    # Narrow types go through float32 because PyTorch's own conversion does on some devices and not on others.
+    drawn = torch.float64 if dtype == torch.float64 else torch.float32
+    if rows.device.type == "cuda" and gpu.unavailable_reason() is None:
+        from vapo_fast.kernels import noise as kernels
+
+        values: Tensor = getattr(kernels, distribution.kernel)(key, rows.contiguous(), size, stream_word, drawn)
+        return values.to(dtype).reshape(rows.shape[0], *shape)
     if rows.device.type == "cpu" and native.unavailable_reason() is None:
-        # Narrow types go through float32 because PyTorch's own conversion does on some devices and not on others.
-        drawn = torch.float64 if dtype == torch.float64 else torch.float32
         values = distribution.native(key[1] << 32 | key[0], rows.contiguous(), size, stream_word, drawn)
         return values.to(dtype).reshape(rows.shape[0], *shape)
     blocks = (size + 3) // 4
@@ -225,7 +231,7 @@ def _stream(stream: object) -> int:
     return number
 
 
-def _index(index: Index) -> Tensor:
+def _index(index: Index, device: torch.device | str) -> Tensor:
     if isinstance(index, Tensor):
         if index.dtype != torch.int64 or index.dim() != 1:
             raise TypeError(
@@ -235,7 +241,7 @@ def _index(index: Index) -> Tensor:
     elif isinstance(index, range):
         if len(index) and (min(index[0], index[-1]) < 0 or max(index[0], index[-1]) >= 1 << 63):
             raise ValueError(f"index must hold sample numbers in [0, 2**63), got {index}")
-        return torch.arange(len(index)) * index.step + index.start
+        return torch.arange(len(index), device=device) * index.step + index.start
     elif isinstance(index, Sequence) and not isinstance(index, (str, bytes)):
         try:
             rows = torch.tensor(index) if len(index) else torch.empty(0, dtype=torch.int64)
@@ -249,7 +255,7 @@ def _index(index: Index) -> Tensor:
         )
     if rows.numel() and bool((rows < 0).any()):
         raise ValueError(f"index must hold sample numbers in [0, 2**63), got {int(rows.min())}")
-    return rows
+    return rows.to(device)
 
 
 def _event_shape(value: Sequence[int]) -> tuple[int, ...]:

@@ -153,10 +153,10 @@ class RunningAverage:
         ]
 
     @torch.no_grad()
-    def update(self, decay: float, applied: Tensor | None = None) -> None:
+    def update(self, decay: float | Tensor, applied: Tensor | None = None) -> None:
         """One step. ``applied`` is a 0-dim device flag: where it is 0 no parameter changes, without a host read."""
         if applied is None:
-            torch._foreach_lerp_(self._average, self._current, 1.0 - decay)
+            torch._foreach_lerp_(self._average, self._current, 1.0 - float(decay))
         else:
             difference = torch._foreach_sub(self._current, self._average)
             torch._foreach_mul_(difference, applied * (1.0 - decay))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,6 +111,7 @@ class Trainer(TrainingRun):
         self.engine = choose(engine, model, self.device, self.dtype, self._job)
         names = ("linear term", "quadratic term", *(f"gradient of {name}" for name in self.parameters))
         self._watch = _FiniteWatch(names, self.device, deferred=deferred)
+        self._deferred: _DeferredStep | None = None
 
     def fit(
         self,
@@ -139,6 +141,8 @@ class Trainer(TrainingRun):
         self.engine = choose(self._engine_asked, self.model, self.device, self.dtype, self._job)
         source = as_source(data, self.model.event_shape, seed=self.options.seed)
         self._begin(steps, resume)
+        # Made for each fit: what was loaded, or changed by hand, lies elsewhere in memory.
+        self._deferred = _DeferredStep(self) if self._watch.deferred else None
         clock = Clock(self.step * self.options.batch_size)
         with self._running(callbacks) as after_step:
             while self.step < self.end_step:
@@ -167,29 +171,35 @@ class Trainer(TrainingRun):
             device=self.device,
             dtype=self.dtype,
         )
+        rate = learning_rate(options, self.step, self.start_step, self.end_step)
+        decay = ema_decay_at(options, self.step)
+        values = self._step(batch, rate, decay) if self._deferred is None else self._deferred(batch, rate, decay)
+        return values, rate, decay
+
+    def _step(self, batch: Batch, rate: float, decay: float) -> Tensor:
+        """One step that ends before the update if its numbers are not finite."""
+        terms, norms = self._gradients(batch)
+        norm = torch.linalg.vector_norm(norms)
+        self._watch.update(self.step, torch.cat([terms[1:], norms]))
+        self._raise_if_failed()
+        if self.options.grad_clip is not None:
+            clip_gradients(self.parameters, norm, self.options.grad_clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self._updating = True
+        self.optimizer.step()
+        self._average.update(decay)
+        self.step += 1
+        self._updating = False
+        return torch.cat([terms, norm[None]])
+
+    def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sets the parameters' gradients; (loss, linear, quadratic) and the norm of each gradient, on the device."""
         for parameter in self.parameters.values():
             parameter.grad = None
         terms, gradients = self._loss_and_grads(batch)
         set_gradients(self.parameters.values(), gradients)
-        norms = gradient_norms(self.parameters)
-        norm = torch.linalg.vector_norm(norms)
-        failed = self._watch.update(self.step, torch.cat([terms[1:], norms]))
-        if not self._watch.deferred or self._reads(self.step + 1):
-            self._raise_if_failed()
-        if options.grad_clip is not None:
-            clip_gradients(self.parameters, norm, options.grad_clip)
-        rate = learning_rate(options, self.step, self.start_step, self.end_step)
-        decay = ema_decay_at(options, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self._updating = True
-        if self._watch.deferred:
-            self.optimizer.found_inf = failed.to(torch.float32)  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self._average.update(decay, (~failed).to(self.dtype) if self._watch.deferred else None)
-        self.step += 1
-        self._updating = False
-        return torch.cat([terms, norm[None]]), rate, decay
+        return terms, gradient_norms(self.parameters)
 
     def _loss_and_grads(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """(loss, linear, quadratic) of a batch on the device, and the gradients of `parameters` in their order."""
@@ -238,6 +248,88 @@ def _defers(model: Potential) -> bool:
     return isinstance(model, Potential) and any(p.is_cuda for p in model.parameters())
 
 
+class _DeferredStep:
+    """A training step that the host does not wait for: learning rate, decay and step number are on the device too.
+
+    A step whose numbers are not finite, and every one after it, changes nothing; the host learns of it when it next
+    reads. With an engine whose work can be captured, the whole step (loss, gradients, checks, optimiser, average)
+    becomes one CUDA graph after `EAGER_STEPS` ordinary ones, and is launched by one call from then on. During a fit
+    the model's tensors must stay where they are.
+    """
+
+    EAGER_STEPS = 2
+    """Kernels are compiled and the optimiser's state is made before anything is captured."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        device, dtype = trainer.device, trainer.dtype
+        self._trainer = trainer
+        self._rate = torch.zeros((), dtype=torch.float32, device=device)
+        self._decay = torch.zeros((), dtype=dtype, device=device)
+        self._step = torch.zeros((), dtype=torch.int64, device=device)
+        self._eager_left = self.EAGER_STEPS if trainer.engine.capturable and device.type == "cuda" else None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._batch: Batch | None = None
+        self._values = torch.empty(0)
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = self._rate
+            group["capturable"] = device.type == "cuda"
+
+    def __call__(self, batch: Batch, rate: float, decay: float) -> Tensor:
+        """One step; (loss, linear, quadratic, gradient norm) on the device."""
+        trainer = self._trainer
+        self._rate.fill_(rate)
+        self._decay.fill_(decay)
+        self._step.fill_(trainer.step)
+        trainer._updating = True
+        if self._graph is None and self._eager_left == 0:
+            self._capture(batch)
+        if self._graph is None:
+            values = self._run(batch)
+            self._eager_left = None if self._eager_left is None else self._eager_left - 1
+        else:
+            values = self._replay(batch)
+        trainer.step += 1
+        trainer._updating = False
+        if trainer._reads(trainer.step):
+            trainer._raise_if_failed()
+        return values
+
+    def _run(self, batch: Batch) -> Tensor:
+        trainer = self._trainer
+        terms, norms = trainer._gradients(batch)
+        norm = torch.linalg.vector_norm(norms)
+        failed = trainer._watch.update(self._step, torch.cat([terms[1:], norms]))
+        if trainer.options.grad_clip is not None:
+            clip_gradients(trainer.parameters, norm, trainer.options.grad_clip)
+        trainer.optimizer.found_inf = failed.to(torch.float32)  # type: ignore[attr-defined]
+        trainer.optimizer.step()
+        trainer._average.update(self._decay, (~failed).to(trainer.dtype))
+        return torch.cat([terms, norm[None]])
+
+    def _capture(self, batch: Batch) -> None:
+        """Record the step on copies of the batch, or go on without a graph and say why."""
+        self._batch = Batch(*(part.clone() for part in batch))
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._values = self._run(self._batch)
+        except RuntimeError as error:
+            self._eager_left = None
+            warnings.warn(
+                f"the training step cannot be a CUDA graph, so it is launched op by op: {error}", stacklevel=5
+            )
+            return
+        self._graph = graph
+
+    def _replay(self, batch: Batch) -> Tensor:
+        if self._graph is None or self._batch is None:
+            raise RuntimeError("no step has been captured")
+        for place, part in zip(self._batch, batch, strict=True):
+            place.copy_(part)
+        self._graph.replay()
+        return self._values.clone()
+
+
 class _FiniteWatch:
     """Notes, on the device, the first step whose numbers are not finite, for the host to ask about later.
 
@@ -256,13 +348,14 @@ class _FiniteWatch:
         self._bad = torch.zeros(len(self.names), dtype=torch.bool, device=self.device)
         self._step = torch.zeros((), dtype=torch.int64, device=self.device)
 
-    def update(self, step: int, numbers: Tensor) -> Tensor:
+    def update(self, step: int | Tensor, numbers: Tensor) -> Tensor:
         """Look at a step's numbers, (len(names),); returns a 0-dim bool: whether this or an earlier step failed."""
+        # In place: a captured step goes on with the same memory.
         bad = ~torch.isfinite(numbers)
         first = bad.any() & ~self._failed
-        self._bad = torch.where(first, bad, self._bad)
-        self._step = torch.where(first, step, self._step)
-        self._failed = self._failed | first
+        self._bad.copy_(torch.where(first, bad, self._bad))
+        self._step.copy_(torch.where(first, step, self._step))
+        self._failed.logical_or_(first)
         return self._failed
 
     def failure(self) -> tuple[int, str] | None:

@@ -16,7 +16,9 @@ from vapo_fast.engines.base import (
 )
 from vapo_fast.engines.native import NATIVE, NativeEngine
 from vapo_fast.engines.reference import ReferenceEngine
+from vapo_fast.engines.triton import TRITON, TritonEngine
 
+register(TRITON)
 register(NATIVE)
 register(ReferenceEngine())
 
@@ -31,6 +33,7 @@ __all__ = [
     "LossOptions",
     "NativeEngine",
     "ReferenceEngine",
+    "TritonEngine",
     "UnsupportedJobError",
     "choose",
     "engines",

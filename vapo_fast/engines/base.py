@@ -72,6 +72,8 @@ class Engine(ABC):
     """One way of computing. Methods may assume that `supports` answered None for the job."""
 
     name: str
+    capturable: bool = False
+    """Whether losses with gradients only launch work, so that a training step can be captured as a CUDA graph."""
 
     @abstractmethod
     def available(self) -> str | None:

@@ -1,0 +1,130 @@
+"""Points of the path with their velocities and innovations, from data and noise, in one pass over memory.
+
+The noise is given, or drawn on the way (`noise`) and then never written.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .gauge import path_at
+from .launch import OPTIONS
+from .noise import normal_pair, words
+from .shapes import InKernel, Net
+
+_ROWS, _COLUMNS = 16, 64
+
+
+class Points(NamedTuple):
+    """x and velocity (n, D), innovation (n,)."""
+
+    x: Tensor
+    velocity: Tensor
+    innovation: Tensor
+
+
+@triton.jit
+def move(data, noise, alpha, beta, alpha_dot, beta_dot):
+    """(x, velocity) of a block [rows, columns], from coefficients [rows] in float32."""
+    x = alpha[:, None] * data + beta[:, None] * noise
+    return x, alpha_dot[:, None] * data + beta_dot[:, None] * noise
+
+
+@triton.jit
+def _perturb(
+    data_ptr,
+    t_ptr,
+    noise_ptr,
+    x_ptr,
+    velocity_ptr,
+    innovation_ptr,
+    n,
+    dimension,
+    constants,
+    index_ptr,
+    key_low,
+    key_high,
+    stream,
+    NET: tl.constexpr,
+    DRAW: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = row < n
+    t = tl.load(t_ptr + row, mask=there, other=0.0).to(tl.float64)
+    exact_alpha, exact_beta, exact_alpha_dot, exact_beta_dot, _ = path_at(t, constants, NET)
+    alpha, beta = exact_alpha.to(tl.float32), exact_beta.to(tl.float32)
+    alpha_dot, beta_dot = exact_alpha_dot.to(tl.float32), exact_beta_dot.to(tl.float32)
+    squares = tl.zeros((ROWS,), tl.float32)
+    products = tl.zeros((ROWS,), tl.float32)
+    if DRAW:
+        index = tl.load(index_ptr + row, mask=there, other=0)
+    # A block is four neighbouring numbers: two pairs of Box and Muller's.
+    for start in tl.range(0, dimension, COLUMNS, num_stages=1):
+        column = start + tl.arange(0, COLUMNS)
+        inside = there[:, None] & (column < dimension)[None, :]
+        at = row[:, None] * dimension + column[None, :]
+        if DRAW:
+            block = (tl.zeros((ROWS, COLUMNS), tl.int64) + column[None, :]) >> 2
+            w0, w1, w2, w3 = words(key_low, key_high, index[:, None] + block * 0, block, stream)
+            upper = (column & 2)[None, :] != 0
+            cosine, sine = normal_pair(tl.where(upper, w2, w0), tl.where(upper, w3, w1))
+            noise = tl.where((column & 1)[None, :] != 0, sine, cosine).to(tl.float32)
+            noise = tl.where(inside, noise, 0.0)
+        else:
+            noise = tl.load(noise_ptr + at, mask=inside, other=0.0)
+        data = tl.load(data_ptr + at, mask=inside, other=0.0)
+        x, velocity = move(data, noise, alpha, beta, alpha_dot, beta_dot)
+        tl.store(x_ptr + at, x, mask=inside)
+        tl.store(velocity_ptr + at, velocity, mask=inside)
+        squares += tl.sum(noise * noise, axis=1)
+        products += tl.sum(noise * data, axis=1)
+    innovation = (beta_dot / beta) * (dimension - squares) - (alpha_dot / beta) * products
+    tl.store(innovation_ptr + row, innovation, mask=there)
+
+
+def perturb(
+    net: Net,
+    constants: Tensor,
+    x_data: Tensor,
+    t: Tensor,
+    noise: Tensor | None,
+    draw: tuple[tuple[int, int], Tensor, int] | None = None,
+) -> Points:
+    """The twin of `vapo_fast.Homotopy.perturb`.
+
+    Args:
+        net, constants: of the packed potential (`mlp.PackedMlp`), for its path.
+        x_data: (n, D) float32, contiguous. t: (n,) float32.
+        noise: (n, D) float32, contiguous; or None with draw = (key, index, stream) as for `noise.normal`.
+    Returns: `Points`, float32.
+    """
+    n, dimension = x_data.shape
+    result = Points(torch.empty_like(x_data), torch.empty_like(x_data), x_data.new_empty(n))
+    if n == 0:
+        return result
+    key, index, stream = draw or ((0, 0), t, 0)
+    _perturb[(triton.cdiv(n, _ROWS),)](
+        x_data,
+        t,
+        x_data if noise is None else noise,
+        *result,
+        n,
+        dimension,
+        constants,
+        index,
+        *key,
+        stream,
+        NET=InKernel(net),
+        DRAW=draw is not None,
+        ROWS=_ROWS,
+        COLUMNS=min(_COLUMNS, triton.next_power_of_2(dimension)),
+        **OPTIONS,
+    )
+    return result

@@ -1,0 +1,139 @@
+"""Which tile a network gets: from a table of measurements, else by a rule; measured anew only when asked to.
+
+`tune` times every candidate on the device at hand and remembers the fastest in a file, ``tiles.json`` under
+``$VAPO_FAST_CACHE`` (default ``~/.cache/vapo_fast``), where `tile_for` finds it from then on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import triton
+
+from .shapes import PRECISIONS, Tile
+
+Network = tuple[int, tuple[int, ...], int]
+"""What a choice depends on beside device and precision: (D, widths, Fourier features)."""
+
+MEASURED: dict[tuple[str, Network, str], Tile] = {}
+"""(device name, network, precision) to the fastest tile of a run of `tune`; empty until a device has been measured."""
+
+INTERPRETED = Tile(64, 64, 64, 64, "ieee", 4, 1)
+"""For Triton's interpreter, whose time goes by the number of operations and not by their size."""
+
+# By what compiles without spilling inside the loops (tests/kernels/limits.csv), widest products first.
+_BY_RULE: dict[int, dict[str, Tile]] = {
+    90: {
+        "ieee": Tile(64, 64, 16, 64, "ieee", 8, 2),
+        "tf32x3": Tile(64, 64, 32, 64, "tf32x3", 4, 2),
+        "tf32": Tile(64, 64, 32, 64, "tf32", 4, 3),
+        "bf16": Tile(64, 64, 32, 64, "bf16", 4, 3),
+    },
+    80: {
+        "ieee": Tile(64, 64, 16, 64, "ieee", 8, 2),
+        "tf32x3": Tile(64, 64, 32, 64, "tf32x3", 8, 2),
+        "tf32": Tile(64, 64, 32, 64, "tf32", 8, 2),
+        "bf16": Tile(64, 64, 32, 64, "bf16", 8, 2),
+    },
+}
+_CANDIDATES = tuple(
+    (rows, n, k, warps, stages)
+    for rows, warps in ((64, 4), (64, 8), (128, 8))
+    for n in (64, 128)
+    for k in (16, 32)
+    for stages in (2, 3)
+)
+
+
+def tile_for(network: Network, precision: str, device: torch.device) -> Tile:
+    """The tile for a network on a device: remembered, measured, or by rule."""
+    if device.type != "cuda":
+        return _fitted(replace(INTERPRETED, precision="ieee"), network)
+    name = torch.cuda.get_device_name(device)
+    remembered = _remembered().get(_key(name, network, precision))
+    if remembered is not None:
+        return Tile(**remembered)
+    measured = MEASURED.get((name, network, precision))
+    if measured is not None:
+        return measured
+    return rule(network, precision, torch.cuda.get_device_capability(device))
+
+
+def rule(network: Network, precision: str, capability: tuple[int, int]) -> Tile:
+    """The tile by rule, for a device of this compute capability (from 8.0)."""
+    return _fitted(_BY_RULE[90 if capability >= (9, 0) else 80][precision], network)
+
+
+def candidates(network: Network, precision: str) -> list[Tile]:
+    """What `tune` tries."""
+    return [
+        _fitted(Tile(rows, n, k, 64, precision, warps, stages), network) for rows, n, k, warps, stages in _CANDIDATES
+    ]
+
+
+def tune(
+    network: Network, precision: str, device: torch.device, run: Callable[[Tile], None]
+) -> tuple[Tile, dict[Tile, float]]:
+    """Time ``run`` with every candidate that compiles, and remember the fastest.
+
+    Args:
+        run: launches the work to be timed with a tile.
+    Returns: the fastest tile, and milliseconds (medians of 10) of each.
+    Raises: RuntimeError if none runs.
+    """
+    times = {}
+    for tile in candidates(network, precision):
+        try:
+            run(tile)
+            torch.cuda.synchronize(device)
+        except (triton.CompilationError, triton.runtime.errors.OutOfResources, RuntimeError):
+            continue  # too much shared memory or too many registers for this device
+        times[tile] = statistics.median(_milliseconds(run, tile, device) for _ in range(10))
+    if not times:
+        raise RuntimeError(f"no tile runs for the network {network} in {precision} on {device}")
+    best = min(times, key=times.__getitem__)
+    kept = _remembered()
+    kept[_key(torch.cuda.get_device_name(device), network, precision)] = asdict(best)
+    path = _file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(kept, indent=1, sort_keys=True), encoding="utf-8")
+    return best, times
+
+
+def _milliseconds(run: Callable[[Tile], None], tile: Tile, device: torch.device) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record(torch.cuda.current_stream(device))
+    run(tile)
+    end.record(torch.cuda.current_stream(device))
+    end.synchronize()
+    return float(start.elapsed_time(end))
+
+
+def _fitted(tile: Tile, network: Network) -> Tile:
+    """No wider a block of coordinates than there are coordinates (and an integral beside them)."""
+    return replace(tile, block_d=min(tile.block_d, max(2, triton.next_power_of_2(network[0]))))
+
+
+def _file() -> Path:
+    return Path(os.environ.get("VAPO_FAST_CACHE") or Path.home() / ".cache" / "vapo_fast") / "tiles.json"
+
+
+def _remembered() -> dict[str, dict[str, int | str]]:
+    try:
+        kept = json.loads(_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _key(device: str, network: Network, precision: str) -> str:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    dimension, widths, features = network
+    return f"{device} | d {dimension} | {'-'.join(map(str, widths))} | {features} features | {precision}"

@@ -1,0 +1,245 @@
+"""The GPU engine: MLP potentials on CUDA, every job one hand-written kernel (`vapo_fast.kernels`).
+
+Weights are packed anew before every job, two short launches that nothing waits for: however a program changes them, no
+job uses old ones. Rows of every result have the same bits in any batch.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vapo_fast import _checks, gpu
+from vapo_fast.batches import Batch
+from vapo_fast.engines._plain_mlp import unlike_a_plain_mlp, unlike_parameters_of_its_own
+from vapo_fast.engines._precision import Noise
+from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress
+from vapo_fast.engines.energy_loss import energy_loss_of
+from vapo_fast.homotopy import Time
+from vapo_fast.loss import EnergyLoss, Weight, loss_weight
+from vapo_fast.ode import Solution, Status
+from vapo_fast.potentials.base import Potential
+from vapo_fast.potentials.mlp import MLPPotential
+
+if TYPE_CHECKING:
+    from vapo_fast.kernels.launch import Program
+    from vapo_fast.kernels.mlp import PackedMlp
+    from vapo_fast.kernels.shapes import Tile
+
+LARGEST_DIMENSION = 512
+LARGEST_WIDTH = 1024
+MOST_LAYERS = 64
+# Bytes of a sample's time, status and counts.
+_COUNTS_BYTES = 40
+# Programs for each multiprocessor: what the registers of the tiles leave room for.
+_PROGRAMS_PER_MULTIPROCESSOR = 2
+_KERNEL_PRECISIONS = {"float32": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
+
+
+class TritonEngine(Engine):
+    """`MLPPotential` in float32 on CUDA; see the module's docstring.
+
+    Args:
+        device_type: "cuda"; "cpu" for the kernels' tests under Triton's interpreter.
+    """
+
+    name = "triton"
+    capturable = True
+
+    def __init__(self, device_type: str = "cuda") -> None:
+        self._device_type = device_type
+        self._packed: weakref.WeakKeyDictionary[MLPPotential, dict[Tile, PackedMlp]] = weakref.WeakKeyDictionary()
+        self._noise = Noise(self._gradient)
+
+    def available(self) -> str | None:
+        return gpu.unavailable_reason(self._device_type)
+
+    def supports(self, potential: Potential, device: torch.device, dtype: torch.dtype, job: Job) -> str | None:
+        if device.type != self._device_type:
+            return f"the model is on {device}; this engine runs on {self._device_type.upper()}"
+        if dtype != torch.float32:
+            return f"the model's dtype is {dtype}; this engine computes in float32 (convert with .float())"
+        if job.precision == "float64":
+            return "precision='float64' is not the model's own, float32"
+        if job.kind == "loss_and_grads" and job.loss.baseline is not None:
+            return "a baseline is a function of the user's own, which this engine has no derivatives of"
+        reason = unlike_a_plain_mlp(potential, dtype, self._device_type, MOST_LAYERS, LARGEST_WIDTH)
+        if reason is None and isinstance(potential, MLPPotential):
+            dimension = math.prod(potential.event_shape)
+            if dimension > LARGEST_DIMENSION:
+                reason = f"the model has {dimension} coordinates; this engine takes {LARGEST_DIMENSION}"
+        if reason is None and job.kind == "loss_and_grads":
+            reason = unlike_parameters_of_its_own(potential)
+        return reason
+
+    def bytes_per_sample(self, potential: Potential, dtype: torch.dtype, job: Job, probes: int = 0) -> int:
+        # The start, the result, and what the caller makes of both; the tiles' memory does not grow with the batch.
+        states = (4 + len(job.solve.t_eval or ())) * (math.prod(potential.event_shape) + max(1, probes))
+        drawn = 4 * probes * math.prod(potential.event_shape)
+        return states * dtype.itemsize + drawn * torch.float64.itemsize + _COUNTS_BYTES
+
+    def field(self, potential: Potential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        from vapo_fast.kernels.field import field
+
+        mlp, program = self._load(potential, "float32")
+        phi, gradient = field(mlp, _rows(x), t.detach().contiguous(), program)
+        return phi, gradient.reshape(x.shape)
+
+    def solve(
+        self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, progress: Progress | None = None
+    ) -> Solution:
+        return self._solve(potential, x0, t0, t1, job, "none", None)[0]
+
+    def solve_with_trace(
+        self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, probes: Tensor | None
+    ) -> tuple[Solution, Tensor]:
+        return self._solve(potential, x0, t0, t1, job, "exact" if probes is None else "probes", probes)
+
+    def loss_and_grads(self, potential: Potential, batch: Batch, job: Job) -> LossAndGrads:
+        from vapo_fast.kernels.train import loss_and_gradients
+
+        options = job.loss
+        weight: str | Tensor
+        if callable(options.weight):
+            weight = loss_weight(potential.homotopy, options.weight, batch.t).detach().to(torch.float32).contiguous()
+        else:
+            weight = options.weight
+        mlp, program = self._load(potential, "float32" if job.precision == "auto" else job.precision)
+        model = _mlp(potential)
+        result = loss_and_gradients(
+            mlp,
+            model.widths,
+            model.fourier_features,
+            _rows(batch.x_data).contiguous(),
+            batch.t.detach().contiguous(),
+            _rows(batch.noise).contiguous(),
+            options.estimator,
+            weight,
+            program,
+        )
+        terms = EnergyLoss(result.linear + result.quadratic, result.linear, result.quadratic)
+        trainable = [name for name, parameter in potential.named_parameters() if parameter.requires_grad]
+        return LossAndGrads(terms, {name: result.gradients[name] for name in trainable})
+
+    def _solve(
+        self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, trace: str, probes: Tensor | None
+    ) -> tuple[Solution, Tensor]:
+        from vapo_fast.kernels.solve import solve
+
+        options = job.solve
+        options.check_dtype(x0.dtype)
+        start, stop = _checks.finite_float("t0", t0), _checks.finite_float("t1", t1)
+        options.check_times(start, stop)
+        if start == stop:
+            return self._standing(x0, start, job, 1 if probes is None else probes.shape[1])
+        precision = self._precision(potential, start, stop, job)
+        mlp, program = self._load(potential, precision)
+        directions = None if probes is None else probes.detach().to(torch.float32).contiguous()
+        result = solve(mlp, _rows(x0), start, stop, options, program, trace, directions)
+        solution = Solution(
+            result.x.reshape(x0.shape),
+            result.t,
+            result.status,
+            result.nfe,
+            result.accepted,
+            result.rejected,
+            None if result.ys is None else result.ys.reshape(-1, *x0.shape),
+            self.name,
+            precision,
+        )
+        return solution, result.integrals
+
+    def _standing(self, x0: Tensor, t: float, job: Job, traces: int) -> tuple[Solution, Tensor]:
+        """The result over an interval of no length."""
+        n = x0.shape[0]
+        finite = torch.isfinite(x0).reshape(n, -1).all(1)
+        zeros = torch.zeros(n, dtype=torch.int64, device=x0.device)
+        status = torch.where(finite, int(Status.SUCCESS), int(Status.NON_FINITE))
+        times = torch.full((n,), t, dtype=torch.float64, device=x0.device)
+        ys = None if job.solve.t_eval is None else x0.detach().expand(len(job.solve.t_eval), *x0.shape).clone()
+        counts = (zeros, zeros.clone(), zeros.clone())
+        solution = Solution(x0.detach().clone(), times, status, *counts, ys, self.name, "float32")
+        return solution, x0.new_zeros(n, traces)
+
+    def _precision(self, potential: Potential, t0: float, t1: float, job: Job) -> str:
+        """The arithmetic of a solve: the cheapest whose noise the tolerance does not see, or what the user says."""
+        options = job.solve
+        if not options.tableau.adaptive or self._device_type == "cpu":
+            return "float32" if job.precision == "auto" else job.precision
+        if job.precision == "auto":
+            return self._noise.cheapest(_mlp(potential), t0, t1, options)
+        share = self._noise.share(_mlp(potential), job.precision, t0, t1, options)
+        if share > Noise.ALLOWED:
+            rtol, atol = options.tolerances
+            warnings.warn(
+                f"precision={job.precision!r} rounds this model's gradient by {share:.2g} times what rtol={rtol:g} and "
+                f"atol={atol:g} allow in one step: steps shrink, and errors stay. precision='auto' chooses "
+                f"{self._noise.cheapest(_mlp(potential), t0, t1, options)!r}",
+                stacklevel=2,
+            )
+        return job.precision
+
+    def _gradient(self, potential: MLPPotential, x: Tensor, t: Tensor, precision: str) -> Tensor:
+        """grad Phi (n, D) in one of the kernels' precisions or of the engine's."""
+        from vapo_fast.kernels.field import field
+
+        mlp, program = self._load(potential, precision)
+        gradient: Tensor = field(mlp, x, t, program)[1]
+        return gradient
+
+    def _load(self, potential: Potential, precision: str) -> tuple[PackedMlp, Program]:
+        """The kernels' twin of a potential, with the weights of this moment, and how to launch it."""
+        from vapo_fast.kernels.launch import Program
+        from vapo_fast.kernels.mlp import PackedMlp
+        from vapo_fast.kernels.tuning import tile_for
+
+        model = _mlp(potential)
+        device = model.output.weight.device
+        network = (math.prod(model.event_shape), model.widths, model.fourier_features)
+        tile = tile_for(network, _KERNEL_PRECISIONS.get(precision, precision), device)
+        known = self._packed.setdefault(model, {})
+        packed = known.get(tile)
+        if packed is None or packed.packed.device != device or not packed.fits(model):
+            packed = known[tile] = PackedMlp(model, tile)
+        else:
+            packed.load(model)
+        return packed, Program(tile, _programs(device))
+
+
+TRITON = TritonEngine()
+"""The registered engine."""
+
+
+def energy_loss(
+    model: Potential,
+    x_data: Tensor,
+    t: Time,
+    noise: Tensor,
+    estimator: str = "velocity",
+    weight: Weight = "inverse_variance",
+) -> EnergyLoss:
+    """`vapo_fast.energy_loss` of an `MLPPotential` on CUDA; see `vapo_fast.engines.energy_loss.energy_loss_of`."""
+    return energy_loss_of(TRITON, model, x_data, t, noise, estimator, weight)
+
+
+def _programs(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 2
+    return _PROGRAMS_PER_MULTIPROCESSOR * int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _mlp(potential: Potential) -> MLPPotential:
+    if not isinstance(potential, MLPPotential):
+        raise TypeError(f"the triton engine takes an MLPPotential, got {type(potential).__name__}")
+    return potential
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, *event) as (B, D), each row in one piece."""
+    flat = x.detach().reshape(x.shape[0], math.prod(x.shape[1:]))
+    return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()

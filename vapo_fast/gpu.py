@@ -1,0 +1,38 @@
+"""Whether the Triton kernels can be used on this machine, asked before anything of them is imported."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import torch
+
+OLDEST, NEWEST = (3, 6), (3, 9)
+"""Versions of Triton that the kernels are compiled and tested with."""
+SMALLEST_CAPABILITY = (8, 0)
+
+
+@functools.cache
+def unavailable_reason(device_type: str = "cuda") -> str | None:
+    """None if the kernels run on devices of this type, else the reason why not.
+
+    Args:
+        device_type: "cuda"; or "cpu", which only Triton's interpreter takes.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; it comes with the CUDA builds of torch"
+    import triton
+
+    found = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if not OLDEST <= found <= NEWEST:
+        bounds = " to ".join(".".join(map(str, version)) for version in (OLDEST, NEWEST))
+        return f"triton {triton.__version__} is installed; the kernels are for {bounds}"
+    if device_type == "cpu":
+        return None if triton.knobs.runtime.interpret else "the kernels run on CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < SMALLEST_CAPABILITY:
+        needed = ".".join(map(str, SMALLEST_CAPABILITY))
+        return f"the device's compute capability is {capability[0]}.{capability[1]}; the kernels need {needed}"
+    return None
