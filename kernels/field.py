@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -112,3 +114,39 @@ def field(mlp: PackedMlp, x: Tensor, t: Tensor, program: Program) -> tuple[Tenso
         TILE=tile,
     )
     return phi, gradient
+
+
+def value(mlp: PackedMlp, x: Tensor, t: Tensor, program: Program) -> Tensor:
+    """Phi (n,), once differentiable with respect to x; arguments as for `field`.
+
+    Raises: RuntimeError at a second derivative.
+    """
+    phi: Tensor = _Value.apply(x, t, mlp, program)
+    return phi
+
+
+class _Value(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, t: Tensor, mlp: PackedMlp, program: Program) -> Tensor:
+        phi, gradient = field(mlp, x.detach(), t, program)
+        ctx.save_for_backward(gradient, x)
+        return phi
+
+    @staticmethod
+    def backward(ctx: Any, of_phi: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, x = ctx.saved_tensors
+        first = of_phi[:, None] * gradient
+        # With create_graph it would pass for a constant in whatever is made of it.
+        return _Last.apply(first, x) if torch.is_grad_enabled() else first, None, None, None
+
+
+class _Last(torch.autograd.Function):
+    """The first argument; its derivative with respect to the second is not known and raises."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, x: Tensor) -> Tensor:
+        return first.clone()
+
+    @staticmethod
+    def backward(ctx: Any, of_first: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError("this Phi, of a kernel, has a gradient and no second derivatives; use the potential itself")

@@ -505,6 +505,22 @@ def test_a_step_noticed_late_has_frozen_the_run(
     assert trainer.step == 9
 
 
+def test_steps_that_the_host_does_not_wait_for_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rate, decay and step number on the device, which a captured step needs, change nothing but rounding."""
+    runs = []
+    for deferred in (False, True):
+        monkeypatch.setattr(trainer_module, "_defers", lambda model, deferred=deferred: deferred)
+        trainer = Trainer(mlp(), batch_size=16, grad_clip=0.5, warmup_steps=5, ema_decay=0.9, log_every=1)
+        readings = Readings()
+        trainer.fit(DATA, 12, callbacks=[readings])
+        trainer.fit(DATA, 4)
+        assert trainer.step == 16
+        runs.append((weights(trainer.model), weights(trainer.ema_model), torch.tensor([r[:4] for r in readings.rows])))
+    for ordinary, other in zip(runs[0], runs[1], strict=True):
+        for a, b in zip(ordinary, other, strict=True):
+            torch.testing.assert_close(b, a, rtol=2e-5, atol=1e-6)
+
+
 # Precision and engines
 
 
