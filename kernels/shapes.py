@@ -29,7 +29,7 @@ class InKernel:
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.shape, name)
         if isinstance(value, Role):
-            return InKernel(value)
+            value = InKernel(value)
         return value if knobs.runtime.interpret else tl.constexpr(value)
 
     def __eq__(self, other: object) -> bool:
