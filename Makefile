@@ -11,6 +11,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 JAX_VENV ?= .venv-jax
 BENCH_ARGS ?=
+GPU_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -96,13 +97,17 @@ $(JAX_VENV)/.installed: benchmarks/peers/jax-constraints.txt
 	@$(JAX_VENV)/bin/python -m pip --disable-pip-version-check install -q -c $< diffrax jax
 	@touch $@
 
-gpu:  ## on a CUDA machine: every test, those that need the device included, and the benchmarks
+# GPU_PYTHON: an interpreter that has torch for CUDA, triton and pytest; it is used as it is and nothing is installed.
+gpu:  ## on a CUDA machine, in nine minutes: conformance, sanitizer, benchmarks, rooflines (GPU_PYTHON=python3 GPU_ARGS=)
+ifdef GPU_PYTHON
+	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
+else
 	@$(MAKE) --no-print-directory on-device TORCH=$(if $(filter cpu,$(TORCH)),cuda,$(TORCH))
+endif
 
 on-device: setup
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else f"error: torch {torch.__version__} finds no CUDA device")'
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	$(BIN)/python -m pytest benchmarks --benchmark-only $(PYTEST_ARGS)
+	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
 
 clean:  ## remove what was built; the environment in VENV and out/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

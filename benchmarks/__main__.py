@@ -1,8 +1,10 @@
-"""The benchmark kit's command line: python -m benchmarks run | table | report | prepare | arms."""
+"""The benchmark kit's command line: python -m benchmarks run, table, roofline, gpu, gate, report, merge, ..."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import math
 import os
 import sys
 import time
@@ -10,18 +12,22 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import conformance, provenance, records, report
-from benchmarks.cases import SELECTIONS, SHAPES, UNEVEN, Case, matching, solve
+from benchmarks import conformance, gpu, provenance, records, report, roofline
+from benchmarks.cases import SELECTIONS, SHAPES, UNEVEN, Case, matching, on, solve
+from benchmarks.devices import OURS, usable
 from benchmarks.measure import Limits, default_cache, measure
 from benchmarks.peers import ARMS
 from benchmarks.peers.base import DisagreementError
 from benchmarks.records import Record
-from benchmarks.targets import findings
+from benchmarks.targets import GPU_TARGETS, TARGETS, findings
 from benchmarks.workloads import Workloads
+
+SLOW_TO_PREPARE = ("torch.compile", "torchdiffeq compiled")
+"""Arms that the quick selection leaves out unless they are named: each compiles for half a minute before it runs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it did what was asked, 1 if conformance is red or an arm computes something else."""
+    """Run a command; 0 if it did what was asked, 1 if conformance is red or an arm of ours computes something else."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options))
@@ -32,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Measure a selection and append it to the results."""
-    cases = matching(SELECTIONS[options.select](options.threads), options.match)
+    cases = matching(on(options.device, SELECTIONS[options.select](options.threads)), options.match)
+    reason = usable(options.device)
+    if reason and not options.list:
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
     if not cases:
         print(f"error: no case of {options.select!r} matches {options.match}; --list shows them", file=sys.stderr)
         return 2
@@ -40,22 +50,72 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(case.name for case in cases))
         return 0
     _measure_all(cases, options)
+    if options.select in _TARGETS_OF:
+        held = findings(records.latest(records.load(options.csv)), options.threads, _TARGETS_OF[options.select])
+        print()
+        print(report.targets_text(held))
     return 0
+
+
+_TARGETS_OF = {"table": TARGETS, "gpu": GPU_TARGETS}
 
 
 def table(options: argparse.Namespace) -> int:
     """Measure the cases behind the targets in one run and hold them against the targets."""
-    options.select = "table"
-    code = run(options)
-    if code == 0 and not options.list:
-        print()
-        print(report.targets_text(findings(records.latest(records.load(options.csv)), options.threads)))
-    return code
+    options.select = "table" if options.device == "cpu" else "gpu"
+    return run(options)
+
+
+def gate(options: argparse.Namespace) -> int:
+    """Run a gate of the conformance suite."""
+    chosen = conformance.GATES[options.gate]
+    reason = usable(chosen.device)
+    if reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
+    try:
+        print(conformance.require(options.cache, gate=chosen))
+    except conformance.ConformanceError as error:
+        print(error.output)
+        raise
+    return 0
+
+
+def measure_rooflines(options: argparse.Namespace) -> int:
+    """Measure how near to the device's limits each kernel comes, and append it."""
+    reason = usable(options.device) if options.device == "cuda" else "rooflines are of CUDA's kernels: --device cuda"
+    if reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    rows = roofline.measure(stamp, Workloads(options.cache), options.threads)
+    roofline.write(rows, options.roofline_csv)
+    print(f"{len(rows)} rows appended to {options.roofline_csv}")
+    if rows:
+        print(report.roofline_text(roofline.load(options.roofline_csv)))
+    return 0 if rows else 1
+
+
+def merge(options: argparse.Namespace) -> int:
+    """Append the rows of results files from another machine."""
+    for path in options.files:
+        target = options.roofline_csv if path.name.startswith("roofline") else options.csv
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        columns = tuple(reader.fieldnames or ())
+        if target.exists() and len(columns) < len(target.read_text(encoding="utf-8").split("\n", 1)[0].split(",")):
+            print(f"error: {path} has fewer columns than {target}: it is from an older version", file=sys.stderr)
+            return 1
+        provenance.append_rows(target, columns, rows)
+        print(f"{len(rows)} rows of {path} appended to {target}")
+    return 0
 
 
 def write_report(options: argparse.Namespace) -> int:
-    """Write the tables and plots from the results file alone."""
-    for path in report.write(records.load(options.csv), options.docs, options.readme):
+    """Write the tables and plots from the results files alone."""
+    rows, roofs = records.load(options.csv), roofline.load(options.roofline_csv)
+    for path in report.write(rows, options.docs, options.readme, roofs):
         print(f"wrote {path}")
     return 0
 
@@ -79,27 +139,47 @@ def arms(options: argparse.Namespace) -> int:
     for arm in ARMS.values():
         reason = arm.missing()
         what = f"missing: {reason}" if reason else arm.version()
-        print(f"{arm.name:28} {', '.join(arm.jobs):42} {what}" + (f"  ({arm.note})" if arm.note else ""))
+        where = ", ".join(arm.devices)
+        print(f"{arm.name:28} {where:10} {', '.join(arm.jobs):50} {what}" + (f"  ({arm.note})" if arm.note else ""))
     return 0
 
 
 def _measure_all(cases: Sequence[Case], options: argparse.Namespace) -> list[Record]:
     begin = time.perf_counter()
     provenance.commit()  # that of the code which is loaded now
-    said = conformance.require(options.cache)
+    gate = conformance.GATES[options.gate or _gate_of(options.select, options.device)]
+    if gate != conformance.FULL:
+        print(f"conformance: only the {gate.name} gate, not the whole suite", flush=True)
+    said = conformance.require(options.cache, gate=gate)
     print(f"conformance: {said} ({time.perf_counter() - begin:.0f} s)", flush=True)
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    limits = Limits(options.rounds, options.round_seconds, options.run_seconds)
-    workloads, written = Workloads(options.cache), []
+    limits = Limits(options.rounds, options.round_seconds, options.run_seconds, options.case_seconds)
+    workloads, written, arms = Workloads(options.cache), [], options.arms or list(ARMS)
+    if options.select == "quick" and options.arms is None:
+        arms = [name for name in arms if name not in SLOW_TO_PREPARE]
+        print(f"left out because they compile for long: {', '.join(SLOW_TO_PREPARE)} (--arms names them)", flush=True)
     for i, case in enumerate(cases, 1):
-        print(f"[{i}/{len(cases)}, {time.perf_counter() - begin:.0f} s] {case.name}", flush=True)
-        result = measure(case, workloads, limits, options.arms)
+        elapsed = time.perf_counter() - begin
+        if elapsed > options.budget_seconds:
+            print(
+                f"not measured, the {options.budget_seconds:.0f} s are up: {', '.join(c.name for c in cases[i - 1 :])}"
+            )
+            break
+        print(f"[{i}/{len(cases)}, {elapsed:.0f} s] {case.name}", flush=True)
+        result = measure(case, workloads, limits, arms)
         rows = records.records(result, stamp, said)
         records.write(rows, options.csv)
         written += rows
-        print(report.case_text(rows), flush=True)
+        if rows:
+            print(report.case_text(rows), flush=True)
     print(f"{len(written)} rows appended to {options.csv}, {time.perf_counter() - begin:.0f} s in all")
     return written
+
+
+def _gate_of(selection: str, device: str) -> str:
+    if device == "cuda":
+        return "cuda"
+    return "quick" if selection == "quick" else "full"
 
 
 def _names(text: str) -> list[str]:
@@ -120,18 +200,27 @@ def _rounds(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--csv", type=Path, default=records.CSV, help="the results file (default: %(default)s)")
+    common.add_argument(
+        "--roofline-csv", type=Path, default=roofline.CSV, help="that of rooflines (default: %(default)s)"
+    )
+    common.add_argument("--device", choices=list(OURS), default="cpu", help="what cases run on (default: cpu)")
     common.add_argument("--cache", type=Path, default=default_cache(), help="trained potentials and float64 solutions")
     common.add_argument(
         "--threads", type=int, default=min(2, os.cpu_count() or 1), help="of every arm (default: %(default)s)"
     )
     measuring = argparse.ArgumentParser(add_help=False)
     measuring.add_argument("--match", action="append", default=[], help="only cases whose name holds these words")
-    measuring.add_argument("--arms", type=_names, default=list(ARMS), help="arms, separated by commas")
+    measuring.add_argument("--arms", type=_names, help="arms, separated by commas (default: all)")
     measuring.add_argument("--rounds", type=_rounds, default=7, help="interleaved rounds, at least 5 (default 7)")
     measuring.add_argument("--round-seconds", type=float, default=0.1, help="repeat short arms up to this in a round")
     measuring.add_argument(
         "--run-seconds", type=float, default=60.0, help="leave out an arm one run of which is longer"
     )
+    measuring.add_argument(
+        "--case-seconds", type=float, default=math.inf, help="after this, make no further arm of a case ready"
+    )
+    measuring.add_argument("--budget-seconds", type=float, default=math.inf, help="after this, begin no further case")
+    measuring.add_argument("--gate", choices=list(conformance.GATES), help="part of the conformance suite to run first")
     measuring.add_argument("--list", action="store_true", help="print the cases and stop")
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -140,6 +229,17 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=run)
     one = commands.add_parser("table", parents=[common, measuring], help="measure and print the table of targets")
     one.set_defaults(command=table)
+    one = commands.add_parser("roofline", parents=[common], help="each CUDA kernel's rate against the device's limits")
+    one.set_defaults(command=measure_rooflines)
+    one = commands.add_parser(
+        "gate", parents=[common], help="run a part of the conformance suite, or recall its result"
+    )
+    one.add_argument("--gate", choices=list(conformance.GATES), default="full", help="which part (default: full)")
+    one.set_defaults(command=gate)
+    one = commands.add_parser("merge", parents=[common], help="append the rows of another machine's results files")
+    one.add_argument("files", nargs="+", type=Path, help="bench.csv or roofline.csv, as `gpu --out` leaves them")
+    one.set_defaults(command=merge)
+    gpu.add_arguments(commands.add_parser("gpu", help=gpu.SUMMARY))
     one = commands.add_parser("report", parents=[common], help="write tables and plots from the results file")
     one.add_argument("--docs", type=Path, default=report.DOCS, help="default: %(default)s")
     one.add_argument("--readme", type=Path, default=report.README, help="default: %(default)s")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.devices import accelerator
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ROOT / "tests" / "conformance"
@@ -17,54 +20,118 @@ SUITE = ROOT / "tests" / "conformance"
 _SOURCES = ("vapo_fast/**/*.py", "vapo_fast/*.so", "csrc/*", "kernels/**/*.py", "tests/conformance/**/*.py")
 
 
+@dataclass(frozen=True)
+class Gate:
+    """A part of the suite: its name, pytest's ``-k`` expression, and the device whose engines it is about."""
+
+    name: str
+    expression: str = ""
+    device: str = "cpu"
+
+
+FULL = Gate("full")
+QUICK = Gate(
+    "quick",
+    # Every engine that runs here, every job: fields of all shapes, solves with all methods and with failing rows,
+    # traces, losses with all weights; float32, which is what the benchmarks run.
+    "(test_field and test_zoo and float32) or (test_field and test_large and float32) "
+    "or (test_solve and test_methods and float32 and forward and d2) or (test_solve and test_failing and float32) "
+    "or (test_likelihood and test_methods and float32 and dopri5) "
+    "or (test_loss and test_estimators and float32 and d3) or test_frozen",
+)
+"""Under half a minute: what `make bench-quick` runs first."""
+CUDA = Gate(
+    "cuda",
+    # Of each job a few shapes: every shape of a network is compiled anew, in seconds.
+    "triton and not float64 and ("
+    "(test_field and (d2-16x16x16 or d64-128x128x128 or d512-33x16 or d2-7x7 or test_batch or test_large or test_bad)) "
+    "or (test_solve and (test_methods or test_max_steps or test_equal or test_event) and d2) "
+    "or (test_solve and (test_failing or test_many)) "
+    "or (test_likelihood and (test_methods or test_batch)) "
+    "or (test_loss and (test_estimators or test_untrained or test_frozen or test_new or test_large)) "
+    "or (test_properties and (test_repetition or test_outputs_are or test_solve_does)))",
+    "cuda",
+)
+"""On a CUDA device in about two minutes: what the benchmarks there run first."""
+GATES = {gate.name: gate for gate in (FULL, QUICK, CUDA)}
+
+
 class ConformanceError(RuntimeError):
-    """The suite is red or missing; no speed is printed."""
+    """The suite is red or missing; no speed is printed. ``output`` is what pytest said."""
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the suite said: ``passed``, and its last line."""
+    """What the suite said: ``passed``, its last line, and all of it if it did not pass."""
 
     passed: bool
     said: str
+    output: str = ""
 
 
-def verdict(cache: Path, suite: Path) -> Verdict:
-    """Run the suite (all but what is marked slow), or recall that it passed on these very sources.
+def verdict(cache: Path, suite: Path, gate: Gate = FULL) -> Verdict:
+    """Run a gate's part of the suite (all but what is marked slow), or recall that it, or the whole, passed on these
+    very sources on this device.
 
     Raises: ConformanceError if there is no suite.
     """
     if not suite.is_dir():
         raise ConformanceError(f"there is no conformance suite at {suite}; without it no speed is printed")
-    remembered = cache / "conformance.json"
-    key = _sources_hash()
-    if remembered.exists():
-        kept = json.loads(remembered.read_text(encoding="utf-8"))
-        if kept["sources"] == key and kept["suite"] == str(suite):
-            return Verdict(True, kept["said"])
-    command = [sys.executable, "-m", "pytest", str(suite), "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
+    key = {"sources": _sources_hash(), "suite": str(suite), "device": accelerator(gate.device).accelerator}
+    # The whole suite is more than a part of it, on the CPU.
+    for file in dict.fromkeys((_file(gate), _file(FULL)) if gate.device == "cpu" else (_file(gate),)):
+        remembered = cache / file
+        if remembered.exists():
+            kept = json.loads(remembered.read_text(encoding="utf-8"))
+            if {name: kept.get(name, "") for name in key} == key:
+                return Verdict(True, kept["said"])
     # An engine that the environment forces on everyone would be compared with itself.
     environment = {name: value for name, value in os.environ.items() if name != "VAPO_FAST_ENGINE"}
     # Its tensors are small: more threads would only wait for one another.
     environment["OMP_NUM_THREADS"] = "1"
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command(suite, gate), cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.strip()]
-    result = Verdict(done.returncode == 0, lines[-1] if lines else done.stderr.strip()[-200:])
-    if result.passed:
-        cache.mkdir(parents=True, exist_ok=True)
-        remembered.write_text(json.dumps({**asdict(result), "sources": key, "suite": str(suite)}), encoding="utf-8")
-    return result
+    said = lines[-1].strip("= ") if lines else done.stderr.strip()[-200:]
+    if done.returncode:
+        failed = [line for line in lines if line.startswith(("FAILED", "ERROR", "E "))]
+        said = "; ".join([said, *failed[:3]])[:400]
+    said = said if gate == FULL else f"{gate.name} gate: {said}"
+    if done.returncode:
+        return Verdict(False, said, done.stdout + done.stderr)
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / _file(gate)).write_text(json.dumps({"said": said, **key}), encoding="utf-8")
+    return Verdict(True, said)
 
 
-def require(cache: Path, suite: Path | None = None) -> str:
-    """The last line of the suite (default `SUITE`) if it is green.
+def command(suite: Path, gate: Gate) -> list[str]:
+    """What runs a gate; on another device than the CPU in several processes, where pytest-xdist is installed: each
+    compiles kernels for the others' wait."""
+    parts = [sys.executable, "-m", "pytest", str(suite), "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
+    if gate.expression:
+        parts += ["-k", gate.expression]
+    if gate.device != "cpu" and importlib.util.find_spec("xdist"):
+        parts += ["-n", str(min(8, os.cpu_count() or 1))]
+    return parts
+
+
+def require(cache: Path, suite: Path | None = None, gate: Gate = FULL) -> str:
+    """The last line of a gate's part of the suite (default `SUITE`) if it is green.
 
     Raises: ConformanceError if it is red or missing.
     """
-    result = verdict(cache, suite or SUITE)
+    result = verdict(cache, suite or SUITE, gate)
     if not result.passed:
-        raise ConformanceError(f"the conformance suite is red, so no speed is printed: {result.said}")
+        reason = f"the conformance suite is red, so no speed is printed: {result.said}"
+        raise ConformanceError(reason, result.output)
     return result.said
+
+
+def _file(gate: Gate) -> str:
+    return "conformance.json" if gate == FULL else f"conformance-{gate.name}.json"
 
 
 def _sources_hash() -> str:

@@ -12,7 +12,6 @@ from benchmarks.records import Record
 
 ERRORS = (1e-3, 1e-4, 1e-5)
 """Errors (root mean square) at which times are compared."""
-NATIVE = "native"
 
 
 @dataclass(frozen=True)
@@ -39,28 +38,34 @@ class Curve:
     def file_name(self) -> str:
         """Of its plot."""
         row = self.first
-        return f"benchmark_{row.workload}_d{row.dimension}_{row.hidden}_n{row.n}_{row.threads}t.svg"
+        where = f"{row.threads}t" if row.device == "cpu" else row.device
+        return f"benchmark_{row.workload}_d{row.dimension}_{row.hidden}_n{row.n}_{where}.svg"
+
+    @property
+    def ours(self) -> str:
+        """The arm that the others are compared with."""
+        return self.first.ours
 
 
 def curves(rows: Sequence[Record]) -> list[Curve]:
-    """Each problem that a run solved to two tolerances or more; its newest such run, with native if one has it."""
+    """Each problem that a run solved to two tolerances or more; its newest such run, with our engine if one has it."""
     problems: dict[tuple[object, ...], dict[str, list[Record]]] = {}
     for row in rows:
-        if row.job == "solve" and row.error_rms and row.rtol and not another_native(row):
-            key = (row.workload, row.dimension, row.hidden, row.n, row.threads)
+        if row.job == "solve" and row.error_rms and row.rtol and not another_of_ours(row):
+            key = (row.workload, row.dimension, row.hidden, row.n, row.case[-2:])
             problems.setdefault(key, {}).setdefault(row.run, []).append(row)
     found = []
     for runs in problems.values():
         usable = {run: its for run, its in runs.items() if len({row.rtol for row in its}) >= 2}
         if usable:
-            with_native = [run for run, its in usable.items() if any(row.arm == NATIVE for row in its)]
-            found.append(_curve(usable[max(with_native or usable)]))
+            with_ours = [run for run, its in usable.items() if any(row.arm == row.ours for row in its)]
+            found.append(_curve(usable[max(with_ours or usable)]))
     return sorted(found, key=lambda curve: (curve.first.workload != "random", curve.file_name))
 
 
-def another_native(row: Record) -> bool:
-    """Whether this is native called in another way, whose point lies on or beside its line."""
-    return row.arm.startswith(f"{NATIVE} ")
+def another_of_ours(row: Record) -> bool:
+    """Whether this is our engine called in another way, whose point lies on or beside its line."""
+    return row.arm.startswith(f"{row.ours} ")
 
 
 def time_at_error(points: Sequence[tuple[float, float]], error: float) -> float | None:
@@ -90,7 +95,9 @@ def plot(curve: Curve, title: str, path: Path) -> Path:
 
     figure, axes = plt.subplots(figsize=(7.0, 4.2), layout="constrained")
     for i, (name, rows) in enumerate(curve.arms.items()):
-        style = {"linewidth": 2.6, "color": "black"} if name == NATIVE else {"linewidth": 1.2, "color": f"C{i % 10}"}
+        style = (
+            {"linewidth": 2.6, "color": "black"} if name == curve.ours else {"linewidth": 1.2, "color": f"C{i % 10}"}
+        )
         axes.plot([r.median_ms for r in rows], [r.error_rms for r in rows], marker="o", ms=4, label=name, **style)
     axes.set(xscale="log", yscale="log", xlabel="time, ms", ylabel="error of the end states, rms")
     axes.set_title(title, fontsize=9)
@@ -103,7 +110,8 @@ def plot(curve: Curve, title: str, path: Path) -> Path:
 
 
 def _curve(rows: Sequence[Record]) -> Curve:
-    names = sorted({row.arm for row in rows}, key=lambda name: (name != NATIVE, name))
+    ours = rows[0].ours
+    names = sorted({row.arm for row in rows}, key=lambda name: (name != ours, name))
     return Curve(
         {name: sorted((r for r in rows if r.arm == name), key=lambda row: -(row.rtol or 0.0)) for name in names}
     )

@@ -20,3 +20,9 @@ def field_flops(n: int, dimension: int, widths: Sequence[int]) -> int:
     the time column, the output layer and the gauge are left out: this is the floor that a roofline is drawn from.
     """
     return 4 * n * sum(a * b for a, b in pairwise((dimension, *widths)))
+
+
+def product_shapes(n: int, dimension: int, widths: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(rows, inner, columns) of the products that `field_flops` counts, in the order they are made in."""
+    pairs = list(pairwise((dimension, *widths)))
+    return [(n, a, b) for a, b in pairs] + [(n, b, a) for a, b in reversed(pairs)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +14,16 @@ import numpy as np
 import torch
 
 from benchmarks.cases import Case
-from benchmarks.flops import PRODUCT_SIZE, field_flops, product_flops
+from benchmarks.devices import usable
+from benchmarks.flops import PRODUCT_SIZE, field_flops, product_flops, product_shapes
 from benchmarks.peers import ARMS
 from benchmarks.peers.base import Arm, DisagreementError, LocalRunner, Outcome, Runner, UnavailableError
 from benchmarks.peers.jax_client import JAX_PRODUCT
 from benchmarks.workloads import Problem, Workloads
 
 PRODUCT = "matrix product"
-"""The arm of a field's case that measures the machine: a square float32 product in PyTorch."""
+"""The arm of a field's case that measures the machine: a square float32 product in PyTorch; on CUDA, cuBLAS's float32
+products of the field's own shapes, one after the other."""
 # Threads that an arm leaves spinning go to sleep before the next one starts.
 _PAUSE_SECONDS = 0.003
 # No round runs an arm more often than this, however short it is.
@@ -34,12 +37,14 @@ class Limits:
     Attributes:
         rounds: interleaved rounds, at least 5. round_seconds: an arm shorter than this is repeated within a round, and
             the round's value is the median of the repeats. run_seconds: an arm one run of which takes longer is left
-            out, with a line that says so.
+            out, with a line that says so. case_seconds: once a case has taken as long, no further arm is made ready for
+            it; those left out are named.
     """
 
     rounds: int = 7
     round_seconds: float = 0.1
     run_seconds: float = 60.0
+    case_seconds: float = math.inf
 
     def __post_init__(self) -> None:
         if self.rounds < 5:
@@ -111,8 +116,10 @@ class CaseResult:
     arms: dict[str, Measured]
     skipped: dict[str, str] = field(default_factory=dict)
 
-    def ratio(self, arm: str, base: str = "native") -> Quartiles | None:
-        """How many times as long as ``base`` an arm took, paired by round; None if either was not measured."""
+    def ratio(self, arm: str, base: str | None = None) -> Quartiles | None:
+        """How many times as long as ``base`` (default: `Case.ours`) an arm took, paired by round; None if either was
+        not measured."""
+        base = base or self.case.ours
         if arm not in self.arms or base not in self.arms:
             return None
         return paired_ratio(self.arms[arm].rounds, self.arms[base].rounds)
@@ -130,23 +137,31 @@ def measure(
     arms: Sequence[str],
     say: Callable[[str], None] = print,
 ) -> CaseResult:
-    """Measure a case with those of the named arms that can do its job."""
+    """Measure a case with those of the named arms that can do its job on its device.
+
+    Raises: DisagreementError if an arm of ours computes something else. A peer that does is left out, by name.
+    """
+    reason = usable(case.device)
+    if reason:
+        raise UnavailableError(reason)
     torch.set_num_threads(case.threads)
-    problem = workloads.problem(case)
-    if case.job.startswith("solve"):
+    problem, begin = workloads.problem(case), time.perf_counter()
+    if case.job in ("solve", "solve_fixed", "sample"):
         _ = problem.reference  # made before anything is warm
     ready: dict[str, _Ready] = {}
     skipped: dict[str, str] = {}
     try:
-        for arm in _arms_for(case, arms):
+        for arm in arms_for(case, arms):
             try:
                 reason = arm.missing()
                 if reason:
                     raise UnavailableError(reason)
+                if time.perf_counter() - begin > limits.case_seconds:
+                    raise UnavailableError(f"the case's {limits.case_seconds:.0f} s are up")
                 ready[arm.name] = _make_ready(arm, problem, limits)
-            except DisagreementError:
-                raise
             except Exception as error:
+                if isinstance(error, DisagreementError) and not arm.peer:
+                    raise
                 # One arm's trouble, such as a peer that runs out of memory, must not cost the others their hours.
                 reason = str(error) if isinstance(error, UnavailableError) else f"{type(error).__name__}: {error}"
                 skipped[arm.name] = _one_line(reason or type(error).__name__)
@@ -172,8 +187,9 @@ class _Ready:
     repeats: int
 
 
-def _arms_for(case: Case, names: Sequence[str]) -> list[Arm]:
-    chosen = [ARMS[name] for name in names if case.job in ARMS[name].jobs]
+def arms_for(case: Case, names: Sequence[str]) -> list[Arm]:
+    """Those of the named arms that do a case's job on its device, and the matrix product where it is the measure."""
+    chosen = [ARMS[name] for name in names if case.job in ARMS[name].jobs and case.device in ARMS[name].devices]
     return [*chosen, _product_arm()] if case.job == "field" else chosen
 
 
@@ -231,19 +247,41 @@ def _measured(name: str, one: _Ready, rounds: list[float], cpu: float, problem: 
         exact = problem.exact_gradient
         relative = float(np.linalg.norm(outcome.gradient - exact) / np.linalg.norm(exact))
         error = Error(relative, relative, relative)
-    if name in (PRODUCT, JAX_PRODUCT):
+    elif outcome.field is not None:
+        exact = problem.exact_field[: len(outcome.field)]
+        rows = np.abs(outcome.field - exact).max(axis=1) / np.abs(exact).max()
+        error = Error(float(np.sqrt(np.square(rows).mean())), float(np.median(rows)), float(rows.max()))
+    if name == JAX_PRODUCT or (name == PRODUCT and case.device == "cpu"):
         flops = product_flops()
     elif case.job == "field":
         flops = field_flops(case.n, case.dimension, case.widths)
     arm = one.arm
-    return Measured(name, arm.peer, arm.version(), rounds, one.repeats, one.warmup_seconds, cpu, outcome, error, flops)
+    version = one.runner.version or arm.version()
+    return Measured(name, arm.peer, version, rounds, one.repeats, one.warmup_seconds, cpu, outcome, error, flops)
 
 
 def _product_arm() -> Arm:
-    def prepare(problem: Problem) -> Runner:
+    def square(problem: Problem) -> Runner:
         a, b = torch.ones(2, PRODUCT_SIZE, PRODUCT_SIZE)
         out = torch.empty_like(a)
         return LocalRunner(lambda: torch.mm(a, b, out=out), Outcome)
+
+    def of_the_field(problem: Problem) -> Runner:
+        if torch.get_float32_matmul_precision() != "highest":
+            raise UnavailableError("float32 products are set to be computed with less precision")
+        case, products = problem.case, []
+        for rows, inner, columns in product_shapes(case.n, case.dimension, case.widths):
+            a, b = (torch.randn(shape, device=case.device) for shape in ((rows, inner), (inner, columns)))
+            products.append((a, b, torch.empty(rows, columns, device=case.device)))
+
+        def call() -> None:
+            for a, b, out in products:
+                torch.mm(a, b, out=out)
+
+        return LocalRunner(call, Outcome, case.device)
+
+    def prepare(problem: Problem) -> Runner:
+        return (square if problem.case.device == "cpu" else of_the_field)(problem)
 
     return Arm(PRODUCT, False, ("field",), "torch", prepare, lambda: None, lambda: f"torch {torch.__version__}")
 

@@ -47,25 +47,32 @@ class Weights:
             "activation": potential.activation,
             "layers": len(potential.hidden),
         }
-        return Weights(scalars, {name: value.detach().numpy().copy() for name, value in arrays.items()})
+        return Weights(scalars, {name: value.detach().cpu().numpy().copy() for name, value in arrays.items()})
 
 
 class PlainField:
-    """Phi and grad Phi of `Weights` in PyTorch; the weights are float32 leaves in ``parameters``."""
+    """Phi and grad Phi of `Weights` in PyTorch; the weights are float32 leaves in ``parameters``.
 
-    def __init__(self, weights: Weights) -> None:
+    ``reads_time``: whether a time that a solver has as a 0-dim tensor is read by the host. On the CPU that costs
+    nothing and saves arithmetic on tiny tensors. On CUDA the host then waits for the device; which is faster, is for a
+    trial to say (`benchmarks.peers.torch_solvers`). A CUDA graph allows no reading.
+    """
+
+    reads_time = True
+
+    def __init__(self, weights: Weights, device: torch.device | str = "cpu") -> None:
         self.scalars = weights.scalars
         self.layers = int(weights.scalars["layers"])
-        self.parameters = {name: torch.from_numpy(value.copy()) for name, value in weights.arrays.items()}
+        self.parameters = {name: torch.from_numpy(value.copy()).to(device) for name, value in weights.arrays.items()}
         self.frequencies = self.parameters.pop("frequencies")
         self.activation = getattr(torch.nn.functional, weights.scalars["activation"])
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
         """grad Phi (n, d) of x (n, d), detached; one time for all rows (a float or 0-dim), or one each (n,)."""
-        if isinstance(t, Tensor) and t.dim() == 0:
+        if isinstance(t, Tensor) and t.dim() == 0 and self.reads_time:
             t = float(t)
         quadratic, scale, inverse_radius, position = self.coefficients(t)
-        if isinstance(position, Tensor):
+        if isinstance(position, Tensor) and position.dim():
             quadratic, inverse_radius, scale = quadratic[:, None], inverse_radius[:, None], scale[:, None]
         with torch.enable_grad():
             z = (x.detach() * inverse_radius).requires_grad_()
@@ -99,14 +106,17 @@ class PlainField:
         """f (n,) of z (n, d)."""
         activation, functional = self.activation, torch.nn.functional
         weight, bias = parameters["weight0"], parameters["bias0"]
-        if isinstance(position, float) and not len(self.frequencies):
+        alone = isinstance(position, Tensor) and not position.dim()
+        if (alone or isinstance(position, float)) and not len(self.frequencies):
             # One time for the batch: its column of the first layer is one more bias.
-            y = functional.linear(z, weight[:, :-1], torch.add(bias, weight[:, -1], alpha=position))
+            column = weight[:, -1]
+            bias = torch.addcmul(bias, column, position) if alone else torch.add(bias, column, alpha=position)
+            y = functional.linear(z, weight[:, :-1], bias)
         else:
             y = z
             if position is not None:
-                column = position[:, None] if isinstance(position, Tensor) else z.new_full((len(z), 1), position)
-                y = torch.cat((z, column), dim=1)
+                rows = position.expand(len(z)) if isinstance(position, Tensor) else z.new_full((len(z),), position)
+                y = torch.cat((z, rows[:, None]), dim=1)
             if len(self.frequencies):
                 angle = (2.0 * math.pi) * (y @ self.frequencies.T)
                 y = torch.cat((y, torch.cos(angle), torch.sin(angle)), dim=1)

@@ -6,7 +6,7 @@ import csv
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -32,24 +32,52 @@ def provenance() -> dict[str, object]:
 
 @cache
 def commit() -> str:
-    """The commit, with a ``+`` if what computes differs from it; as it was when first asked, not as a long run ends."""
+    """The commit, with a ``+`` if what computes differs from it; as it was when first asked, not as a long run ends.
+
+    A copy of the tree without git's own files has it from the environment variable VAPO_FAST_COMMIT.
+    """
+    named = os.environ.get("VAPO_FAST_COMMIT")
+    if named:
+        return named
     head = _git("rev-parse", "--short", "HEAD")
     changed = _git("status", "--porcelain", "--", *_SOURCES)
     return (head + "+" * bool(changed)) if head else "unknown"
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return ""
     return done.stdout.strip()
 
 
 def append(path: Path, columns: Sequence[str], rows: Sequence[dict[str, object]]) -> None:
     """Add rows to a results file, with their provenance; ``columns`` are the others, in order."""
+    where = provenance()
+    append_rows(path, (*COLUMNS, *columns), [where | row for row in rows])
+
+
+def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Add rows to a results file.
+
+    A file from before the last of the columns were added gets them in its first line; its rows stay as they are.
+
+    Raises: ValueError if the file has other columns.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
-    where = provenance()
+    if not new:
+        with path.open(newline="", encoding="utf-8") as file:
+            first, rest = file.readline(), file.read()
+        have = first.strip().split(",")
+        if have != list(columns[: len(have)]):
+            raise ValueError(f"{path} has other columns: {first.strip()}")
+        if len(have) < len(columns):
+            with path.open("w", newline="", encoding="utf-8") as file:
+                file.write(",".join(columns) + first[len(first.rstrip()) :] + rest)
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, (*COLUMNS, *columns))
+        writer = csv.DictWriter(file, tuple(columns))
         if new:
             writer.writeheader()
-        writer.writerows(where | row for row in rows)
+        writer.writerows(rows)

@@ -8,10 +8,12 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.cases import Case
+from benchmarks.devices import OURS, accelerator
 from benchmarks.measure import PRODUCT, CaseResult, Measured, Quartiles, paired_ratio
 from benchmarks.provenance import RESULTS, append
 
@@ -24,12 +26,16 @@ class Record:
 
     Attributes:
         run: when the run began; rows of one run were measured together. hidden: the hidden widths, ``128x3``.
-        median_ms, low_ms, high_ms: quartiles over rounds. ratio, ratio_low, ratio_high: this arm's time over native's,
-            paired by round. share, share_low, share_high: of the rate of the matrix product in the same rounds.
+        median_ms, low_ms, high_ms: quartiles over rounds. ratio, ratio_low, ratio_high: this arm's time over ours
+            (`ours`), paired by round. share, share_low, share_high: of the matrix product's rate in the same rounds.
         evaluations_mean, evaluations_max: of the field, per sample. field_share: of the time; field_how: "timed" inside
             a run, or "estimated" from the field alone. error_*: distance from the float64 solution (see
             `benchmarks.measure.Error`), or the relative error of a gradient. failed: samples that did not get there.
         conformance: what the suite said before the run. load: of the machine when the run began.
+        device: of the case. accelerator, driver, triton: its name and versions, where it is not the processor.
+        precision: of the products, where the arm tells.
+
+    Columns are only ever added, at the end, with a default: a file may have rows from before.
     """
 
     run: str
@@ -75,11 +81,22 @@ class Record:
     commit: str = ""
     machine: str = ""
     torch: str = ""
+    device: str = "cpu"
+    accelerator: str = ""
+    driver: str = ""
+    triton: str = ""
+    precision: str = ""
 
     @property
     def case(self) -> tuple[object, ...]:
-        """What tells cases apart."""
-        return self.job, self.workload, self.dimension, self.hidden, self.n, self.rtol, self.steps, self.threads
+        """What tells cases apart. The host's threads are no part of it on another device."""
+        threads = self.threads if self.device == "cpu" else None
+        return self.job, self.workload, self.dimension, self.hidden, self.n, self.rtol, self.steps, threads, self.device
+
+    @property
+    def ours(self) -> str:
+        """The engine of ours that everybody is compared with on this device."""
+        return OURS[self.device]
 
     @property
     def shape(self) -> str:
@@ -102,7 +119,7 @@ def write(rows: Iterable[Record], path: Path = CSV) -> None:
     cells = []
     for row in rows:
         values = {name: value for name, value in asdict(row).items() if name in _COLUMNS or name == "threads"}
-        cells.append({name: _cell(value) for name, value in values.items()})
+        cells.append({name: cell(value) for name, value in values.items()})
     append(path, _COLUMNS, cells)
 
 
@@ -116,14 +133,16 @@ def load(path: Path = CSV) -> list[Record]:
         rows = []
         for cells in reader:
             try:
-                rows.append(Record(**{name: _value(_KINDS[name], text) for name, text in cells.items()}))
+                # A line from before a column was added ends early.
+                filled = {name: value_of(_KINDS[name], text) for name, text in cells.items() if text is not None}
+                rows.append(Record(**filled))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
         return rows
 
 
 def latest(rows: Sequence[Record]) -> dict[tuple[object, ...], list[Record]]:
-    """For each case the rows of its newest run, preferring runs that measured native.
+    """For each case the rows of its newest run, preferring runs that measured our engine.
 
     Rows of different runs are never mixed: their times are not comparable.
     """
@@ -132,8 +151,8 @@ def latest(rows: Sequence[Record]) -> dict[tuple[object, ...], list[Record]]:
         runs.setdefault(row.case, {}).setdefault(row.run, []).append(row)
     chosen = {}
     for case, by_run in runs.items():
-        with_native = [run for run, its in by_run.items() if any(row.arm == "native" for row in its)]
-        chosen[case] = by_run[max(with_native or by_run)]
+        with_ours = [run for run, its in by_run.items() if any(row.arm == row.ours for row in its)]
+        chosen[case] = by_run[max(with_ours or by_run)]
     return chosen
 
 
@@ -208,6 +227,9 @@ def _record(result: CaseResult, one: Measured, run: str, conformance: str) -> Re
         python=platform.python_version(),
         numpy=np.__version__,
         load=os.getloadavg()[0],
+        device=case.device,
+        precision=outcome.precision,
+        **asdict(accelerator(case.device)),
     )
 
 
@@ -221,13 +243,15 @@ def _share(result: CaseResult, one: Measured) -> Quartiles | None:
     return Quartiles(scale * times.median, scale * times.low, scale * times.high)
 
 
-def _cell(value: object) -> object:
+def cell(value: object) -> object:
+    """As it stands in a results file."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _value(kind: str, text: str) -> object:
+def value_of(kind: str, text: str) -> Any:
+    """What stands in a results file, for a column of a type."""
     if kind.endswith("| None") and text == "":
         return None
     if kind.startswith("bool"):

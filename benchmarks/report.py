@@ -10,7 +10,19 @@ from benchmarks.cases import JOBS, THREADS
 from benchmarks.curves import ERRORS, Curve, curves, plot, time_at_error
 from benchmarks.provenance import ROOT
 from benchmarks.records import Record, latest
-from benchmarks.targets import NATIVE, OF_EQUAL_ERROR, Finding, findings
+from benchmarks.roofline import Roof, newest
+from benchmarks.targets import (
+    GPU_TARGETS,
+    MILLISECONDS,
+    RATE,
+    TARGETS,
+    TERAFLOPS,
+    Finding,
+    Target,
+    findings,
+    key_of,
+    of_equal_error,
+)
 
 DOCS = ROOT / "docs" / "benchmarks.md"
 README = ROOT / "README.md"
@@ -21,6 +33,7 @@ Cases = Mapping[tuple[object, ...], Sequence[Record]]
 _JOB_TITLES = {
     "solve": "Solves to a tolerance",
     "solve_fixed": "Solves with equal steps",
+    "sample": "Samples, from the call to the result",
     "field": "The field alone",
     "loss": "Loss and all parameter gradients",
     "trainer": "Whole training steps",
@@ -34,25 +47,33 @@ _WORKLOAD_TITLES = {
 }
 
 
-def write(rows: Sequence[Record], docs: Path = DOCS, readme: Path | None = README) -> list[Path]:
+def write(
+    rows: Sequence[Record], docs: Path = DOCS, readme: Path | None = README, roofs: Sequence[Roof] = ()
+) -> list[Path]:
     """Write the tables between the markers of both pages and the plots beside the first; returns the files written.
 
     Raises: ValueError if a page lacks the markers.
     """
     cases, drawn = latest(rows), curves(rows)
     plots = [plot(curve, _curve_title(curve), docs.parent / "images" / curve.file_name) for curve in drawn]
-    _replace(docs, docs_text(cases, drawn))
+    _replace(docs, docs_text(cases, drawn, roofs))
     if readme is not None:
         _replace(readme, readme_text(cases))
     return [docs, *plots, *([readme] if readme is not None else [])]
 
 
-def docs_text(cases: Cases, drawn: Sequence[Curve] = ()) -> str:
+def docs_text(cases: Cases, drawn: Sequence[Curve] = (), roofs: Sequence[Roof] = ()) -> str:
     """Everything that docs/benchmarks.md has between its markers."""
     threads = _threads_of_targets(cases)
     everything = [row for rows in cases.values() for row in rows]
     parts = [_measured_where(everything), "", "## Targets", "", targets_text(findings(cases, threads)), ""]
-    parts += [_measured_when(_target_rows(cases, threads))]
+    parts += [_measured_when(_target_rows(cases, threads, TARGETS))]
+    on_gpu = _target_rows(cases, threads, GPU_TARGETS)
+    if on_gpu:
+        parts += ["", "## Targets on a GPU", "", targets_text(findings(cases, threads, GPU_TARGETS)), ""]
+        parts += [_measured_when(on_gpu)]
+    if roofs:
+        parts += ["", "## Rooflines", "", *_ROOFLINE_INTRODUCTION, "", roofline_text(roofs)]
     if drawn:
         parts += ["", "## Error against time", "", *_CURVES_INTRODUCTION, ""]
         for curve in drawn:
@@ -69,35 +90,98 @@ def docs_text(cases: Cases, drawn: Sequence[Curve] = ()) -> str:
 
 def readme_text(cases: Cases) -> str:
     """The table of targets, for the README."""
-    threads = _threads_of_targets(cases)
-    found = findings(cases, threads)
-    if not any(finding.ratio is not None for finding in found):
-        return "No run of the native engine is in `benchmarks/results/bench.csv` yet."
-    rows = [["case", "compared with", "speed at equal tolerance", "at equal error"]]
-    for finding in found:
-        if finding.ratio is not None:
-            ratio = _percent(finding) if finding.target.job == "field" else f"{finding.ratio:.2f}×"
-            rows.append([finding.target.title, finding.against, ratio, _times(finding.equal_error)])
-    measured = _target_rows(cases, threads)
-    return "\n".join([_markdown(rows), "", _measured_where(measured), _measured_when(measured)])
+    threads, parts = _threads_of_targets(cases), list[str]()
+    for targets in (TARGETS, GPU_TARGETS):
+        found = [finding for finding in findings(cases, threads, targets) if finding.ratio is not None]
+        if not found:
+            continue
+        rows = [["case", "compared with", "speed at equal tolerance", "at equal error"]]
+        for finding in found:
+            rows.append([finding.target.title, _against(finding), _amount(finding), _times(finding.equal_error)])
+        measured = _target_rows(cases, threads, targets)
+        parts += ["", _markdown(rows), "", _measured_where(measured), _measured_when(measured)]
+    return "\n".join(parts[1:]) or "No run of the native engine is in `benchmarks/results/bench.csv` yet."
 
 
 def targets_text(found: Iterable[Finding]) -> str:
     """The table of targets."""
-    rows = [["case", "target", "equal tolerance (quartiles)", "equal error", "against", "error, native / peer", ""]]
+    rows = [["case", "target", "equal tolerance (quartiles)", "equal error", "against", "error, ours / peer", ""]]
     for finding in found:
         target = finding.target
-        share = target.job == "field"
-        aim = f"≥ {100 * target.at_least:.0f} %" if share else f"≥ {target.at_least:g}×"
         if finding.ratio is None:
-            rows.append([target.title, aim, "–", "–", "–", "–", finding.note])
+            rows.append([target.title, _aim(target), "–", "–", "–", "–", finding.note])
             continue
-        spread = f" ({finding.low:.2f} – {finding.high:.2f})" if finding.low and finding.high else ""
-        measured = _percent(finding) if share else f"{finding.ratio:.2f}×{spread}"
-        errors = "–" if finding.error is None else f"{_number(finding.error)} / {_number(finding.peer_error)}"
+        measured = _amount(finding)
+        if not isinstance(target.against, str) and finding.low and finding.high:
+            measured += f" ({finding.low:.2f} – {finding.high:.2f})"
+        errors = "–" if finding.error is None else _number(finding.error)
+        errors += f" / {_number(finding.peer_error)}" if finding.peer_error is not None else ""
         verdict = "pass" if finding.passed else "**miss**"
-        rows.append([target.title, aim, measured, _times(finding.equal_error), finding.against, errors, verdict])
+        equal = _times(finding.equal_error)
+        rows.append([target.title, _aim(target), measured, equal, _against(finding), errors, verdict])
     return _markdown(rows)
+
+
+def _aim(target: Target) -> str:
+    if target.against == MILLISECONDS:
+        return f"≤ {target.bound:g} ms"
+    if target.against == TERAFLOPS:
+        return f"≥ {target.bound:g} TFLOP/s"
+    return f"≥ {100 * target.bound:.0f} %" if target.against == RATE else f"≥ {target.bound:g}×"
+
+
+def _amount(finding: Finding) -> str:
+    """What was measured, in the target's unit."""
+    against, ratio = finding.target.against, finding.ratio or 0.0
+    if against == RATE:
+        return _percent(finding)
+    if isinstance(against, str):
+        return f"{_number(ratio)} {against} ({_number(finding.low)} – {_number(finding.high)})"
+    return f"{ratio:.2f}×"
+
+
+def _against(finding: Finding) -> str:
+    if finding.target.against == RATE and finding.target.device != "cpu":
+        return "cuBLAS float32, same shapes"
+    return "–" if finding.target.against in (MILLISECONDS, TERAFLOPS) else finding.against
+
+
+_ROOFLINE_INTRODUCTION = (
+    "Operations and bytes of each kernel are counted from the shapes (`benchmarks/roofline.py` says how), the time is",
+    "the kernel's own, without the launch. The roofs are measured in the same run: products of 8192×8192 matrices by",
+    "cuBLAS, and copies of memory; split TF32 does three products for one.",
+)
+
+
+def roofline_text(roofs: Sequence[Roof]) -> str:
+    """The newest run's table, and the roofs that it was held against."""
+    last = newest(roofs)
+    titles = ["kernel", "case", "precision", "ms", "TFLOP/s", "of its roof", "of float32's"]
+    rows = [[*titles, "GB/s through L2", "of L2's"]]
+    for row in last:
+        rows.append(
+            [
+                row.kernel,
+                row.case,
+                row.precision or "–",
+                _number(row.ms),
+                _number(row.tflops),
+                _share(row.share),
+                _share(row.share_float32),
+                _number(row.l2_gbs),
+                _share(row.share_l2),
+            ]
+        )
+    one = last[0]
+    peaks = f"float32 {_number(one.float32_tflops)}, TF32 {_number(one.tf32_tflops)}, bf16 {_number(one.bf16_tflops)}"
+    memory = f"L2 {_number(one.l2_peak_gbs)}, device memory {_number(one.memory_peak_gbs)}"
+    where = f"{one.accelerator}, driver {one.driver}, torch {one.torch}, triton {one.triton}"
+    when = f"{one.date} at commit {one.commit}"
+    return "\n".join([_markdown(rows), "", f"<sub>Roofs: {peaks} TFLOP/s; {memory} GB/s. {where}; {when}.</sub>"])
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
 
 
 def case_text(rows: Sequence[Record]) -> str:
@@ -108,8 +192,9 @@ def case_text(rows: Sequence[Record]) -> str:
 
 def _arm_rows(rows: Sequence[Record], job: str) -> list[list[str]]:
     columns = [*_COMMON, *_COLUMNS.get(job, ())]
-    ordered = sorted(rows, key=lambda row: (row.arm != NATIVE, row.median_ms))
-    return [[title for title, _ in columns], *([cell(row) for _, cell in columns] for row in ordered)]
+    ordered = sorted(rows, key=lambda row: (row.arm != row.ours, row.median_ms))
+    titles = [title.format(ours=rows[0].ours) if rows else title for title, _ in columns]
+    return [titles, *([cell(row) for _, cell in columns] for row in ordered)]
 
 
 def _time_per_evaluation(row: Record) -> str:
@@ -133,7 +218,7 @@ def _evaluations(row: Record) -> str:
 def _ratio(row: Record) -> str:
     if row.ratio is None:
         return "–"
-    return "1" if row.arm == NATIVE else f"{row.ratio:.2f} ({row.ratio_low:.2f} – {row.ratio_high:.2f})"
+    return "1" if row.arm == row.ours else f"{row.ratio:.2f} ({row.ratio_low:.2f} – {row.ratio_high:.2f})"
 
 
 Column = tuple[str, Callable[[Record], str]]
@@ -141,7 +226,7 @@ _COMMON: tuple[Column, ...] = (
     ("arm", lambda row: row.arm),
     ("ms", lambda row: _number(row.median_ms)),
     ("quartiles", lambda row: f"{_number(row.low_ms)} – {_number(row.high_ms)}"),
-    ("time / native's", _ratio),
+    ("time / {ours}'s", _ratio),
 )
 _ERROR: Column = ("error", lambda row: _number(row.error_rms))
 _WARM: Column = ("warm-up s", lambda row: f"{row.warmup_s:.2f}")
@@ -158,9 +243,11 @@ _SOLVE: tuple[Column, ...] = (
 _COLUMNS: dict[str, tuple[Column, ...]] = {
     "solve": _SOLVE,
     "solve_fixed": _SOLVE,
+    "sample": _SOLVE,
     "field": (
         ("GFLOP/s", lambda row: _number(row.gflops)),
-        ("of the product's rate", lambda row: "–" if row.share is None else f"{100 * row.share:.0f} %"),
+        ("of the product's rate", lambda row: _share(row.share)),
+        ("largest error", lambda row: _number(row.error_max)),
         _WARM,
     ),
     "loss": (_ERROR, _WARM),
@@ -174,12 +261,12 @@ def _job_text(cases: Cases) -> list[str]:
         first = rows[0]
         how = "" if first.rtol is None else f", rtol = atol = {first.rtol:.0e}"
         how += "" if first.steps is None else f", {first.steps} steps of rk4"
-        plural = "s" if first.threads > 1 else ""
+        where = f"{first.threads} thread{'s' if first.threads > 1 else ''}" if first.device == "cpu" else "CUDA"
         size = f"{first.n:,}".replace(",", " ")
         parts += [
-            f"**{first.shape}, n {size}**: {_WORKLOAD_TITLES[first.workload]}{how}, {first.threads} thread{plural}",
+            f"**{first.shape}, n {size}**: {_WORKLOAD_TITLES[first.workload]}{how}, {where}",
             "",
-            case_text([row for row in rows if row.arm not in OF_EQUAL_ERROR or row.arm == NATIVE]),
+            case_text([row for row in rows if row.arm == row.ours or row.arm not in of_equal_error(row.ours)]),
             "",
             _measured_when(rows),
             "",
@@ -188,13 +275,16 @@ def _job_text(cases: Cases) -> list[str]:
 
 
 def _order(row: Record) -> tuple[object, ...]:
-    return row.workload != "random", row.workload, row.dimension, row.threads, row.rtol or 0.0, row.n
+    order = row.workload != "random", row.workload, row.dimension, row.threads, row.rtol or 0.0, row.n
+    return row.device != "cpu", *order
 
 
 def _measured_where(rows: Sequence[Record]) -> str:
     """The machine and the versions."""
     places = sorted({f"{row.processor} ({row.machine})" for row in rows})
+    places += sorted({f"{row.accelerator}, driver {row.driver}" for row in rows if row.accelerator})
     libraries = {name for row in rows for name in (f"torch {row.torch}", f"numpy {row.numpy}", f"Python {row.python}")}
+    libraries |= {f"triton {row.triton}" for row in rows if row.triton}
     versions = ", ".join(sorted({row.version for row in rows} | libraries))
     return f"<sub>{'; '.join(places)}; {versions}.</sub>" if rows else ""
 
@@ -210,42 +300,39 @@ def _measured_when(rows: Sequence[Record]) -> str:
 
 
 def _threads_of_targets(cases: Cases) -> int:
-    """The larger number of threads that cases were measured with."""
-    counts = [rows[0].threads for rows in cases.values()]
+    """The larger number of threads that the CPU's cases were measured with."""
+    counts = [rows[0].threads for rows in cases.values() if rows[0].device == "cpu"]
     return max(counts, default=max(THREADS))
 
 
-def _target_rows(cases: Cases, threads: int) -> list[Record]:
-    titles = {(f.target.job, f.target.workload, f.target.hidden, f.target.n) for f in findings(cases, threads)}
-    return [
-        row
-        for rows in cases.values()
-        for row in rows
-        if (row.job, row.workload, row.hidden, row.n) in titles and row.threads == threads and row.rtol in (None, 1e-5)
-    ]
+def _target_rows(cases: Cases, threads: int, targets: Sequence[Target]) -> list[Record]:
+    keys = dict.fromkeys(key_of(target, threads) for target in targets)
+    return [row for key in keys for row in cases.get(key, ())]
 
 
 _CURVES_INTRODUCTION = (
     "Each line is one arm from a loose to a tight tolerance, in one run; lower left is better. Solvers spend the same",
     "tolerance differently, so where errors differ this is the fair comparison. The tables read the times to an error",
-    "off the lines (a power law between two tolerances; – where an arm does not get there); in brackets over native's.",
+    "off the lines (a power law between two tolerances; – where an arm does not get there); in brackets over our",
+    "engine's.",
 )
 
 
 def _curve_title(curve: Curve) -> str:
     row = curve.first
     size = f"{row.n:,}".replace(",", " ")
-    return f"{row.shape}, n {size}, {_WORKLOAD_TITLES[row.workload]}, threads: {row.threads}"
+    where = f"threads: {row.threads}" if row.device == "cpu" else "CUDA"
+    return f"{row.shape}, n {size}, {_WORKLOAD_TITLES[row.workload]}, {where}"
 
 
 def _times_to_errors(curve: Curve) -> list[list[str]]:
     rows = [["arm", *(f"{error:.0e}" for error in ERRORS)]]
-    ours = [time_at_error(curve.points(NATIVE), error) for error in ERRORS]
+    ours = [time_at_error(curve.points(curve.ours), error) for error in ERRORS]
     for name in curve.arms:
         cells = [name]
         for error, our in zip(ERRORS, ours, strict=True):
             took = time_at_error(curve.points(name), error)
-            ratio = "" if our is None or took is None or name == NATIVE else f" ({took / our:.2f})"
+            ratio = "" if our is None or took is None or name == curve.ours else f" ({took / our:.2f})"
             cells.append(_number(took) + ratio)
         rows.append(cells)
     return rows

@@ -1,4 +1,4 @@
-"""The targets: what native must show against the best peer, and whether a results file shows it."""
+"""The targets: what our engines must show against the best peer, and whether a results file shows it."""
 
 from __future__ import annotations
 
@@ -6,30 +6,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.curves import time_at_error
+from benchmarks.devices import OURS
 from benchmarks.records import Record, best_peer, of_arm
 
 TORCHDIFFEQ = ("torchdiffeq", "torchdiffeq compiled")
 DIFFRAX = ("diffrax", "diffrax vmap")
 COMPILED = ("torch.compile", "jax jit")
+TORCHDIFFEQ_EAGER = ("torchdiffeq",)
+COMPILED_CUDA = ("torch.compile", "torch.compile graphed", "jax jit")
 NATIVE, EAGER = "native", "reference"
-OF_EQUAL_ERROR = ("native tol*100", "native tol*10", NATIVE, "native tol/10")
-"""Native from the loosest tolerance to the tightest."""
+
+
+def of_equal_error(ours: str) -> tuple[str, ...]:
+    """An engine of ours from the loosest tolerance to the tightest."""
+    return f"{ours} tol*100", f"{ours} tol*10", ours, f"{ours} tol/10"
+
 
 RATE = "matrix-product rate"
 """``against`` of a target that is a share of the machine's own rate."""
+TERAFLOPS = "TFLOP/s"
+"""``against`` of a target that is a rate."""
+MILLISECONDS = "ms"
+"""``against`` of a target that is a time, which is to be at most as long."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One row: a case (at rtol = atol = 1e-5 for solves), the least ratio, and whom it is against."""
+    """One row: a case (at rtol = atol = 1e-5 for solves), the least ratio, and whom it is against.
+
+    Attributes:
+        bound: the least ratio, share or rate, or the longest time. against: names of peers, none for the best of all;
+            or `RATE`, `TERAFLOPS`, `MILLISECONDS`. device: of the case. error: the largest error of a field, relative
+            to its largest entry.
+    """
 
     job: str
     workload: str
     dimension: int
     hidden: str
     n: int
-    at_least: float
+    bound: float
     against: tuple[str, ...] | str = ()
+    device: str = "cpu"
+    error: float | None = None
 
     @property
     def title(self) -> str:
@@ -38,8 +57,12 @@ class Target:
         size = f"{self.n:,}".replace(",", " ")
         if self.job == "loss":
             return f"training step, {shape}, batch {size}"
+        if self.job == "trainer":
+            return f"whole training step (draws, Adam, average), {shape}, batch {size}"
+        if self.job == "sample":
+            return f"vf.sample(model, {self.n:_}), eight Gaussians, {shape}"
         if self.job == "field":
-            return f"field alone, {shape}, n {size}"
+            return f"field alone, {shape}, n {size}" + (f", error ≤ {self.error:g}" if self.error else "")
         if self.workload == "stiff5":
             return f"heterogeneous (5 % need 10×), {shape}, n {size}"
         return f"{shape}, n {size}" + (" (latency)" if self.n == 1 else "")
@@ -61,6 +84,24 @@ TARGETS = (
 )
 
 
+GPU_TARGETS = (
+    Target("solve", "random", 2, "128x3", 256, 50.0, TORCHDIFFEQ_EAGER, "cuda"),
+    Target("solve", "random", 2, "128x3", 256, 8.0, (), "cuda"),
+    Target("solve", "random", 2, "128x3", 65_536, 5.0, TORCHDIFFEQ_EAGER, "cuda"),
+    Target("solve", "random", 2, "128x3", 65_536, 2.5, (), "cuda"),
+    Target("solve", "random", 64, "256x3", 65_536, 1.7, (), "cuda"),
+    Target("solve", "stiff5", 2, "128x3", 65_536, 5.0, (), "cuda"),
+    Target("field", "random", 64, "256x3", 65_536, 60.0, TERAFLOPS, "cuda", 3e-6),
+    Target("field", "random", 64, "256x3", 65_536, 1.2, RATE, "cuda", 3e-6),
+    Target("loss", "random", 64, "256x3", 4096, 10.0, (EAGER,), "cuda"),
+    Target("loss", "random", 64, "256x3", 4096, 3.0, COMPILED_CUDA, "cuda"),
+    Target("trainer", "random", 64, "256x3", 4096, 10.0, (EAGER,), "cuda"),
+    Target("trainer", "random", 64, "256x3", 4096, 3.0, COMPILED_CUDA, "cuda"),
+    Target("sample", "eight", 2, "128x3", 100_000, 30.0, MILLISECONDS, "cuda"),
+)
+"""On an H100 or H200."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """What the results say about a target.
@@ -68,7 +109,8 @@ class Finding:
     Attributes:
         passed: None if it was not measured.
         against: the peer it was held against. ratio, low, high: median and quartiles at equal tolerance, paired by
-            round. equal_error: the ratio with native at the tolerance at which its error is the peer's.
+            round; or of the share, rate or time that the target is one of. equal_error: the ratio with our engine at
+            the tolerance at which its error is the peer's.
         error, peer_error: of the end states, or of the gradient. note: why there is no ratio.
     """
 
@@ -93,52 +135,77 @@ def findings(
 ) -> list[Finding]:
     """Hold the newest rows of each case against the targets.
 
-    A ratio at equal tolerance counts only if native's error is no larger than the peer's. Where it is larger, the ratio
-    at equal error has to reach the target. Native never passes with more failed samples than the peer.
+    A ratio at equal tolerance counts only if our error is no larger than the peer's. Where it is larger, the ratio
+    at equal error has to reach the target. Ours never passes with more failed samples than the peer.
     """
     return [_finding(target, cases, threads) for target in targets]
 
 
-def _finding(target: Target, cases: Mapping[tuple[object, ...], Sequence[Record]], threads: int) -> Finding:
+def key_of(target: Target, threads: int) -> tuple[object, ...]:
+    """`Record.case` of a target's case."""
     rtol = 1e-5 if target.job == "solve" else None
-    key = (target.job, target.workload, target.dimension, target.hidden, target.n, rtol, None, threads)
-    rows = cases.get(key, ())
-    native = of_arm(rows, NATIVE)
-    if native is None:
+    of_host = threads if target.device == "cpu" else None
+    case = target.job, target.workload, target.dimension, target.hidden, target.n
+    return *case, rtol, None, of_host, target.device
+
+
+def _finding(target: Target, cases: Mapping[tuple[object, ...], Sequence[Record]], threads: int) -> Finding:
+    rows = cases.get(key_of(target, threads), ())
+    ours = of_arm(rows, OURS[target.device])
+    if ours is None:
         return Finding(target, None, note="not measured")
     if isinstance(target.against, str):
-        if native.share is None:
-            return Finding(target, None, note="the machine's rate was not measured")
-        passed = native.share >= target.at_least
-        return Finding(target, passed, target.against, native.share, native.share_low, native.share_high)
+        return _absolute(target, ours)
     peer = of_arm(rows, EAGER) if target.against == (EAGER,) else best_peer(rows, target.against)
     if peer is None or peer.ratio is None:
         return Finding(target, None, note=f"none of {', '.join(target.against) or 'the peers'} was measured")
     equal = _ratio_at_equal_error(rows, peer)
-    counts = peer.ratio if _no_worse(target, native, peer) else equal or 0.0
+    counts = peer.ratio if _no_worse(target, ours, peer) else equal or 0.0
     return Finding(
         target,
-        counts >= target.at_least and native.failed <= peer.failed,
+        counts >= target.bound and ours.failed <= peer.failed,
         peer.arm,
         peer.ratio,
         peer.ratio_low,
         peer.ratio_high,
         equal,
-        native.error_rms,
+        ours.error_rms,
         peer.error_rms,
     )
 
 
-def _no_worse(target: Target, native: Record, peer: Record) -> bool:
-    if native.error_rms is None or peer.error_rms is None:
-        return native.error_rms is None and peer.error_rms is None
-    return native.error_rms <= max(peer.error_rms, _ROUNDING.get(target.job, 0.0))
+def _absolute(target: Target, ours: Record) -> Finding:
+    """Of a share, a rate or a time."""
+    exact = target.error is None or (ours.error_max is not None and ours.error_max <= target.error)
+    sound = exact and not ours.failed
+    if target.against == MILLISECONDS:
+        values = ours.median_ms, ours.low_ms, ours.high_ms
+        passed = ours.median_ms <= target.bound
+    elif target.against == TERAFLOPS:
+        if ours.gflops is None:
+            return Finding(target, None, note="operations were not counted")
+        rate = 1e-3 * ours.gflops
+        values = rate, rate * ours.median_ms / ours.high_ms, rate * ours.median_ms / ours.low_ms
+        passed = rate >= target.bound
+    else:
+        if ours.share is None or ours.share_low is None or ours.share_high is None:
+            return Finding(target, None, note="the machine's rate was not measured")
+        values = ours.share, ours.share_low, ours.share_high
+        passed = ours.share >= target.bound
+    error = ours.error_max if target.error is not None else None
+    return Finding(target, passed and sound, str(target.against), *values, error=error)
+
+
+def _no_worse(target: Target, ours: Record, peer: Record) -> bool:
+    if ours.error_rms is None or peer.error_rms is None:
+        return ours.error_rms is None and peer.error_rms is None
+    return ours.error_rms <= max(peer.error_rms, _ROUNDING.get(target.job, 0.0))
 
 
 def _ratio_at_equal_error(rows: Sequence[Record], peer: Record) -> float | None:
-    """The peer's time over native's at the peer's error, from native's times at several tolerances in these rounds."""
+    """The peer's time over ours at the peer's error, from our times at several tolerances in these rounds."""
     points = []
-    for name in OF_EQUAL_ERROR:
+    for name in of_equal_error(peer.ours):
         row = of_arm(rows, name)
         if row is not None and row.error_rms is not None and row.ratio is not None:
             points.append((row.error_rms, row.ratio))

@@ -93,51 +93,66 @@ class Workloads:
 
 @dataclass(frozen=True)
 class Problem:
-    """A case with its numbers."""
+    """A case with its numbers, those that arms are given on the case's device."""
 
     case: Case
-    potential: vf.MLPPotential
+    source: vf.MLPPotential
     workloads: Workloads
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The case's."""
+        return torch.device(self.case.device)
+
+    @cached_property
+    def potential(self) -> vf.MLPPotential:
+        """``source``, which stays on the CPU, on the case's device."""
+        return self.source if self.device.type == "cpu" else copy.deepcopy(self.source).to(self.device)
 
     @property
     def span(self) -> tuple[float, float]:
         """Start and end time."""
-        return self.potential.homotopy.t0, self.potential.homotopy.t1
+        return self.source.homotopy.t0, self.source.homotopy.t1
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """`span` as a float32 tensor."""
+        return torch.tensor(self.span, device=self.device)
 
     @cached_property
     def weights(self) -> Weights:
         """The potential as arrays."""
-        return Weights.of(self.potential)
+        return Weights.of(self.source)
 
     @cached_property
     def x0(self) -> Tensor:
         """(n, d) float32 starts, those of `vapo_fast.sample` with seed 0."""
-        return start(self.potential, self.case.n)
+        return start(self.source, self.case.n).to(self.device)
 
     @cached_property
     def times(self) -> Tensor:
         """(n,) float32 times of the field's rows, spread over the path."""
         t0, t1 = self.span
-        return t0 + (t1 - t0) * noise.uniform(0, range(self.case.n), (1,))[:, 0]
+        return (t0 + (t1 - t0) * noise.uniform(0, range(self.case.n), (1,))[:, 0]).to(self.device)
 
     @cached_property
     def data(self) -> Tensor:
         """Rows to train on."""
         if self.case.dimension == 2:
-            return vf.data.load("8gaussians", n=10_000).tensor()
-        return noise.normal(1, range(4096), (self.case.dimension,))
+            return vf.data.load("8gaussians", n=10_000).tensor().to(self.device)
+        return noise.normal(1, range(4096), (self.case.dimension,)).to(self.device)
 
     @cached_property
     def batch(self) -> Batch:
         """A training batch of n rows."""
         return training_batch(
-            as_source(self.data, self.potential.event_shape),
+            as_source(self.data, self.source.event_shape),
             0,
-            homotopy=self.potential.homotopy,
+            homotopy=self.source.homotopy,
             seed=0,
             batch_size=self.case.n,
             time_sampling="log_noise",
-            device=torch.device("cpu"),
+            device=self.device,
             dtype=torch.float32,
         )
 
@@ -145,21 +160,20 @@ class Problem:
     def reference(self) -> np.ndarray:
         """Float64 solution of the first rows."""
         rows = min(self.case.n, COMPARED_ROWS.get(self.case.dimension, _COMPARED_ROWS_ELSE))
-        return self.workloads.reference(self.potential, rows)
+        return self.workloads.reference(self.source, rows)
 
     @cached_property
     def exact_field(self) -> np.ndarray:
         """(m, d) float64 grad Phi at the first rows of (x0, times)."""
         rows = min(self.case.n, 64)
-        return (
-            copy.deepcopy(self.potential).double().field(self.x0[:rows].double(), self.times[:rows].double())[1].numpy()
-        )
+        x, t = self.x0[:rows].cpu().double(), self.times[:rows].cpu().double()
+        return copy.deepcopy(self.source).double().field(x, t)[1].numpy()
 
     @cached_property
     def exact_gradient(self) -> np.ndarray:
         """Float64 gradient of the loss of `batch`: one vector, parameters in the order of ``named_parameters``."""
-        exact = copy.deepcopy(self.potential).double()
-        loss = vf.energy_loss(exact, *(part.double() for part in self.batch))
+        exact = copy.deepcopy(self.source).double()
+        loss = vf.energy_loss(exact, *(part.cpu().double() for part in self.batch))
         return np.concatenate([g.numpy().ravel() for g in torch.autograd.grad(loss.total, list(exact.parameters()))])
 
 

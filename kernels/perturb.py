@@ -17,7 +17,8 @@ from .launch import OPTIONS
 from .noise import normal_pair, words
 from .shapes import InKernel, Net
 
-_ROWS, _COLUMNS = 16, 64
+# Numbers that a program has at a time, and of one row of them; rows of few numbers come many at a time.
+_BLOCK, _COLUMNS = 1024, 64
 
 
 class Points(NamedTuple):
@@ -110,7 +111,9 @@ def perturb(
     if n == 0:
         return result
     key, index, stream = draw or ((0, 0), t, 0)
-    _perturb[(triton.cdiv(n, _ROWS),)](
+    columns = min(_COLUMNS, triton.next_power_of_2(dimension))
+    rows = _BLOCK // columns
+    _perturb[(triton.cdiv(n, rows),)](
         x_data,
         t,
         x_data if noise is None else noise,
@@ -123,8 +126,8 @@ def perturb(
         stream,
         NET=InKernel(net),
         DRAW=draw is not None,
-        ROWS=_ROWS,
-        COLUMNS=min(_COLUMNS, triton.next_power_of_2(dimension)),
+        ROWS=rows,
+        COLUMNS=columns,
         **OPTIONS,
     )
     return result

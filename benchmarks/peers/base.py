@@ -14,11 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.devices import timer, wait
 from benchmarks.plain_field import PlainField
 from benchmarks.workloads import Problem
 
 # Largest relative difference between an arm's float32 field or gradient and the float64 one.
 _FIELD_TOLERANCE = 2e-4
+ALONE_ROWS = 16
+"""Rows whose field is checked one at a time as well."""
 
 
 class UnavailableError(Exception):
@@ -46,7 +49,8 @@ class Outcome:
             or () steps tried. failed: samples that did not reach the end.
         field_share: part of this run's time that was spent in the field; where that cannot be seen from outside it is
             ``field_estimated``: the field alone for this batch, timed just before, times the evaluations.
-        gradient: all parameter gradients of a loss in one vector.
+        gradient: all parameter gradients of a loss in one vector. field: (m, d) grad Phi of the first rows of a batch.
+        precision: of the products, where the arm tells.
     """
 
     x: np.ndarray | None = None
@@ -56,10 +60,18 @@ class Outcome:
     field_share: float | None = None
     field_estimated: bool = False
     gradient: np.ndarray | None = None
+    field: np.ndarray | None = None
+    precision: str = ""
 
 
 class Runner(ABC):
-    """An arm that is ready: compiled, warm and checked for one case."""
+    """An arm that is ready: compiled, warm and checked for one case.
+
+    Attributes:
+        version: of what runs, if that is not what `Arm.version` says.
+    """
+
+    version: str | None = None
 
     @abstractmethod
     def run(self, repeats: int) -> Timings:
@@ -77,15 +89,12 @@ class Runner(ABC):
 class LocalRunner(Runner):
     """Runs in this process: ``call`` is timed; ``look`` runs it again, untimed, and tells what came of it."""
 
-    def __init__(self, call: Callable[[], object], look: Callable[[], Outcome]) -> None:
-        self._call, self._look = call, look
+    def __init__(self, call: Callable[[], object], look: Callable[[], Outcome], device: str = "cpu") -> None:
+        self._call, self._look, self._seconds = call, look, timer(device)
 
     def run(self, repeats: int) -> Timings:
-        seconds, cpu = [], time.process_time()
-        for _ in range(repeats):
-            begin = time.perf_counter()
-            self._call()
-            seconds.append(time.perf_counter() - begin)
+        cpu = time.process_time()
+        seconds = [self._seconds(self._call) for _ in range(repeats)]
         return Timings(seconds, time.process_time() - cpu)
 
     def outcome(self) -> Outcome:
@@ -100,7 +109,7 @@ class Arm:
         name: as it stands in tables. peer: whether it is what a user could pick instead of vapo_fast.
         jobs: kinds of `Case` that it does. package: the distribution whose version is recorded.
         prepare: makes a runner for a problem; may raise `UnavailableError`. missing: None, or why it cannot run here.
-        note: what a reader must know to judge the number.
+        note: what a reader must know to judge the number. devices: those whose cases it runs.
     """
 
     name: str
@@ -111,11 +120,19 @@ class Arm:
     missing: Callable[[], str | None]
     version: Callable[[], str]
     note: str = ""
+    devices: tuple[str, ...] = ("cpu",)
 
 
-def median_seconds(call: Callable[[], object], repeats: int = 5) -> float:
+def median_seconds(call: Callable[[], object], repeats: int = 5, device: str = "cpu") -> float:
     """Median time of a call."""
-    return statistics.median(LocalRunner(call, Outcome).run(repeats).seconds)
+    return statistics.median(LocalRunner(call, Outcome, device).run(repeats).seconds)
+
+
+def to_numpy(values: Tensor | np.ndarray) -> np.ndarray:
+    """In float64, from any device."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values, dtype=np.float64)
 
 
 def package_missing(package: str) -> Callable[[], str | None]:
@@ -135,34 +152,49 @@ def package_version(package: str) -> Callable[[], str]:
 class Meter:
     """A field that counts its evaluations and adds up their time."""
 
-    def __init__(self, field: Callable[[Tensor, Tensor | float], Tensor]) -> None:
-        self._field, self.calls, self.seconds = field, 0, 0.0
+    def __init__(self, field: Callable[[Tensor, Tensor | float], Tensor], device: str = "cpu") -> None:
+        self._field, self._device, self.calls = field, device, 0
+        self._seconds, self._events = 0.0, list[tuple[torch.cuda.Event, torch.cuda.Event]]()
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
         self.calls += 1
-        begin = time.perf_counter()
+        if self._device == "cuda":
+            # Without waiting, which would change what is being measured.
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            values = self._field(x, t)
+            end.record()
+            self._events.append((begin, end))
+            return values
+        start = time.perf_counter()
         try:
             return self._field(x, t)
         finally:
-            self.seconds += time.perf_counter() - begin
+            self._seconds += time.perf_counter() - start
+
+    @property
+    def seconds(self) -> float:
+        """Spent in the field so far."""
+        wait(self._device)
+        return self._seconds + sum(1e-3 * begin.elapsed_time(end) for begin, end in self._events)
 
 
 def check_field(arm: str, values: Tensor | np.ndarray, problem: Problem) -> None:
     """DisagreementError if grad Phi of the first rows, as many as given, is not the potential's, in float64."""
-    _check(arm, "field", np.asarray(values, dtype=np.float64), problem.exact_field[: len(values)])
+    _check(arm, "field", to_numpy(values), problem.exact_field[: len(values)])
 
 
 def check_gradient(arm: str, values: np.ndarray, problem: Problem) -> None:
     """DisagreementError if a loss's gradient is not the one computed in float64."""
-    _check(arm, "gradient of the loss", np.asarray(values, dtype=np.float64), problem.exact_gradient)
+    _check(arm, "gradient of the loss", to_numpy(values), problem.exact_gradient)
 
 
 def checked_plain_field(arm: str, problem: Problem) -> PlainField:
     """The plain field of a problem, once it is known to be the potential's."""
-    field = PlainField(problem.weights)
+    field = PlainField(problem.weights, problem.device)
     rows = len(problem.exact_field)
     check_field(arm, field(problem.x0[:rows], problem.times[:rows]), problem)
-    alone = torch.cat([field(problem.x0[i : i + 1], float(problem.times[i])) for i in range(rows)])
+    alone = torch.cat([field(problem.x0[i : i + 1], float(problem.times[i])) for i in range(min(rows, ALONE_ROWS))])
     check_field(arm, alone, problem)
     return field
 

@@ -1,20 +1,27 @@
-"""torch.compile: the whole ``torch.func.grad(loss)`` for training, and the field inside torchdiffeq for solves.
+"""torch.compile and CUDA graphs: the whole ``torch.func.grad(loss)`` for training, and the field inside solvers.
 
 Double backward through a compiled module is refused by PyTorch; compiling the function that already contains both
-derivatives is what works, and the fastest training step PyTorch offers without own kernels.
+derivatives is what works, and the fastest training step PyTorch offers without own kernels. On CUDA the compiled
+functions are measured once more as CUDA graphs, replayed with new inputs: what a careful user does when launches cost
+more than the arithmetic.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
+import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.devices import wait
 from benchmarks.peers.base import (
     Arm,
     DisagreementError,
@@ -26,21 +33,69 @@ from benchmarks.peers.base import (
     check_gradient,
     package_missing,
     package_version,
+    to_numpy,
 )
-from benchmarks.peers.torch_solvers import runner_of, with_torchdiffeq
+from benchmarks.peers.torch_solvers import Maker, field_runner, runner_of, with_torchdiffeq, with_torchode
 from benchmarks.plain_field import PlainField
 from benchmarks.workloads import Problem
 from vapo_fast.batches import as_source, training_batch
 from vapo_fast.optim import TrainingOptions, ema_decay_at, learning_rate
 
 NAME = "torch.compile"
-_SOLVE_NAME = "torchdiffeq compiled"
+GRAPHED = "torch.compile graphed"
+_SOLVERS: dict[str, Maker] = {"torchdiffeq": with_torchdiffeq, "torchode": with_torchode}
 _CHECKED_ROWS = 4
+# Runs before a capture, on a stream of their own, as PyTorch's documentation asks.
+_WARM_RUNS = 3
+# On CUDA the host reads the loss now and then, as vapo_fast's trainer does by default.
+READ_INTERVAL = {"cpu": 1, "cuda": 20}
+
+
+class _Shared:
+    """What is compiled for one problem, shared by its arms: compiled once, and one set of guards to look through.
+
+    Another problem's is forgotten first: memory stays bounded.
+    """
+
+    def __init__(self) -> None:
+        self._problem: weakref.ref[Problem] | None = None
+        self._made: dict[Callable[[Problem], Any], Any] = {}
+
+    def get(self, make: Callable[[Problem], Any], problem: Problem) -> Any:
+        """``make(problem)``, made once."""
+        self.begin(problem)
+        if make not in self._made:
+            self._made[make] = make(problem)
+        return self._made[make]
+
+    def begin(self, problem: Problem) -> None:
+        """Forget another problem's."""
+        if self._problem is None or self._problem() is not problem:
+            torch.compiler.reset()
+            self._made.clear()
+            self._problem = weakref.ref(problem)
+
+
+_SHARED = _Shared()
+
+
+def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of a call, and the tensors that its replays write."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_RUNS):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+    return graph, result
 
 
 def _loss_and_gradients(problem: Problem) -> tuple[PlainField, Any]:
-    field = PlainField(problem.weights)
-    torch.compiler.reset()
+    field = PlainField(problem.weights, problem.device)
     compiled: Any = torch.compile(torch.func.grad_and_value(field.loss), fullgraph=True, dynamic=False)
     return field, compiled
 
@@ -51,29 +106,37 @@ def parameter_order(layers: int) -> list[str]:
     return [*hidden, "output"]
 
 
-def _prepare(problem: Problem) -> Runner:
-    field, compiled = _loss_and_gradients(problem)
+def _prepare(name: str, graphed: bool, problem: Problem) -> Runner:
+    field, compiled = _SHARED.get(_loss_and_gradients, problem)
     batch = tuple(problem.batch)
 
     def call() -> dict[str, Tensor]:
         grads: dict[str, Tensor] = compiled(field.parameters, *batch)[0]
         return grads
 
+    if graphed:
+        graph, grads = captured(call)
+
+        def call() -> dict[str, Tensor]:
+            graph.replay()
+            return grads
+
     def look() -> Outcome:
-        grads = call()
-        flat = [grads[name].double().numpy().ravel() for name in parameter_order(field.layers)]
+        found = call()
+        flat = [to_numpy(found[name]).ravel() for name in parameter_order(field.layers)]
         return Outcome(gradient=np.concatenate(flat))
 
     gradient = look().gradient
     if gradient is not None:
-        check_gradient(NAME, gradient, problem)
-    return LocalRunner(call, look)
+        check_gradient(name, gradient, problem)
+    return LocalRunner(call, look, problem.case.device)
 
 
 class _TrainerRunner(Runner):
     """What a user would write around the compiled gradient: the same batches, fused Adam, averaged weights."""
 
     def __init__(self, problem: Problem) -> None:
+        _SHARED.begin(problem)
         self._field, self._compiled = _loss_and_gradients(problem)
         self._parameters = self._field.parameters
         self._average = [value.clone() for value in self._parameters.values()]
@@ -84,9 +147,12 @@ class _TrainerRunner(Runner):
         self._problem, self._source, self._step = problem, as_source(problem.data, problem.potential.event_shape), 0
 
     def run(self, repeats: int) -> Timings:
+        device = self._problem.case.device
+        wait(device)
         cpu, begin = time.process_time(), time.perf_counter()
         for _ in range(repeats):
             self._update()
+        wait(device)
         seconds = time.perf_counter() - begin
         return Timings([seconds / repeats] * repeats, time.process_time() - cpu)
 
@@ -95,7 +161,23 @@ class _TrainerRunner(Runner):
 
     def _update(self) -> None:
         options = self._options
-        batch = training_batch(
+        grads, loss = self._compiled(self._parameters, *self._batch())
+        self._step += 1
+        if self._step % READ_INTERVAL[self._problem.case.device] == 0 and not bool(torch.isfinite(loss)):
+            raise DisagreementError(f"{NAME}: the loss of step {self._step} is {float(loss)}")
+        for name, parameter in self._parameters.items():
+            parameter.grad = grads[name]
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(options, self._step - 1, 0, self._step)
+        self._optimizer.step()
+        decay = ema_decay_at(options, self._step - 1)
+        torch._foreach_lerp_(self._average, list(self._parameters.values()), 1.0 - decay)
+
+    def _batch(self) -> tuple[Tensor, ...]:
+        if self._problem.case.device == "cuda":
+            return drawn_batch(self._problem)
+        options = self._options
+        return training_batch(
             self._source,
             self._step,
             homotopy=self._problem.potential.homotopy,
@@ -105,36 +187,76 @@ class _TrainerRunner(Runner):
             device=torch.device("cpu"),
             dtype=torch.float32,
         )
-        grads, loss = self._compiled(self._parameters, *batch)
-        if not bool(torch.isfinite(loss)):
-            raise DisagreementError(f"{NAME}: the loss of step {self._step} is {float(loss)}")
-        for name, parameter in self._parameters.items():
-            parameter.grad = grads[name]
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(options, self._step, 0, self._step + 1)
-        self._optimizer.step()
-        decay = ema_decay_at(options, self._step)
-        torch._foreach_lerp_(self._average, list(self._parameters.values()), 1.0 - decay)
-        self._step += 1
 
 
-def _prepare_training(problem: Problem) -> Runner:
-    return _TrainerRunner(problem) if problem.case.job == "trainer" else _prepare(problem)
+def drawn_batch(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_data, t, noise) of a step by PyTorch's own generators on the device, which nobody could draw faster there."""
+    n, data, scalars, device = problem.case.n, problem.data, problem.weights.scalars, problem.device
+    rows = torch.randint(len(data), (n,), device=device)
+    first, last = scalars["log_beta_first"], scalars["log_beta_last"]
+    u = (torch.arange(n, device=device) + torch.rand(n, device=device)) / n
+    t = -2.0 * (first + u * (last - first) - math.log(scalars["omega"]))
+    return data[rows], t.clamp(*problem.span), torch.randn(n, data.shape[1], device=device)
 
 
-class _CompiledField:
-    """The plain field's gradient as one compiled function of (x, t)."""
+class _GraphedTrainerRunner(Runner):
+    """The whole step in one CUDA graph: draws, compiled gradient, Adam, averaged weights."""
 
     def __init__(self, problem: Problem) -> None:
-        plain = PlainField(problem.weights)
-        torch.compiler.reset()
+        _SHARED.begin(problem)
+        field, compiled = _loss_and_gradients(problem)
+        parameters = list(field.parameters.values())
+        average = [value.clone() for value in parameters]
+        optimizer = torch.optim.Adam(parameters, fused=True, capturable=True)
+
+        def step() -> Tensor:
+            grads, loss = compiled(field.parameters, *drawn_batch(problem))
+            for name, parameter in field.parameters.items():
+                parameter.grad = grads[name]
+            optimizer.step()
+            torch._foreach_lerp_(average, parameters, 1e-3)
+            value: Tensor = loss
+            return value
+
+        self._graph, self._loss = captured(step)
+        self._steps = 0
+
+    def run(self, repeats: int) -> Timings:
+        wait("cuda")
+        cpu, begin = time.process_time(), time.perf_counter()
+        for _ in range(repeats):
+            self._graph.replay()
+            self._steps += 1
+            if self._steps % READ_INTERVAL["cuda"] == 0 and not math.isfinite(float(self._loss)):
+                raise DisagreementError(f"{GRAPHED}: the loss of step {self._steps} is {float(self._loss)}")
+        wait("cuda")
+        seconds = time.perf_counter() - begin
+        return Timings([seconds / repeats] * repeats, time.process_time() - cpu)
+
+    def outcome(self) -> Outcome:
+        return Outcome()
+
+
+def _prepare_training(graphed: bool, problem: Problem) -> Runner:
+    if problem.case.job == "trainer":
+        return _GraphedTrainerRunner(problem) if graphed else _TrainerRunner(problem)
+    return _prepare(GRAPHED if graphed else NAME, graphed, problem)
+
+
+class CompiledField:
+    """The plain field's gradient as one compiled function of (x, t), t 0-dim or one for each row."""
+
+    def __init__(self, problem: Problem) -> None:
+        plain = PlainField(problem.weights, problem.device)
+        self._device = problem.device
 
         def field(x: Tensor, t: Tensor) -> Tensor:
             quadratic, scale, inverse_radius, position = plain.coefficients(t)
-            rows = None if position is None else position.expand(len(x))
+            if t.dim() and position is not None:
+                quadratic, scale, inverse_radius = quadratic[:, None], scale[:, None], inverse_radius[:, None]
 
             def value(z: Tensor) -> Tensor:
-                return plain.network(plain.parameters, z, rows).sum()
+                return plain.network(plain.parameters, z, position).sum()
 
             gradient: Tensor = torch.func.grad(value)(x * inverse_radius)
             values: Tensor = quadratic * x + (scale * inverse_radius) * gradient
@@ -144,47 +266,123 @@ class _CompiledField:
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
         with torch.no_grad():
-            values: Tensor = self._compiled(x, t if isinstance(t, Tensor) else torch.tensor(t))
+            values: Tensor = self._compiled(x, torch.as_tensor(t, dtype=x.dtype, device=self._device))
         return values
 
 
-def _prepare_solve(problem: Problem) -> Runner:
-    field = _CompiledField(problem)
-    # Compiled for the whole batch and one time; so is the check, for a few rows at their own times.
-    rows = min(len(problem.exact_field), _CHECKED_ROWS)
-    check_field(_SOLVE_NAME, torch.stack([field(problem.x0, problem.times[i])[i] for i in range(rows)]), problem)
-    return runner_of(field, with_torchdiffeq, problem)
+class GraphedField:
+    """A field as a CUDA graph, for the shapes of its first call; others go to the field itself.
+
+    Inputs are copied to where the graph reads them, and the result from where it writes: a solver keeps stages.
+    """
+
+    def __init__(self, field: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> None:
+        self._x, self._t = x.clone(), t.clone()
+        self._graph, self._values = captured(lambda: field(self._x, self._t))
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        self._x.copy_(x)
+        self._t.copy_(t) if isinstance(t, Tensor) else self._t.fill_(t)
+        self._graph.replay()
+        return self._values.clone()
+
+
+def prepared_field(name: str, graphed: bool, problem: Problem, one_time: bool) -> Callable[[Tensor, Any], Tensor]:
+    """The compiled field of a problem's whole batch, as a CUDA graph if asked for, checked.
+
+    Where torch.compile fails, the graph is of the eager field.
+    """
+    rows = len(problem.exact_field)
+    t = problem.times[0] if one_time else problem.times
+    field: Callable[[Tensor, Any], Tensor] = _SHARED.get(CompiledField, problem)
+    if graphed:
+        try:
+            field(problem.x0, t)
+        except Exception as error:
+            print(f"  {name}: torch.compile failed, so its graph is of the eager field: {type(error).__name__}")
+            eager = PlainField(problem.weights, problem.device)
+            eager.reads_time = False
+            field = eager
+        field = GraphedField(field, problem.x0, t)
+    if one_time:
+        # Made for the whole batch and one time; so is the check, for a few rows at their own times.
+        checked = min(rows, _CHECKED_ROWS)
+        values = torch.stack([field(problem.x0, problem.times[i])[i] for i in range(checked)])
+    else:
+        values = field(problem.x0, problem.times)[:rows]
+    check_field(name, values, problem)
+    return field
+
+
+def _prepare_solve(name: str, solver: str, graphed: bool, problem: Problem) -> Runner:
+    one_time = solver == "torchdiffeq"
+    return runner_of(prepared_field(name, graphed, problem, one_time), _SOLVERS[solver], problem)
+
+
+def _prepare_field(name: str, graphed: bool, problem: Problem) -> Runner:
+    return field_runner(prepared_field(name, graphed, problem, one_time=False), problem)
 
 
 def _compiler_missing() -> str | None:
-    # Inductor writes C++ for the CPU and has the system's compiler build it.
+    # Inductor writes C++ for the CPU, and on CUDA what launches its kernels: the system's compiler builds it.
     found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     return None if found else "torch.compile needs a C++ compiler"
 
 
-def _solver_missing() -> str | None:
-    return package_missing("torchdiffeq")() or _compiler_missing()
+def _solver_missing(package: str) -> Callable[[], str | None]:
+    return lambda: package_missing(package)() or _compiler_missing()
+
+
+def _solver_arm(solver: str, how: str, devices: tuple[str, ...]) -> Arm:
+    name, graphed = f"{solver} {how}", how == "graphed"
+    return Arm(
+        name,
+        True,
+        ("solve",),
+        solver,
+        partial(_prepare_solve, name, solver, graphed),
+        _solver_missing(solver),
+        package_version(solver),
+        f"{solver} around " + ("a CUDA graph" if graphed else "torch.compile") + " of the field",
+        devices,
+    )
+
+
+def _torch_arm(name: str, jobs: tuple[str, ...], prepare: Any, note: str, devices: tuple[str, ...]) -> Arm:
+    return Arm(name, True, jobs, "torch", prepare, _compiler_missing, package_version("torch"), note, devices)
 
 
 ARMS = (
-    Arm(
+    _torch_arm(
         NAME,
-        True,
         ("loss", "trainer"),
-        "torch",
-        _prepare_training,
-        _compiler_missing,
-        package_version("torch"),
+        partial(_prepare_training, False),
         "the whole torch.func.grad of the loss, compiled",
+        ("cpu", "cuda"),
     ),
-    Arm(
-        _SOLVE_NAME,
-        True,
-        ("solve",),
-        "torchdiffeq",
-        _prepare_solve,
-        _solver_missing,
-        package_version("torchdiffeq"),
-        "torchdiffeq around torch.compile of the field",
+    _torch_arm(
+        GRAPHED,
+        ("loss", "trainer"),
+        partial(_prepare_training, True),
+        "the same as a CUDA graph; for trainer, the whole step",
+        ("cuda",),
     ),
+    _torch_arm(
+        "torch autograd compiled",
+        ("field",),
+        partial(_prepare_field, "torch autograd compiled", False),
+        "torch.func.grad, compiled",
+        ("cuda",),
+    ),
+    _torch_arm(
+        "torch autograd graphed",
+        ("field",),
+        partial(_prepare_field, "torch autograd graphed", True),
+        "the same as a CUDA graph",
+        ("cuda",),
+    ),
+    _solver_arm("torchdiffeq", "compiled", ("cpu", "cuda")),
+    _solver_arm("torchdiffeq", "graphed", ("cuda",)),
+    _solver_arm("torchode", "compiled", ("cuda",)),
+    _solver_arm("torchode", "graphed", ("cuda",)),
 )

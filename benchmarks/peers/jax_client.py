@@ -1,16 +1,23 @@
 """The JAX arms as the kit sees them: requests to a worker process (`benchmarks.peers.jax_worker`).
 
 JAX pins another numpy than PyTorch's users may have, and its threads are fixed when it starts: so it has an environment
-of its own (``make bench-jax``; VAPO_FAST_JAX_PYTHON names the python of another), and a worker for each
-number of threads. While the worker computes this process waits, and the other way round, so rounds stay interleaved.
+of its own (``make bench-jax``; VAPO_FAST_JAX_PYTHON names the python of another; where there is none but this
+interpreter has JAX and diffrax, it is this one), and a worker for each device and number of threads. While the worker
+computes this process waits, and the other way round, so rounds stay interleaved.
+
+On CUDA both processes hold the same device. JAX must not take most of its memory at the start, and its float32 products
+are asked for in float32: its default there is TF32, with which no solve reaches the tolerances of these cases. It has
+no events, so the worker's clock runs from the call to results that are ready.
 """
 
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +27,7 @@ import numpy as np
 
 from benchmarks.flops import PRODUCT_SIZE
 from benchmarks.peers.base import Arm, Outcome, Runner, Timings, check_field, check_gradient
-from benchmarks.peers.compiled import parameter_order
+from benchmarks.peers.compiled import READ_INTERVAL, parameter_order
 from benchmarks.workloads import Problem
 
 JAX_PRODUCT = "jax matrix product"
@@ -33,18 +40,27 @@ class WorkerError(RuntimeError):
     """The worker ended, or could not do a request."""
 
 
-class Worker:
-    """A worker process with a number of threads."""
+def environment_for(threads: int, device: str) -> dict[str, str]:
+    """The variables that a worker is started with."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if threads == 1 and device == "cpu":
+        flags += " --xla_cpu_multi_thread_eigen=false"
+    environment = os.environ | {"NPROC": str(threads), "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": device}
+    if device == "cuda":
+        environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    return environment
 
-    def __init__(self, threads: int) -> None:
-        flags = os.environ.get("XLA_FLAGS", "")
-        if threads == 1:
-            flags += " --xla_cpu_multi_thread_eigen=false"
-        environment = os.environ | {"NPROC": str(threads), "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+
+class Worker:
+    """A worker process on a device with a number of threads."""
+
+    def __init__(self, threads: int, device: str = "cpu") -> None:
+        environment = environment_for(threads, device)
+        self.python = python(device)
         self._directory = tempfile.TemporaryDirectory(prefix="vapo-fast-jax-")
         # -P: the script's own directory must not stand before the installed packages.
         self._process = subprocess.Popen(
-            [str(python()), "-P", str(_WORKER)],
+            [str(self.python), "-P", str(_WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -83,10 +99,11 @@ class Worker:
         """Send a problem, unless it is the one that the worker holds."""
         if self._loaded is problem:
             return
-        inputs: dict[str, Any] = {"input_x0": problem.x0.numpy(), "input_times": problem.times.numpy()}
+        inputs: dict[str, Any] = {"input_x0": problem.x0, "input_times": problem.times}
         if problem.case.job in ("loss", "trainer"):
-            inputs |= {f"input_{name}": value.numpy() for name, value in problem.batch._asdict().items()}
-            inputs["input_data"] = problem.data.numpy()
+            inputs |= {f"input_{name}": value for name, value in problem.batch._asdict().items()}
+            inputs["input_data"] = problem.data
+        inputs = {name: value.cpu().numpy() for name, value in inputs.items()}
         arrays: dict[str, Any] = {**problem.weights.arrays, **inputs}
         np.savez(self.path("problem.npz"), **arrays)
         self.ask("load", scalars=problem.weights.scalars, arrays=self.path("problem.npz"))
@@ -102,26 +119,32 @@ class Worker:
         self._directory.cleanup()
 
 
-_WORKERS: dict[int, Worker] = {}
+_WORKERS: dict[tuple[int, str], Worker] = {}
 
 
-def worker(threads: int) -> Worker:
-    """The worker with so many threads; started once, and again if it has died."""
-    if threads not in _WORKERS or not _WORKERS[threads].alive:
-        _WORKERS[threads] = Worker(threads)
-    return _WORKERS[threads]
+def worker(threads: int, device: str = "cpu") -> Worker:
+    """The worker on a device with so many threads; started once, and again if it has died."""
+    key = threads, device
+    if key not in _WORKERS or not _WORKERS[key].alive:
+        _WORKERS[key] = Worker(threads, device)
+    return _WORKERS[key]
 
 
-def python() -> Path:
-    """The interpreter of the JAX environment."""
+def python(device: str = "cpu") -> Path:
+    """The interpreter that has JAX; for CUDA this one comes before the JAX environment, whose JAX is the CPU's."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
-    return Path(named) if named else _ROOT / ".venv-jax" / "bin" / "python"
+    own, this = _ROOT / ".venv-jax" / "bin" / "python", Path(sys.executable)
+    has_jax = all(importlib.util.find_spec(package) for package in ("jax", "diffrax"))
+    if named:
+        return Path(named)
+    return this if has_jax and (device == "cuda" or not own.exists()) else own
 
 
 class _JaxRunner(Runner):
     def __init__(self, name: str, problem: Problem, kind: str, **options: Any) -> None:
         self._name, self._problem = name, problem
-        self._worker = worker(problem.case.threads)
+        self._worker = worker(problem.case.threads, problem.case.device)
+        self.version = _version(self._worker.python)
         self._worker.load(problem)
         self._worker.ask("prepare", name=name, kind=kind, **options)
         if kind == "loss":
@@ -145,6 +168,8 @@ class _JaxRunner(Runner):
         grads = [f"grad_{name}" for name in parameter_order(self._problem.weights.scalars["layers"])]
         if grads[0] in told:
             return Outcome(gradient=np.concatenate([told[name].astype(np.float64).ravel() for name in grads]))
+        if "field" in told:
+            return Outcome(field=told["field"][: len(self._problem.exact_field)].astype(np.float64))
         return Outcome()
 
     def close(self) -> None:
@@ -159,9 +184,13 @@ def _missing() -> str | None:
 
 
 @cache
-def _version() -> str:
+def _version(interpreter: Path) -> str:
     read = "from importlib.metadata import version as v; print('diffrax', v('diffrax') + ', jax', v('jax'))"
-    return subprocess.run([str(python()), "-c", read], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run([str(interpreter), "-c", read], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _own_version() -> str:
+    return _version(python())
 
 
 def _prepare_solve(name: str, vmap: bool, problem: Problem) -> Runner:
@@ -171,7 +200,7 @@ def _prepare_solve(name: str, vmap: bool, problem: Problem) -> Runner:
 
 def _prepare_other(problem: Problem) -> Runner:
     case = problem.case
-    options = {"batch_size": case.n} if case.job == "trainer" else {}
+    options = {"batch_size": case.n, "read_interval": READ_INTERVAL[case.device]} if case.job == "trainer" else {}
     return _JaxRunner("jax jit", problem, case.job, **options)
 
 
@@ -181,7 +210,8 @@ def _prepare_product(problem: Problem) -> Runner:
 
 def _diffrax(name: str, vmap: bool, note: str) -> Arm:
     prepare = partial(_prepare_solve, name, vmap)
-    return Arm(name, True, ("solve", "solve_fixed"), "diffrax", prepare, _missing, _version, note)
+    jobs, devices = ("solve", "solve_fixed"), ("cpu", "cuda")
+    return Arm(name, True, jobs, "diffrax", prepare, _missing, _own_version, note, devices)
 
 
 ARMS = (
@@ -194,8 +224,18 @@ ARMS = (
         "jax",
         _prepare_product,
         _missing,
-        _version,
+        _own_version,
         "what another library's product reaches here",
     ),
-    Arm("jax jit", True, ("field", "loss", "trainer"), "jax", _prepare_other, _missing, _version, "jitted autodiff"),
+    Arm(
+        "jax jit",
+        True,
+        ("field", "loss", "trainer"),
+        "jax",
+        _prepare_other,
+        _missing,
+        _own_version,
+        "jitted autodiff",
+        ("cpu", "cuda"),
+    ),
 )

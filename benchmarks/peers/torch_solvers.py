@@ -12,7 +12,6 @@ error they control:
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.devices import wait
 from benchmarks.peers.base import (
     Arm,
     LocalRunner,
@@ -30,65 +30,97 @@ from benchmarks.peers.base import (
     Runner,
     UnavailableError,
     checked_plain_field,
+    median_seconds,
     package_missing,
     package_version,
+    to_numpy,
 )
+from benchmarks.plain_field import PlainField
 from benchmarks.workloads import Problem
 
 Field = Callable[[Tensor, Tensor | float], Tensor]
-# From a field and a problem to the end states, and what the solver itself tells of its steps.
-Solve = Callable[[Field, Problem], tuple[Tensor, dict[str, Any]]]
+# Solves once: the end states, and what the solver itself tells of its steps.
+Solve = Callable[[], tuple[Tensor, dict[str, Any]]]
+# Sets a solver up around a field, once for a problem.
+Maker = Callable[[Field, Problem], Solve]
 
 
-def _prepare(name: str, solve: Solve, problem: Problem) -> Runner:
-    return runner_of(checked_plain_field(name, problem), solve, problem)
+def _prepare(name: str, make: Maker, problem: Problem) -> Runner:
+    field = checked_plain_field(name, problem)
+    if problem.case.device == "cuda" and make is not with_torchode:
+        choose_reads_time(field, make, problem)
+    return runner_of(field, make, problem)
 
 
-def runner_of(field: Field, solve: Solve, problem: Problem) -> Runner:
+def choose_reads_time(field: PlainField, make: Maker, problem: Problem) -> None:
+    """Have the field treat a 0-dim time in the way that is faster for this solver here, see `PlainField.reads_time`."""
+    solve, taken = make(field, problem), {}
+    for reads in (True, False):
+        field.reads_time = reads
+        with torch.no_grad():
+            solve()
+            taken[reads] = median_seconds(solve, 1, problem.case.device)
+    field.reads_time = taken[True] <= taken[False]
+
+
+def runner_of(field: Field, make: Maker, problem: Problem) -> Runner:
     """A solver around a field."""
+    solve, device = make(field, problem), problem.case.device
 
     def call() -> Tensor:
         with torch.no_grad():
-            return solve(field, problem)[0]
+            return solve()[0]
 
     def look() -> Outcome:
-        meter, begin = Meter(field), time.perf_counter()
+        meter = Meter(field, device)
+        metered = make(meter, problem)
         with torch.no_grad():
-            x, told = solve(meter, problem)
+            wait(device)
+            begin = time.perf_counter()
+            x, told = metered()
+            wait(device)
         total = time.perf_counter() - begin
+        steps, evaluations = told.get("steps"), told.get("evaluations", meter.calls)
         return Outcome(
-            x=x.double().numpy(),
-            evaluations=np.asarray(told.get("evaluations", meter.calls)),
-            steps=np.asarray(told["steps"]) if "steps" in told else None,
-            failed=told.get("failed", 0),
-            field_share=meter.seconds / total,
+            x=to_numpy(x),
+            evaluations=_counts(evaluations),
+            steps=None if steps is None else _counts(steps),
+            failed=_failed(told.get("failed", 0)),
+            field_share=min(1.0, meter.seconds / total),
         )
 
-    return LocalRunner(call, look)
+    return LocalRunner(call, look, device)
 
 
-def with_torchdiffeq(field: Field, problem: Problem) -> tuple[Tensor, dict[str, Any]]:
+def _counts(values: Tensor | int) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _failed(told: Tensor | int) -> int:
+    """How many samples failed, from that number or from the samples' statuses, 0 for those that did not."""
+    return int((told != 0).sum()) if isinstance(told, Tensor) else told
+
+
+def with_torchdiffeq(field: Field, problem: Problem) -> Solve:
     import torchdiffeq
 
-    case, times = problem.case, torch.tensor(problem.span)
+    case, times, x0 = problem.case, problem.ends, problem.x0
 
     def right_hand_side(t: Tensor, x: Tensor) -> Tensor:
         return field(x, t)
 
+    options: dict[str, Any] = {"rtol": case.rtol, "atol": case.rtol, "method": "dopri5"}
     if case.rtol is None:
         # Its "rk4" is the 3/8 rule: as many evaluations as the classical method.
-        grid = torch.linspace(*problem.span, (case.steps or 1) + 1)
-        options = {"grid_constructor": lambda function, x0, ends: grid}
-        states = torchdiffeq.odeint(right_hand_side, problem.x0, times, method="rk4", options=options)
-    else:
-        states = torchdiffeq.odeint(right_hand_side, problem.x0, times, rtol=case.rtol, atol=case.rtol, method="dopri5")
-    return states[-1], {}
+        grid = torch.linspace(*problem.span, (case.steps or 1) + 1, device=x0.device)
+        options = {"method": "rk4", "options": {"grid_constructor": lambda function, x0, ends: grid}}
+    return lambda: (torchdiffeq.odeint(right_hand_side, x0, times, **options)[-1], {})
 
 
-def with_torchebm(field: Field, problem: Problem) -> tuple[Tensor, dict[str, Any]]:
+def with_torchebm(field: Field, problem: Problem) -> Solve:
     from torchebm.integrators import Dopri5Integrator, RK4Integrator
 
-    case, (t0, t1) = problem.case, problem.span
+    case, (t0, t1), device = problem.case, problem.span, problem.device
     state = {"x": problem.x0}
 
     def drift(x: Tensor, t: Tensor) -> Tensor:
@@ -97,36 +129,41 @@ def with_torchebm(field: Field, problem: Problem) -> tuple[Tensor, dict[str, Any
 
     if case.rtol is None:
         steps = case.steps or 1
-        grid = torch.linspace(t0, t1, steps + 1)
-        end = RK4Integrator().integrate(state, grid[1] - grid[0], steps, drift=drift, t=grid, adaptive=False)
-    else:
-        integrator = Dopri5Integrator(atol=case.rtol, rtol=case.rtol, max_steps=100_000)
-        first = torch.tensor((t1 - t0) / 100)
-        end = integrator.integrate(state, first, 1, drift=drift, t=torch.tensor([t0, t1]), adaptive=True)
-    return end["x"], {}
+        grid = torch.linspace(t0, t1, steps + 1, device=device)
+        fixed = RK4Integrator()
+        return lambda: (
+            fixed.integrate(state, grid[1] - grid[0], steps, drift=drift, t=grid, adaptive=False)["x"],
+            {},
+        )
+    integrator = Dopri5Integrator(atol=case.rtol, rtol=case.rtol, max_steps=100_000)
+    first = torch.tensor((t1 - t0) / 100, device=device)
+    return lambda: (integrator.integrate(state, first, 1, drift=drift, t=problem.ends, adaptive=True)["x"], {})
 
 
-def with_torchode(field: Field, problem: Problem) -> tuple[Tensor, dict[str, Any]]:
+def with_torchode(field: Field, problem: Problem) -> Solve:
     import torchode
 
-    case = problem.case
+    case, x0 = problem.case, problem.x0
     if case.rtol is None:
         raise UnavailableError("torchode has no rk4")
     term = torchode.ODETerm(lambda t, x: field(x, t))
     controller = torchode.IntegralController(atol=case.rtol, rtol=case.rtol, term=term)
-    solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term=term), controller)
-    x0 = problem.x0
-    t0, t1 = (torch.full((len(x0),), end) for end in problem.span)
-    solution = solver.solve(torchode.InitialValueProblem(y0=x0, t_start=t0, t_end=t1, t_eval=t1[:, None]))
-    told = {
-        "evaluations": solution.stats["n_f_evals"],
-        "steps": solution.stats["n_steps"],
-        "failed": int((solution.status != 0).sum()),
-    }
-    return solution.ys[:, -1], told
+    solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term=term), controller).to(problem.device)
+    t0, t1 = (torch.full((len(x0),), end, device=problem.device) for end in problem.span)
+
+    def solve() -> tuple[Tensor, dict[str, Any]]:
+        solution = solver.solve(torchode.InitialValueProblem(y0=x0, t_start=t0, t_end=t1, t_eval=t1[:, None]))
+        told = {
+            "evaluations": solution.stats["n_f_evals"],
+            "steps": solution.stats["n_steps"],
+            "failed": solution.status,
+        }
+        return solution.ys[:, -1], told
+
+    return solve
 
 
-def with_scipy(field: Field, problem: Problem) -> tuple[Tensor, dict[str, Any]]:
+def with_scipy(field: Field, problem: Problem) -> Solve:
     from scipy.integrate import solve_ivp
 
     case, shape = problem.case, problem.x0.shape
@@ -138,28 +175,46 @@ def with_scipy(field: Field, problem: Problem) -> tuple[Tensor, dict[str, Any]]:
         return field(x, t).numpy().reshape(-1).astype(np.float64)
 
     start = problem.x0.numpy().reshape(-1).astype(np.float64)
-    solution = solve_ivp(right_hand_side, problem.span, start, method="RK45", rtol=case.rtol, atol=case.rtol)
-    end = torch.from_numpy(solution.y[:, -1].reshape(shape))
-    return end, {"failed": 0 if solution.success else len(end)}
+
+    def solve() -> tuple[Tensor, dict[str, Any]]:
+        solution = solve_ivp(right_hand_side, problem.span, start, method="RK45", rtol=case.rtol, atol=case.rtol)
+        end = torch.from_numpy(solution.y[:, -1].reshape(shape))
+        return end, {"failed": 0 if solution.success else len(end)}
+
+    return solve
 
 
-def _arm(name: str, jobs: tuple[str, ...], solve: Solve, note: str) -> Arm:
-    return Arm(
-        name, True, jobs, name, partial(_prepare, name, solve), package_missing(name), package_version(name), note
-    )
+def _arm(name: str, jobs: tuple[str, ...], make: Maker, note: str, devices: tuple[str, ...] = ("cpu", "cuda")) -> Arm:
+    prepare = partial(_prepare, name, make)
+    return Arm(name, True, jobs, name, prepare, package_missing(name), package_version(name), note, devices)
+
+
+def field_runner(field: Field, problem: Problem) -> Runner:
+    """The field of a whole batch, each row at its own time."""
+    x, t, rows = problem.x0, problem.times, len(problem.exact_field)
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            return field(x, t)
+
+    return LocalRunner(call, lambda: Outcome(field=to_numpy(call()[:rows])), problem.case.device)
 
 
 def _prepare_autograd(problem: Problem) -> Runner:
-    field = checked_plain_field("torch autograd", problem)
-    x, t = problem.x0, problem.times
-    return LocalRunner(lambda: field(x, t), Outcome)
+    return field_runner(checked_plain_field("torch autograd", problem), problem)
 
 
 ARMS = (
     _arm("torchdiffeq", ("solve", "solve_fixed"), with_torchdiffeq, "one step size for the batch; rk4 is its 3/8 rule"),
     _arm("torchode", ("solve",), with_torchode, "a step size for each sample; all evaluated until the last ends"),
     _arm("torchebm", ("solve", "solve_fixed"), with_torchebm, "one step size for the batch"),
-    _arm("scipy", ("solve",), with_scipy, "the flattened batch as one float64 system, RK45, as the methods' code does"),
+    _arm(
+        "scipy",
+        ("solve",),
+        with_scipy,
+        "the flattened batch as one float64 system, RK45, as the methods' code does",
+        ("cpu",),
+    ),
     Arm(
         "torch autograd",
         True,
@@ -167,6 +222,7 @@ ARMS = (
         "torch",
         _prepare_autograd,
         lambda: None,
-        lambda: f"torch {importlib.metadata.version('torch')}",
+        package_version("torch"),
+        devices=("cpu", "cuda"),
     ),
 )

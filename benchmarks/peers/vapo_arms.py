@@ -1,4 +1,4 @@
-"""vapo_fast itself: the reference and native engines, through the interface that `vapo_fast.sample` uses."""
+"""vapo_fast itself: its engines, through the interface that `vapo_fast.sample` uses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import vapo_fast as vf
+from benchmarks.devices import OURS, wait
 from benchmarks.peers.base import (
     Arm,
     LocalRunner,
@@ -22,13 +23,17 @@ from benchmarks.peers.base import (
     check_field,
     check_gradient,
     median_seconds,
+    to_numpy,
 )
 from benchmarks.workloads import Problem
 from vapo_fast._flow import evaluation
+from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.engines import Engine, Job, UnsupportedJobError, choose
 from vapo_fast.ode import Solution, SolveOptions, Status
+from vapo_fast.training import TrainingRun
 
-OTHER_TOLERANCES = {"native tol*100": 100.0, "native tol*10": 10.0, "native tol/10": 0.1}
+OTHER_TOLERANCES = {"tol*100": 100.0, "tol*10": 10.0, "tol/10": 0.1}
+"""Arms ``native tol*10`` and so on: our engines at other tolerances, by their factor."""
 _SMALLEST_TOLERANCE, _LARGEST_TOLERANCE = 4.0 * torch.finfo(torch.float32).eps, 0.02
 _JOB_KINDS = {"solve": "solve", "solve_fixed": "solve", "field": "field", "loss": "loss_and_grads"}
 
@@ -37,6 +42,8 @@ def _prepare(engine: str, problem: Problem, rtol_factor: float = 1.0) -> Runner:
     case = problem.case
     if case.job == "trainer":
         return _TrainerRunner(engine, problem)
+    if case.job == "sample":
+        return _prepare_sample(engine, problem)
     options = SolveOptions()
     if case.job == "solve" and case.rtol is not None:
         tolerance = case.rtol * rtol_factor
@@ -47,7 +54,7 @@ def _prepare(engine: str, problem: Problem, rtol_factor: float = 1.0) -> Runner:
         options = SolveOptions("rk4", steps=case.steps)
     job = Job(_JOB_KINDS[case.job], solve=options)  # type: ignore[arg-type]
     try:
-        chosen = choose(engine, problem.potential, torch.device("cpu"), torch.float32, job)
+        chosen = choose(engine, problem.potential, problem.device, torch.float32, job)
     except UnsupportedJobError as error:
         raise UnavailableError(str(error)) from error
     return {"field": _field, "loss": _loss}.get(case.job, _solve)(engine, chosen, problem, job)
@@ -70,18 +77,20 @@ def _solve(name: str, engine: Engine, problem: Problem, job: Job) -> Runner:
     def look() -> Outcome:
         outcome = _outcome(call())
         mean = 0.0 if outcome.evaluations is None else float(outcome.evaluations.mean())
-        share = mean * median_seconds(field) / median_seconds(call, 3)
+        device = problem.case.device
+        share = mean * median_seconds(field, device=device) / median_seconds(call, 3, device)
         return replace(outcome, field_share=min(1.0, share), field_estimated=True)
 
-    return LocalRunner(call, look)
+    return LocalRunner(call, look, problem.case.device)
 
 
 def _outcome(solution: Solution) -> Outcome:
     return Outcome(
-        x=solution.x.double().numpy(),
-        evaluations=solution.nfe.numpy(),
-        steps=(solution.accepted + solution.rejected).numpy(),
+        x=to_numpy(solution.x),
+        evaluations=solution.nfe.cpu().numpy(),
+        steps=(solution.accepted + solution.rejected).cpu().numpy(),
         failed=int((solution.status != Status.SUCCESS).sum()),
+        precision=solution.precision,
     )
 
 
@@ -94,7 +103,8 @@ def _field(name: str, engine: Engine, problem: Problem, job: Job) -> Runner:
             return engine.field(potential, x[:count], t[:count])[1]
 
     check_field(name, call(rows), problem)
-    return LocalRunner(call, Outcome)
+    # The rows that are compared are those of the whole batch.
+    return LocalRunner(call, lambda: Outcome(field=to_numpy(call()[:rows])), problem.case.device)
 
 
 def _loss(name: str, engine: Engine, problem: Problem, job: Job) -> Runner:
@@ -106,12 +116,35 @@ def _loss(name: str, engine: Engine, problem: Problem, job: Job) -> Runner:
     def look() -> Outcome:
         grads = call()
         names = [name for name, _ in potential.named_parameters()]
-        return Outcome(gradient=np.concatenate([grads[name].double().numpy().ravel() for name in names]))
+        return Outcome(gradient=np.concatenate([to_numpy(grads[name]).ravel() for name in names]))
 
     gradient = look().gradient
     if gradient is not None:
         check_gradient(name, gradient, problem)
-    return LocalRunner(call, look)
+    return LocalRunner(call, look, problem.case.device)
+
+
+# On CUDA the first steps of a fit are ordinary ones, and another records the graph that the rest replay; a training run
+# has so many of these that only they count.
+_UNTIMED_STEPS = {"cpu": 0, "cuda": 20}
+_LEAST_STEPS = {"cpu": 1, "cuda": 100}
+
+
+class _Stopwatch(Callback):
+    """Starts when a number of steps are done, and the device has done them."""
+
+    def __init__(self, device: str, steps: int) -> None:
+        self._device, self._left = device, steps
+        self._start()
+
+    def _start(self) -> None:
+        wait(self._device)
+        self.cpu, self.begin = time.process_time(), time.perf_counter()
+
+    def on_step_end(self, trainer: TrainingRun, step: int, metrics: Metrics | None) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._start()
 
 
 class _TrainerRunner(Runner):
@@ -123,30 +156,33 @@ class _TrainerRunner(Runner):
             self._trainer = vf.Trainer(model, batch_size=problem.case.n, schedule="constant", engine=engine)
         except UnsupportedJobError as error:
             raise UnavailableError(str(error)) from error
-        self._data = problem.data
+        self._data, self._device = problem.data, problem.case.device
 
     def run(self, repeats: int) -> Timings:
         # Steps of one call of fit, which has its own cost at the start.
-        cpu, begin = time.process_time(), time.perf_counter()
-        self._trainer.fit(self._data, repeats)
-        seconds = time.perf_counter() - begin
-        return Timings([seconds / repeats] * repeats, time.process_time() - cpu)
+        untimed, steps = _UNTIMED_STEPS[self._device], max(repeats, _LEAST_STEPS[self._device])
+        watch = _Stopwatch(self._device, untimed)
+        self._trainer.fit(self._data, untimed + steps, callbacks=(watch,))
+        wait(self._device)
+        seconds = time.perf_counter() - watch.begin
+        return Timings([seconds / steps] * repeats, time.process_time() - watch.cpu)
 
     def outcome(self) -> Outcome:
         return Outcome()
 
 
-def _prepare_sample(problem: Problem) -> Runner:
+def _prepare_sample(engine: str, problem: Problem) -> Runner:
     """`vapo_fast.sample` as a user calls it: checks, noise and solve."""
     case, potential = problem.case, problem.potential
-    sample = partial(vf.sample, potential, case.n, rtol=case.rtol or 1e-5, engine="native", return_solution=True)
+    options = {} if case.rtol is None else {"rtol": case.rtol}
+    sample = partial(vf.sample, potential, case.n, engine=engine, return_solution=True, **options)
     try:
         solution = sample()
     except UnsupportedJobError as error:
         raise UnavailableError(str(error)) from error
     if not isinstance(solution, Solution):
         raise TypeError(f"sample returned a {type(solution).__name__}")
-    return LocalRunner(sample, lambda: _outcome(solution))
+    return LocalRunner(sample, lambda: _outcome(solution), case.device)
 
 
 def _engine_missing(name: str) -> Callable[[], str | None]:
@@ -161,47 +197,41 @@ def _version() -> str:
     return f"vapo_fast {vf.__version__}"
 
 
-ARMS = (
-    Arm(
-        "native",
-        False,
-        ("solve", "solve_fixed", "field", "loss", "trainer"),
-        "vapo_fast",
-        partial(_prepare, "native"),
-        _engine_missing("native"),
-        _version,
-    ),
-    *(
-        Arm(
+_JOBS = ("solve", "solve_fixed", "sample", "field", "loss", "trainer")
+
+
+def _arm(
+    engine: str,
+    devices: tuple[str, ...],
+    extra: str = "",
+    jobs: tuple[str, ...] = _JOBS,
+    prepare: Callable[[Problem], Runner] | None = None,
+    note: str = "",
+) -> Arm:
+    name = f"{engine} {extra}".strip()
+    prepare = prepare or partial(_prepare, engine)
+    return Arm(name, False, jobs, "vapo_fast", prepare, _engine_missing(engine), _version, note, devices)
+
+
+def _arms_of(engine: str, device: str) -> list[Arm]:
+    """An engine of ours on the device where it is what everybody is compared with."""
+    others = [
+        _arm(
+            engine,
+            (device,),
             name,
-            False,
             ("solve",),
-            "vapo_fast",
-            partial(_prepare, "native", rtol_factor=factor),
-            _engine_missing("native"),
-            _version,
+            partial(_prepare, engine, rtol_factor=factor),
             "at another tolerance: for ratios at equal error",
         )
         for name, factor in OTHER_TOLERANCES.items()
-    ),
-    Arm(
-        "native vf.sample",
-        False,
-        ("solve",),
-        "vapo_fast",
-        _prepare_sample,
-        _engine_missing("native"),
-        _version,
-        "the whole call: checks and noise too",
-    ),
-    Arm(
-        "reference",
-        False,
-        ("solve", "solve_fixed", "field", "loss", "trainer"),
-        "vapo_fast",
-        partial(_prepare, "reference"),
-        _engine_missing("reference"),
-        _version,
-        "for loss: eager double backward",
-    ),
+    ]
+    whole = partial(_prepare_sample, engine)
+    sample = _arm(engine, (device,), "vf.sample", ("solve",), whole, "the whole call: checks and noise too")
+    return [_arm(engine, (device,)), *others, sample]
+
+
+ARMS = (
+    *(arm for device, engine in OURS.items() for arm in _arms_of(engine, device)),
+    _arm("reference", tuple(OURS), note="for loss: eager double backward"),
 )

@@ -7,7 +7,7 @@ import torch
 from benchmarks import measure
 from benchmarks.cases import Case
 from benchmarks.peers import ARMS
-from benchmarks.peers.base import Arm, UnavailableError
+from benchmarks.peers.base import Arm, DisagreementError, UnavailableError
 from benchmarks.workloads import Problem, Workloads
 
 # Two compilations of half a minute in all: left to `make test-all`.
@@ -18,7 +18,7 @@ def arms(job: str, *more: object) -> list[object]:
     return [
         pytest.param(arm, *more, id="-".join((name, *map(str, more))), marks=[pytest.mark.slow] * (name in SLOW))
         for name, arm in ARMS.items()
-        if job in arm.jobs
+        if job in arm.jobs and "cpu" in arm.devices
     ]
 
 
@@ -82,9 +82,48 @@ def test_gradients_are_the_float64_ones(arm: Arm, workloads: Workloads):
 
 @pytest.mark.parametrize(("arm", "job"), [*arms("field", "field"), *arms("trainer", "trainer")])
 def test_the_other_jobs_run(arm: Arm, job: str, workloads: Workloads):
-    one = runner(arm, workloads.problem(Case(job, "random", 3, (16, 24), 40, 1)))
+    problem = workloads.problem(Case(job, "random", 3, (16, 24), 40, 1))
+    one = runner(arm, problem)
     assert len(one.run(2).seconds) == 2
+    found = one.outcome().field
+    assert (found is not None) == (job == "field" and "product" not in arm.name)
+    if found is not None:
+        exact = problem.exact_field
+        assert np.abs(found - exact).max() < 1e-5 * np.abs(exact).max()
     one.close()
+
+
+@pytest.mark.parametrize("arm", arms("sample"))
+def test_whole_samples_are_the_solves(arm: Arm, workloads: Workloads):
+    problem = workloads.problem(Case("sample", "random", 3, (16, 16), 5, 1))
+    outcome = runner(arm, problem).outcome()
+    assert outcome.x is not None
+    assert outcome.failed == 0
+    assert outcome.precision == "float32"
+    assert measure.Error.of(outcome.x, problem.reference).largest < 1e-4
+
+
+def test_a_peer_that_computes_something_else_is_left_out_and_ours_stops_all(
+    workloads: Workloads, monkeypatch: pytest.MonkeyPatch
+):
+    def wrong(problem: Problem):
+        raise DisagreementError("the field differs")
+
+    case, limits = Case("solve", "random", 3, (16, 16), 5, 1, rtol=1e-3), measure.Limits(round_seconds=0.0)
+    monkeypatch.setitem(ARMS, "scipy", Arm(**{**vars(ARMS["scipy"]), "missing": lambda: None, "prepare": wrong}))
+    result = measure.measure(case, workloads, limits, ["reference", "scipy"], lambda line: None)
+    assert list(result.arms) == ["reference"]
+    assert result.skipped == {"scipy": "DisagreementError: the field differs"}
+    monkeypatch.setitem(ARMS, "reference", Arm(**{**vars(ARMS["reference"]), "prepare": wrong}))
+    with pytest.raises(DisagreementError, match="the field differs"):
+        measure.measure(case, workloads, limits, ["reference"], lambda line: None)
+
+
+def test_a_case_stops_making_arms_ready_when_its_time_is_up(workloads: Workloads):
+    case, limits = Case("solve", "random", 3, (16, 16), 5, 1, rtol=1e-3), measure.Limits(case_seconds=-1.0)
+    result = measure.measure(case, workloads, limits, ["reference"], lambda line: None)
+    assert not result.arms
+    assert "are up" in result.skipped["reference"]
 
 
 def test_a_missing_peer_is_named_and_the_others_are_measured(workloads: Workloads, monkeypatch: pytest.MonkeyPatch):

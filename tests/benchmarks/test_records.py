@@ -28,7 +28,7 @@ def row(case: Case, arm: str, peer: bool, ms: float, run: str = "2026-01-01T00:0
 
 
 CASE = solve("random", 64, 2, 1e-5)
-KEY = ("solve", "random", 2, "128x3", 64, 1e-5, None, 2)
+KEY = ("solve", "random", 2, "128x3", 64, 1e-5, None, 2, "cpu")
 FASTER = Target("solve", "random", 2, "128x3", 64, 3.0)
 
 

@@ -52,6 +52,7 @@ def test_values_far_out(engine, device, supported, dtype):
     for activation in ("silu", "softplus", "tanh"):
         network = Network(2, (16, 16), activation)
         model = network.build(dtype).to(device)
+        supported(model, Job("field"))
         x = states(50, 2, dtype) * torch.logspace(0, 6, 50, dtype=dtype)[:, None]
         t = torch.full((50,), 1.0, dtype=dtype)
         phi, gradient = engine.field(model, x.to(device), t.to(device))

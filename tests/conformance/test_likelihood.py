@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tolerances import TOLERANCES, assert_rows_close, assert_same, assert_same_rows
+from tolerances import TOLERANCES, assert_rows_close, assert_same, assert_same_rows, job_for
 from zoo import DTYPES, SMALL, ZOO, Network, states
 
 import vapo_fast as vf
@@ -20,7 +20,7 @@ def signs(n, m, dimension, dtype):
 
 
 def trace(engine, device, supported, model, x0, t0, t1, options, probes):
-    job = Job("solve_with_trace", solve=options)
+    job = job_for(engine, "solve_with_trace", solve=options)
     supported(model, job)
     probes = None if probes is None else probes.to(device)
     solution, integrals = engine.solve_with_trace(model.to(device), x0.to(device), t0, t1, job, probes)

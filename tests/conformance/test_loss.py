@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tolerances import TOLERANCES, assert_same
+from tolerances import TOLERANCES, assert_same, job_for
 from zoo import DTYPES, PATHS, SMALL, ZOO, Network, states, times
 
 from vapo_fast.engines import Batch, Job, LossOptions, ReferenceEngine
@@ -22,7 +22,7 @@ def batch_for(network, rows, dtype):
 
 
 def compute(engine, device, supported, model, batch, options):
-    job = Job("loss_and_grads", loss=options)
+    job = job_for(engine, "loss_and_grads", loss=options)
     supported(model, job)
     result = engine.loss_and_grads(model.to(device), Batch(*(part.to(device) for part in batch)), job)
     model.cpu()

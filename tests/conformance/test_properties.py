@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tolerances import BITWISE, assert_same, assert_same_rows
+from tolerances import BITWISE, assert_same, assert_same_rows, job_for
 from zoo import DTYPES, PATHS, SMALL, Network, states, times
 
 import vapo_fast as vf
@@ -43,7 +43,7 @@ def test_solve_does_not_see_the_batch(engine, device, supported, network, method
     adaptive = method != "rk4"
     end = model.homotopy.t1
     options = SolveOptions(method, rtol=1e-4, t_eval=(0.4 * end, end)) if adaptive else SolveOptions(method, steps=5)
-    job = Job("solve", solve=options)
+    job = job_for(engine, "solve", solve=options)
     supported(model, job)
     x0 = states(131, network.dimension, torch.float32).to(device)
     whole = engine.solve(model, x0, 0.0, end, job)
@@ -63,17 +63,16 @@ def _rows(value, part):
 def test_sample_does_not_see_the_split(engine, device, supported, sizes):
     model = SMALL[0].build(torch.float32).to(device)
     supported(model, Job("solve"))
-    draws = [
-        vf.sample(model, 50, rtol=1e-4, batch_size=size, engine=engine.name, return_solution=True) for size in sizes
-    ]
+    options = {
+        "rtol": 1e-4,
+        "engine": engine.name,
+        "precision": job_for(engine, "solve").precision,
+        "return_solution": True,
+    }
+    draws = [vf.sample(model, 50, batch_size=size, **options) for size in sizes]
     for other in draws[1:]:
         assert_same_rows(engine, other, draws[0], slice(None))
-    assert_same_rows(
-        engine,
-        vf.sample(model, 20, rtol=1e-4, engine=engine.name, return_solution=True),
-        _first(draws[0], 20),
-        slice(None),
-    )
+    assert_same_rows(engine, vf.sample(model, 20, **options), _first(draws[0], 20), slice(None))
 
 
 def _first(solution, rows):
@@ -86,28 +85,30 @@ def everything(engine, device, dtype=torch.float32):
     x, t = states(150, 3, dtype).to(device), times(150, PATHS["data"], dtype).to(device)
     numbers = list(engine.field(model, x, t))
     for options in (SolveOptions("dopri5", rtol=1e-3, t_eval=(1.0, 2.0)), SolveOptions("heun", steps=3, t_eval=(2.0,))):
-        solution = engine.solve(model, x, 0.0, 2.0, Job("solve", solve=options))
+        solution = engine.solve(model, x, 0.0, 2.0, job_for(engine, "solve", solve=options))
         numbers += [value for value in vars(solution).values() if isinstance(value, torch.Tensor)]
     for probes in (None, states(150, 6, dtype).reshape(150, 2, 3).to(device)):
-        job = Job("solve_with_trace", solve=SolveOptions("bosh3", rtol=1e-2))
+        job = job_for(engine, "solve_with_trace", solve=SolveOptions("bosh3", rtol=1e-2))
         solution, integrals = engine.solve_with_trace(model, x, 2.0, 0.0, job, probes)
         numbers += [solution.x, solution.nfe, integrals]
     for estimator in ("velocity", "covariance"):
-        job = Job("loss_and_grads", loss=LossOptions(estimator))
+        job = job_for(engine, "loss_and_grads", loss=LossOptions(estimator))
         result = engine.loss_and_grads(model, Batch(x, t.clamp_max(2.0), x.flip(0)), job)
         numbers += [*result.loss, *result.grads.values()]
     return [number.cpu() for number in numbers]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_repetition_gives_the_same_bits(engine, device, dtype):
+def test_repetition_gives_the_same_bits(engine, device, supported, dtype):
+    supported(SMALL[0].build(dtype), Job("field"))
     first, second = everything(engine, device, dtype), everything(engine, device, dtype)
     for i, (a, b) in enumerate(zip(first, second, strict=True)):
         assert torch.equal(a, b), i
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_threads_change_nothing(engine, device, dtype):
+def test_threads_change_nothing(engine, device, supported, dtype):
+    supported(SMALL[0].build(dtype), Job("field"))
     results = []
     # Small tensors on more threads than processors cost a library that waits for its threads a hundredfold.
     for threads in (1, 2, 3, 7) if engine.name in BITWISE else (1, 2):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tolerances import TOLERANCES, assert_rows_close, assert_same_counts, assert_same_rows
+from tolerances import TOLERANCES, assert_rows_close, assert_same_counts, assert_same_rows, job_for
 from zoo import DTYPES, SMALL, ZOO, Network, states
 
 from vapo_fast import ode
@@ -24,7 +24,7 @@ def name(options):
 
 
 def solve(engine, device, supported, model, x0, t0, t1, options):
-    job = Job("solve", solve=options)
+    job = job_for(engine, "solve", solve=options)
     supported(model, job)
     solution = engine.solve(model.to(device), x0.to(device), t0, t1, job)
     model.cpu()

@@ -8,12 +8,13 @@ shows over the zoo in that dtype.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vapo_fast.engines import Engine
+from vapo_fast.engines import Engine, Job
+from vapo_fast.engines.base import JobKind
 from vapo_fast.homotopy import expand_time
 from vapo_fast.ode import Solution
 from vapo_fast.potentials import MLPPotential
@@ -85,6 +86,11 @@ ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-13}
 
 BITWISE = ("native", "triton")
 """Engines whose rows have the same bits in any batch and on any number of threads."""
+
+
+def job_for(engine: Engine, kind: JobKind, **options: Any) -> Job:
+    """A job in the arithmetic of these tables: what "auto" chooses on CUDA at a loose tolerance may be less."""
+    return Job(kind, "float32" if engine.name == "triton" else "auto", **options)
 
 
 def field_scales(model: MLPPotential, x: Tensor, t: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ def _quiet() -> Iterator[None]:
 
 @pytest.fixture
 def packed(device) -> Callable[..., tuple[PackedMlp, Program]]:
-    """A model, on the device, as the kernels read it, and how to launch them: tiles of so many rows, so many at once."""
+    """A model on the device, as the kernels read it, and how to launch them: rows of a tile, and how many programs."""
     from vapo_fast.kernels.launch import Program
     from vapo_fast.kernels.mlp import PackedMlp
     from vapo_fast.kernels.shapes import Tile

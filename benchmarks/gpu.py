@@ -1,0 +1,271 @@
+"""Everything that needs a CUDA device, one step after the other, each with a limit on its time, in under nine minutes.
+
+    python -m benchmarks.gpu              # what `make gpu` runs; --help lists the options
+    python -m benchmarks.gpu --out DIR    # leave the results and the logs in DIR instead of benchmarks/results
+
+The facts that a profiler tells and conformance come first; without the latter no speed is measured. Nothing is
+installed or built, and no network is used: any Python with torch for CUDA, triton, pytest and the package's small
+dependencies will do. Where vapo_fast is not installed in it, the steps get a folder of links that looks as if it were
+(kernels/ is the package ``vapo_fast.kernels``). Peers that are missing are named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SUMMARY = "on a CUDA device: conformance, sanitizer, benchmarks and rooflines, in under nine minutes"
+PASSED, FAILED, LEFT_OUT = "passed", "FAILED", "left out"
+# What a sanitizer says of a device that it cannot attach to, some virtual machines' for instance.
+_NO_SANITIZER = ("Device not supported", "Unable to initialize", "not supported on this")
+_SANITIZER_ERROR = 86
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command with its limit; ``needed``: without it the steps that measure are left out."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: float
+    needed: bool = False
+    measures: bool = False
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a step ended."""
+
+    step: Step
+    state: str
+    seconds: float
+    said: str
+
+
+def steps(python: str, csv: Path, roofline_csv: Path, cache: Path, docs: Path | None, scale: float) -> list[Step]:
+    """What is run, in order; ``scale`` stretches the limits."""
+    run = (python, "-m", "benchmarks")
+    files = ("--csv", str(csv), "--roofline-csv", str(roofline_csv), "--cache", str(cache))
+    sanitizer = shutil.which("compute-sanitizer")
+    limits = {name: scale * seconds for name, seconds in SECONDS.items()}
+    measuring = ("--rounds", "5", "--round-seconds", "0.03", "--run-seconds", "2", "--case-seconds", "60")
+    budget = ("--budget-seconds", f"{limits['benchmarks'] - 60 * scale:g}")
+    found = [
+        Step("device", (python, "-c", _DEVICE), limits["device"], needed=True),
+        Step(
+            "facts",
+            (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/engines/test_triton_cuda.py"),
+            limits["facts"],
+        ),
+        Step(
+            "conformance",
+            (*run, "gate", "--gate", "cuda", "--cache", str(cache)),
+            limits["conformance"],
+            needed=True,
+        ),
+        Step(
+            "sanitizer",
+            (
+                sanitizer or "compute-sanitizer",
+                *("--tool", "memcheck", "--error-exitcode", str(_SANITIZER_ERROR)),
+                *(python, "-P", str(ROOT / "benchmarks" / "sanitize_case.py")),
+            ),
+            limits["sanitizer"],
+            missing="" if sanitizer else "compute-sanitizer is not on the PATH",
+        ),
+        Step(
+            "benchmarks",
+            (*run, "run", "--device", "cuda", "--select", "gpu", *measuring, *budget, *files),
+            limits["benchmarks"],
+            measures=True,
+        ),
+        Step("roofline", (*run, "roofline", "--device", "cuda", *files), limits["roofline"], measures=True),
+    ]
+    if docs is not None:
+        found.append(Step("report", (*run, "report", *files, "--docs", str(docs)), limits["report"], measures=True))
+    return found
+
+
+SECONDS = {
+    "device": 40,
+    "facts": 60,
+    "conformance": 150,
+    "sanitizer": 45,
+    "benchmarks": 300,
+    "roofline": 60,
+    "report": 30,
+}
+"""Limits; the whole is held to `TOTAL` as well: a step gets what the steps before it left."""
+TOTAL = 530.0
+
+_DEVICE = """
+import sys, torch
+if not torch.cuda.is_available():
+    sys.exit(f"torch {torch.__version__} finds no CUDA device")
+import vapo_fast.kernels
+from vapo_fast import engines
+from benchmarks.devices import accelerator
+one = accelerator("cuda")
+print(f"{one.accelerator}, driver {one.driver}, torch {torch.__version__}, triton {one.triton}")
+print(f"engine triton: {engines()['triton']}")
+sys.exit(engines()["triton"] != "usable")
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the steps; 0 if none failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=SUMMARY)
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `run`."""
+    parser.add_argument("--python", default=sys.executable, help="interpreter of the steps (default: this one)")
+    parser.add_argument("--out", type=Path, help="folder for results and logs; the tree's own files stay as they are")
+    parser.add_argument(
+        "--cache", type=Path, default=ROOT / "out" / "benchmarks", help="as of python -m benchmarks run"
+    )
+    parser.add_argument("--only", action="append", default=[], choices=list(SECONDS), help="only these steps")
+    parser.add_argument("--scale", type=float, default=1.0, help="stretch every limit, for a slower device")
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the steps and print how they ended."""
+    results = ROOT / "benchmarks" / "results" if options.out is None else options.out.resolve()
+    logs = ROOT / "out" / "gpu" if options.out is None else results
+    for folder in (results, logs):
+        folder.mkdir(parents=True, exist_ok=True)
+    docs = ROOT / "docs" / "benchmarks.md" if options.out is None else None
+    todo = steps(
+        options.python, results / "bench.csv", results / "roofline.csv", options.cache.resolve(), docs, options.scale
+    )
+    todo = [step for step in todo if not options.only or step.name in options.only]
+    environment = environment_for(options.python)
+    ended = run_steps(todo, lambda step, seconds: execute(step, seconds, environment, logs), TOTAL * options.scale)
+    text = summary(ended)
+    (logs / "summary.txt").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\nlogs: {logs}")
+    return int(any(one.state == FAILED for one in ended))
+
+
+def run_steps(todo: Sequence[Step], do: Callable[[Step, float], Result], total: float) -> list[Result]:
+    """Do the steps in order; those that measure only if nothing that is needed failed, and all within ``total``."""
+    ended: list[Result] = []
+    begin = time.monotonic()
+    for step in todo:
+        broken = next((one.step.name for one in ended if one.step.needed and one.state != PASSED), "")
+        left = total - (time.monotonic() - begin)
+        if broken and (step.measures or broken == "device"):
+            ended.append(Result(step, LEFT_OUT, 0.0, f"{broken} did not pass"))
+        elif step.missing:
+            ended.append(Result(step, LEFT_OUT, 0.0, step.missing))
+        elif left < 5.0:
+            ended.append(Result(step, LEFT_OUT, 0.0, "no time left"))
+        else:
+            print(f"== {step.name} (at most {min(step.seconds, left):.0f} s)", flush=True)
+            ended.append(do(step, min(step.seconds, left)))
+            one = ended[-1]
+            print(f"== {step.name}: {one.state}, {one.seconds:.0f} s; {one.said}", flush=True)
+    return ended
+
+
+def execute(step: Step, seconds: float, environment: dict[str, str], logs: Path) -> Result:
+    """Run a step's command, its output shown and kept in ``logs``; past the limit it and its children are ended."""
+    begin, path = time.monotonic(), logs / f"{step.name}.log"
+    with path.open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            step.command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code: int | None = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            # Its group is its own session: workers and compilers that it left go with it.
+            _end_group(process)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    print(text, flush=True)
+    state, said = judge(step, code, text)
+    return Result(step, state, time.monotonic() - begin, said)
+
+
+def judge(step: Step, code: int | None, text: str) -> tuple[str, str]:
+    """How a step ended, and its last line."""
+    lines = [line.strip("= ") for line in text.splitlines() if line.strip("= ")]
+    said = lines[-1] if lines else ""
+    if code is None:
+        return FAILED, f"over its time; {said}"
+    if step.name == "sanitizer":
+        said = next((line for line in reversed(lines) if "ERROR SUMMARY" in line), said)
+        if code and code != _SANITIZER_ERROR and any(sign in text for sign in _NO_SANITIZER):
+            return LEFT_OUT, "compute-sanitizer cannot work on this device"
+    if step.name == "facts" and code == 0 and " passed" not in said:
+        return FAILED, f"nothing was tested: {said}"
+    return (PASSED, said) if code == 0 else (FAILED, f"status {code}; {said}")
+
+
+def summary(ended: Sequence[Result]) -> str:
+    """A line for each step."""
+    lines = [f"{one.step.name:12} {one.state:9} {one.seconds:5.0f} s  {one.said}" for one in ended]
+    return "\n".join([*lines, f"{'in all':12} {'':9} {sum(one.seconds for one in ended):5.0f} s"])
+
+
+def environment_for(python: str) -> dict[str, str]:
+    """Variables of the steps: where vapo_fast is not installed, a path on which it is found."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if not installed(python):
+        # Without -P the current folder, whose vapo_fast has no kernels in it, would come first.
+        kept = [environment["PYTHONPATH"]] if environment.get("PYTHONPATH") else []
+        environment["PYTHONPATH"] = os.pathsep.join([str(linked(ROOT / "build" / "linked")), str(ROOT), *kept])
+        environment["PYTHONSAFEPATH"] = "1"
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment
+
+
+def installed(python: str) -> bool:
+    """Whether an interpreter has this tree's vapo_fast, kernels included."""
+    code = "import vapo_fast.kernels as k, pathlib; print(pathlib.Path(k.__file__).resolve().parent)"
+    done = subprocess.run(
+        [python, "-P", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    return done.returncode == 0 and Path(done.stdout.strip() or "/") == ROOT / "kernels"
+
+
+def linked(folder: Path) -> Path:
+    """A folder with a package vapo_fast made of links to the tree's files, kernels/ among them."""
+    package = folder / "vapo_fast"
+    shutil.rmtree(folder, ignore_errors=True)
+    package.mkdir(parents=True)
+    for entry in (ROOT / "vapo_fast").iterdir():
+        if entry.name != "__pycache__":
+            (package / entry.name).symlink_to(entry)
+    (package / "kernels").symlink_to(ROOT / "kernels")
+    return folder
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    for signal_ in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, signal_)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+if __name__ == "__main__":
+    sys.exit(main())

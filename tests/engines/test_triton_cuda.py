@@ -1,0 +1,156 @@
+"""What only a CUDA device shows of the Triton engine: launches, waits, graphs; skipped without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import vapo_fast as vf
+from vapo_fast.batches import Batch
+from vapo_fast.callbacks import Callback
+from vapo_fast.engines import Job, choose
+from vapo_fast.ode import SolveOptions
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+
+CUDA = torch.device("cuda")
+
+
+def potential(dimension: int = 2, widths: tuple[int, ...] = (128, 128, 128)) -> vf.MLPPotential:
+    torch.manual_seed(0)
+    model = vf.MLPPotential((dimension,), vf.DataHomotopy(), widths)
+    torch.nn.init.normal_(model.output.weight, std=0.1)
+    return model.to(CUDA).eval()
+
+
+def engine_for(model: vf.MLPPotential, job: Job):
+    return choose("triton", model, CUDA, torch.float32, job)
+
+
+def kernels(call: Callable[[], object]) -> list[str]:
+    """Names of the kernels that a call runs on the device, copies and fills of memory left out."""
+    from torch.profiler import ProfilerActivity, profile
+
+    names: list[str] = []
+    for _ in range(2):  # the first profile of a process may miss its first kernels
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            call()
+            torch.cuda.synchronize()
+        events = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        names = [event.name for event in events if not event.name.startswith(("Memcpy", "Memset"))]
+    if not names:
+        pytest.skip("the profiler sees no kernels on this machine")
+    return names
+
+
+@pytest.mark.parametrize("n", [1, 256, 20_000])
+@pytest.mark.parametrize(
+    "options", [SolveOptions(rtol=1e-5), SolveOptions("rk4", steps=8), SolveOptions(rtol=1e-4, t_eval=(1.0, 2.0))]
+)
+def test_a_solve_is_one_launch_of_the_solver(n: int, options: SolveOptions):
+    model, job = potential(), Job("solve", solve=options)
+    engine = engine_for(model, job)
+    x0 = torch.randn(n, 2, device=CUDA)
+    end = model.homotopy.t1
+    engine.solve(model, x0, 0.0, end, job)  # compiled, and its precision chosen
+    names = kernels(lambda: engine.solve(model, x0, 0.0, end, job))
+    assert sum(name.startswith("_solve") for name in names) == 1, names
+    assert not any(name.startswith(("_step", "_field")) for name in names), names
+    # Packing the weights, clearing the queue and what else is done once: none of it grows with the steps.
+    assert len(names) < 16, names
+
+
+def _refusing_to_wait(call: Callable[[], object]) -> None:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.parametrize("trace", [False, True])
+@pytest.mark.parametrize("options", [SolveOptions(rtol=1e-5), SolveOptions("rk4", steps=8)])
+def test_a_solve_never_waits_for_the_device(options: SolveOptions, trace: bool):
+    model = potential(3, (33, 16))
+    job = Job("solve_with_trace" if trace else "solve", solve=options)
+    engine = engine_for(model, job)
+    x0, end = torch.randn(300, 3, device=CUDA), model.homotopy.t1
+
+    def call() -> None:
+        if trace:
+            engine.solve_with_trace(model, x0, end, 0.0, job, None)
+        else:
+            engine.solve(model, x0, 0.0, end, job)
+
+    call()
+    _refusing_to_wait(call)
+
+
+def test_fields_and_losses_never_wait_for_the_device():
+    model = potential(3, (33, 16))
+    x, noise = torch.randn(2, 300, 3, device=CUDA)
+    t = torch.linspace(0.1, 3.0, 300, device=CUDA)
+    job = Job("loss_and_grads")
+    engine = engine_for(model, job)
+
+    def call() -> None:
+        engine.field(model, x, t)
+        engine.loss_and_grads(model, Batch(x, t, noise), job)
+
+    call()
+    _refusing_to_wait(call)
+
+
+def test_waiting_is_noticed():
+    """The tests above would fail if an engine waited."""
+    x = torch.ones(3, device=CUDA)
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        _refusing_to_wait(lambda: float(x.sum()))
+
+
+def test_many_samples_in_one_call():
+    model = potential()
+    solution = vf.sample(model, 100_000, return_solution=True)
+    assert solution.engine == "triton"
+    assert solution.x.shape == (100_000, 2)
+    assert bool(solution.success.all())
+    assert bool(torch.isfinite(solution.x).all())
+    # A sample does not see its batch, and the reference finds the same.
+    few = vf.sample(model, 500)
+    assert torch.equal(few, solution.x[:500])
+    reference = vf.sample(model, 500, engine="reference")
+    assert float((few - reference).abs().max()) < 1e-3
+
+
+def test_auto_takes_this_engine():
+    model = potential()
+    assert vf.sample(model, 64, return_solution=True).engine == "triton"
+    assert vf.Trainer(model).engine.name == "triton"
+
+
+class Curve(Callback):
+    def __init__(self):
+        self.values: list[tuple[float, float]] = []
+
+    def on_step_end(self, trainer, step, metrics):
+        if metrics is not None:
+            self.values.append((metrics.loss, abs(metrics.linear) + metrics.quadratic))
+
+
+def test_training_follows_the_reference():
+    """Past the steps before the graph is recorded, where the loss is that of the replays."""
+    data = vf.data.load("8gaussians", n=4000).tensor().to(CUDA)
+    curves = []
+    for name in ("triton", "reference"):
+        torch.manual_seed(1)
+        model = vf.MLPPotential((2,), vf.DataHomotopy(), (32, 32)).to(CUDA)
+        trainer = vf.Trainer(model, batch_size=256, engine=name, schedule="constant", log_every=10)
+        curve = Curve()
+        trainer.fit(data, 100, callbacks=(curve,))
+        curves.append(curve.values)
+    for (ours, scale), (theirs, _) in zip(*curves, strict=True):
+        assert abs(ours - theirs) <= 1e-3 * scale
