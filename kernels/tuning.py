@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import statistics
@@ -27,21 +28,29 @@ MEASURED: dict[tuple[str, Network, str], Tile] = {}
 INTERPRETED = Tile(64, 64, 64, 64, "ieee", 4, 1)
 """For Triton's interpreter, whose time goes by the number of operations and not by their size."""
 
-# By what compiles without spilling inside the loops (tests/kernels/limits.csv), widest products first.
-_BY_RULE: dict[int, dict[str, Tile]] = {
-    90: {
-        "ieee": Tile(64, 64, 16, 64, "ieee", 8, 2),
-        "tf32x3": Tile(64, 64, 32, 64, "tf32x3", 4, 2),
-        "tf32": Tile(64, 64, 32, 64, "tf32", 4, 3),
-        "bf16": Tile(64, 64, 32, 64, "bf16", 4, 3),
-    },
-    80: {
-        "ieee": Tile(64, 64, 16, 64, "ieee", 8, 2),
-        "tf32x3": Tile(64, 64, 32, 64, "tf32x3", 8, 2),
-        "tf32": Tile(64, 64, 32, 64, "tf32", 8, 2),
-        "bf16": Tile(64, 64, 32, 64, "bf16", 8, 2),
-    },
+# By what compiles without spills inside the product loops, and with few instructions for a multiply-add there
+# (benchmarks/results/offline_tiles.csv; docs/notes/performance.md): no device has been measured. WARPGROUPS is for
+# compute capability 9 and 10, whose matrix instructions take four warps together and their operands from shared memory;
+# WARPS for all others. Wide networks have the columns for a larger tile, which reads the weights half as often.
+_WARPGROUPS = {
+    "ieee": Tile(64, 128, 32, 64, "ieee", 8, 2),
+    "tf32x3": Tile(64, 64, 32, 64, "tf32x3", 4, 2),
+    "tf32": Tile(64, 64, 32, 64, "tf32", 4, 2),
+    "bf16": Tile(64, 64, 32, 64, "bf16", 4, 2),
 }
+_WARPGROUPS_WIDE = {
+    "ieee": Tile(64, 128, 32, 64, "ieee", 8, 2),
+    "tf32x3": Tile(128, 128, 32, 64, "tf32x3", 8, 2),
+    "tf32": Tile(128, 128, 32, 64, "tf32", 8, 2),
+    "bf16": Tile(128, 128, 32, 64, "bf16", 8, 2),
+}
+_WARPS = {
+    "ieee": Tile(64, 128, 32, 64, "ieee", 8, 2),
+    "tf32x3": Tile(64, 64, 32, 64, "tf32x3", 8, 2),
+    "tf32": Tile(64, 64, 32, 64, "tf32", 8, 2),
+    "bf16": Tile(64, 64, 32, 64, "bf16", 8, 2),
+}
+_WIDE = 256
 _CANDIDATES = tuple(
     (rows, n, k, warps, stages)
     for rows, warps in ((64, 4), (64, 8), (128, 8))
@@ -67,7 +76,10 @@ def tile_for(network: Network, precision: str, device: torch.device) -> Tile:
 
 def rule(network: Network, precision: str, capability: tuple[int, int]) -> Tile:
     """The tile by rule, for a device of this compute capability (from 8.0)."""
-    return _fitted(_BY_RULE[90 if capability >= (9, 0) else 80][precision], network)
+    table = _WARPS
+    if capability[0] in (9, 10):
+        table = _WARPGROUPS_WIDE if max(network[1]) >= _WIDE else _WARPGROUPS
+    return _fitted(table[precision], network)
 
 
 def candidates(network: Network, precision: str) -> list[Tile]:
@@ -125,10 +137,17 @@ def _file() -> Path:
 
 
 def _remembered() -> dict[str, dict[str, int | str]]:
+    path = _file()
     try:
-        kept = json.loads(_file().read_text(encoding="utf-8"))
+        return dict(_read(path, path.stat().st_mtime_ns))
     except (OSError, ValueError):
         return {}
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: Path, changed: int) -> dict[str, dict[str, int | str]]:
+    """The file, read again only when it has changed: a choice is made before every job."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
     return kept if isinstance(kept, dict) else {}
 
 

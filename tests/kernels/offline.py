@@ -101,7 +101,7 @@ class Figures:
         shared: bytes of a program.
         narrow: products in 32 bits that a size, a stride or a program's number goes into, and that may overflow.
         matrix, loop: matrix instructions (without tensor cores: multiply-adds) and all instructions in the
-            shortest of those loops that have most.
+            longest of those loops.
         instructions: of the whole kernel.
     """
 
@@ -305,8 +305,9 @@ def measure(case: Case, tile: Tile | None = None) -> Figures:
         resources = _cuobjdump("-res-usage", file.name)
         assembly = _cuobjdump("-sass", file.name)
     loops = list(_product_loops(assembly))
-    most = max(map(_matrix, loops), default=0)
-    densest = min((loop for loop in loops if _matrix(loop) == most), key=len, default=[])
+    # Where a product has a single step, its loop is the one around, with the activations: less dense.
+    most = max((_matrix(loop) / len(loop) for loop in loops), default=0.0)
+    densest = max((loop for loop in loops if _matrix(loop) > 0.5 * most * len(loop)), key=len, default=[])
     return Figures(
         registers=int(re.search(r"REG:(\d+)", resources)[1]),
         stack=int(re.search(r"STACK:(\d+)", resources)[1]),

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks, gpu
+from vapo_fast import _checks, gpu, noise
 from vapo_fast.batches import Batch
 from vapo_fast.engines._plain_mlp import unlike_a_plain_mlp, unlike_parameters_of_its_own
 from vapo_fast.engines._precision import Noise
-from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress
+from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress, choose
 from vapo_fast.engines.energy_loss import energy_loss_of
 from vapo_fast.homotopy import Time
 from vapo_fast.loss import EnergyLoss, Weight, loss_weight
@@ -213,6 +213,39 @@ class TritonEngine(Engine):
 
 TRITON = TritonEngine()
 """The registered engine."""
+
+
+def tune(model: MLPPotential, precision: str = "float32", n: int = 16_384) -> dict[str, float]:
+    """Time the field of a model with every tile that compiles here, and use the fastest from now on.
+
+    The choice is kept for this network's shape and this device in ``$VAPO_FAST_CACHE/tiles.json`` (default
+    ``~/.cache/vapo_fast``). Compiling the candidates takes a minute or two. Results change in the last bits.
+
+    Args:
+        model: on CUDA. precision: "float32", "tf32" or "bf16". n: samples of the timed batch.
+    Returns: milliseconds of each tile, fastest first.
+    Raises: UnsupportedJobError for a model that the engine does not take; RuntimeError if no tile runs.
+    """
+    from vapo_fast.kernels.field import field
+    from vapo_fast.kernels.launch import Program
+    from vapo_fast.kernels.mlp import PackedMlp
+    from vapo_fast.kernels.tuning import tune as fastest
+
+    weight = model.output.weight
+    choose("triton", model, weight.device, weight.dtype, Job("field", precision))
+    x = noise.normal(0, range(n), (math.prod(model.event_shape),), device=weight.device)
+    t = torch.full((n,), 0.5 * (model.homotopy.t0 + model.homotopy.t1), device=weight.device)
+
+    packed: dict[Tile, PackedMlp] = {}  # made before the timing starts
+
+    def run(tile: Tile) -> None:
+        if tile not in packed:
+            packed[tile] = PackedMlp(model, tile)
+        field(packed[tile], x, t, Program(tile, _programs(weight.device)))
+
+    network = (math.prod(model.event_shape), model.widths, model.fourier_features)
+    _, times = fastest(network, _KERNEL_PRECISIONS[precision], weight.device, run)
+    return {repr(tile): times[tile] for tile in sorted(times, key=times.__getitem__)}
 
 
 def energy_loss(
