@@ -32,24 +32,24 @@ class Gate:
 FULL = Gate("full")
 QUICK = Gate(
     "quick",
-    # Every engine that runs here, every job: fields of all shapes, solves with all methods and with failing rows,
-    # traces, losses with all weights; float32, which is what the benchmarks run.
-    "(test_field and test_zoo and float32) or (test_field and test_large and float32) "
-    "or (test_solve and test_methods and float32 and forward and d2) or (test_solve and test_failing and float32) "
-    "or (test_likelihood and test_methods and float32 and dopri5) "
-    "or (test_loss and test_estimators and float32 and d3) or test_frozen",
+    # Every engine that runs here, the kernels' interpreter among them, and every job: fields of all shapes, solves with
+    # all methods and with failing rows, traces, losses with all weights; in float32, which is what is measured.
+    "float32 and ((test_field and test_zoo) or (test_loss and test_estimators and d3) "
+    "or (test_solve and test_methods and (forward and d2 or interpreted and heun)) "
+    "or (test_solve and test_failing and not interpreted) "
+    "or (test_likelihood and test_methods and (dopri5-1 or interpreted and rk4)))",
 )
 """Under half a minute: what `make bench-quick` runs first."""
 CUDA = Gate(
     "cuda",
-    # Of each job a few shapes: every shape of a network is compiled anew, in seconds.
-    "triton and not float64 and ("
+    # Of each job a few shapes: for every shape of a network kernels are compiled, which takes seconds.
+    "triton and not interpreted and not float64 and ("
     "(test_field and (d2-16x16x16 or d64-128x128x128 or d512-33x16 or d2-7x7 or test_batch or test_large or test_bad)) "
-    "or (test_solve and (test_methods or test_max_steps or test_equal or test_event) and d2) "
-    "or (test_solve and (test_failing or test_many)) "
-    "or (test_likelihood and (test_methods or test_batch)) "
+    "or (test_solve and (test_methods or test_many or test_max_steps or test_equal or test_event) and d2) "
+    "or (test_solve and (test_failing or test_many or test_event)) "
+    "or (test_likelihood and ((test_methods and (dopri5 or rk4)) or test_batch)) "
     "or (test_loss and (test_estimators or test_untrained or test_frozen or test_new or test_large)) "
-    "or (test_properties and (test_repetition or test_outputs_are or test_solve_does)))",
+    "or (test_properties and (test_repetition or test_outputs_are or (test_solve_does and d2))))",
     "cuda",
 )
 """On a CUDA device in about two minutes: what the benchmarks there run first."""
