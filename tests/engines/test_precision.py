@@ -1,8 +1,12 @@
-"""The choice of arithmetic by tolerance, with made-up noise: what is measured on a device is tested there."""
+"""The Triton engine's choice of arithmetic by tolerance, with made-up noise, and the jobs that it refuses."""
+
+import warnings
 
 import pytest
 import torch
 
+import vapo_fast as vf
+from vapo_fast.engines import Job, LossOptions, TritonEngine
 from vapo_fast.engines._precision import Noise
 from vapo_fast.homotopy import DataHomotopy
 from vapo_fast.ode import SolveOptions
@@ -17,6 +21,10 @@ ERRORS = {"ieee": 0.0, "bf16": 1.2e-3, "tf32": 1.7e-4}
 def model():
     torch.manual_seed(0)
     return MLPPotential((16,), PATH, (8,))
+
+
+def mixture():
+    return vf.GaussianMixturePotential([1.0], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]], PATH)
 
 
 class Emulated:
@@ -85,3 +93,65 @@ def test_points_are_spread_along_the_path(model):
     kernel = PATH.kernel(t)
     expected = (kernel.alpha.square() + kernel.beta.square()).sqrt()
     assert float((x.square().mean(1).sqrt() / expected).mean()) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.fixture
+def engine():
+    engine = TritonEngine()
+    engine._noise = Noise(Emulated())
+    return engine
+
+
+@pytest.mark.parametrize(("rtol", "expected"), [(1e-3, "bf16"), (1e-4, "tf32"), (1e-5, "float32")])
+def test_the_engine_chooses_by_tolerance(engine, model, rtol, expected):
+    assert engine._precision(model, 0.0, PATH.t1, Job("solve", solve=SolveOptions(rtol=rtol))) == expected
+
+
+def test_forcing_a_noisier_one_is_warned_of(engine, model):
+    job = Job("solve", "tf32", solve=SolveOptions(rtol=1e-6))
+    with pytest.warns(UserWarning, match=r"precision='tf32' rounds .* times what rtol=1e-06 .* chooses 'float32'"):
+        assert engine._precision(model, 0.0, PATH.t1, job) == "tf32"
+
+
+@pytest.mark.parametrize(("precision", "rtol"), [("tf32", 1e-3), ("bf16", 1e-2), ("float32", 1e-6)])
+def test_forcing_one_that_is_good_enough_is_not(engine, model, precision, rtol):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        job = Job("solve", precision, solve=SolveOptions(rtol=rtol))
+        assert engine._precision(model, 0.0, PATH.t1, job) == precision
+
+
+def test_fixed_steps_have_no_tolerance_to_go_by(engine, model):
+    assert engine._precision(model, 0.0, PATH.t1, Job("solve", solve=SolveOptions("rk4", steps=4))) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.double(), "the model's dtype is torch.float64; this engine computes in float32"),
+        (lambda m: MLPPotential((513,), PATH, (8,)), "the model has 513 coordinates; this engine takes 512"),
+        (lambda m: MLPPotential((2,), PATH, (1025,)), "the model has a layer of 1025 units; this engine takes 1024"),
+        (lambda m: MLPPotential((2,), PATH, (4,) * 65), "the model has 65 hidden layers; this engine takes 64"),
+        (
+            lambda m: mixture().float(),
+            "the model is a GaussianMixturePotential; this engine knows the formulas of MLPPot",
+        ),
+    ],
+)
+def test_models_that_the_engine_does_not_take(model, change, message):
+    changed = change(model)
+    dtype = next(t for t in (*changed.parameters(), *changed.buffers()) if t.is_floating_point()).dtype
+    assert (
+        TritonEngine(device_type="cpu").supports(changed, torch.device("cpu"), dtype, Job("solve")).startswith(message)
+    )
+
+
+def test_models_elsewhere_and_other_precisions_are_refused(model):
+    engine = TritonEngine()
+    told = engine.supports(model, torch.device("cpu"), torch.float32, Job("solve"))
+    assert told == "the model is on cpu; this engine runs on CUDA"
+    cpu = TritonEngine(device_type="cpu")
+    assert "float64" in cpu.supports(model, torch.device("cpu"), torch.float32, Job("solve", "float64"))
+    loss = Job("loss_and_grads", loss=LossOptions("covariance", baseline=lambda x, t: x[:, 0]))
+    assert "baseline" in cpu.supports(model, torch.device("cpu"), torch.float32, loss)
+    assert cpu.supports(model, torch.device("cpu"), torch.float32, Job("solve")) is None
