@@ -280,7 +280,6 @@ class _DeferredStep:
         self._rate.fill_(rate)
         self._decay.fill_(decay)
         self._step.fill_(trainer.step)
-        trainer._updating = True
         if self._graph is None and self._eager_left == 0:
             self._capture(batch)
         if self._graph is None:
@@ -301,6 +300,7 @@ class _DeferredStep:
         failed = trainer._watch.update(self._step, torch.cat([terms[1:], norms]))
         if trainer.options.grad_clip is not None:
             clip_gradients(trainer.parameters, norm, trainer.options.grad_clip)
+        trainer._updating = True
         trainer.optimizer.found_inf = failed.to(torch.float32)  # type: ignore[attr-defined]
         trainer.optimizer.step()
         trainer._average.update(self._decay, (~failed).to(trainer.dtype))
@@ -326,6 +326,7 @@ class _DeferredStep:
             raise RuntimeError("no step has been captured")
         for place, part in zip(self._batch, batch, strict=True):
             place.copy_(part)
+        self._trainer._updating = True
         self._graph.replay()
         return self._values.clone()
 
