@@ -1,5 +1,6 @@
 # Two commands, each of which sets up all it needs:  make demo   make test
 # Variables:  TORCH=cpu | cuda | cu130 ...   PYTHON=python3.12   VENV=.venv   DEMO_ARGS=...   PYTEST_ARGS=...
+# On a machine with a GPU:  make gpu, or, where a Python with torch for CUDA is there already,  make gpu GPU_PYTHON=python3
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -69,8 +70,8 @@ sanitize: setup  ## the native tests under AddressSanitizer and UBSan; the threa
 bench: bench-setup  ## the benchmarks, through pytest-benchmark (10 minutes; all of it: PYTEST_ARGS=--bench-full)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(PYTEST_ARGS)
 
-bench-quick: bench-setup  ## one small case of every kind, in three minutes
-	$(BIN)/python -m benchmarks run --select quick --rounds 5 --round-seconds 0.05 $(BENCH_ARGS)
+bench-quick: bench-setup  ## one small case of every kind, after a part of the conformance suite, in three minutes
+	$(BIN)/python -m benchmarks run --select quick --rounds 5 --round-seconds 0.05 --case-seconds 30 --budget-seconds 140 $(BENCH_ARGS)
 
 bench-table: bench-setup  ## what native must show, measured in one run and held against its targets
 	$(BIN)/python -m benchmarks table $(BENCH_ARGS)
@@ -98,15 +99,16 @@ $(JAX_VENV)/.installed: benchmarks/peers/jax-constraints.txt
 	@touch $@
 
 # GPU_PYTHON: an interpreter that has torch for CUDA, triton and pytest; it is used as it is and nothing is installed.
-gpu:  ## on a CUDA machine, in nine minutes: conformance, sanitizer, benchmarks, rooflines (GPU_PYTHON=python3 GPU_ARGS=)
-ifdef GPU_PYTHON
-	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
+# GPU_PYTHON names an interpreter to use as it is; else the environment in VENV gets torch for CUDA and the peers.
+# GPU_ARGS="--out DIR" leaves results and logs in DIR; --only STEP runs some of it; python -m benchmarks.gpu --help.
+gpu:  ## on a CUDA machine: conformance, sanitizer, benchmarks in 9 minutes (GPU_PYTHON=python3: nothing is installed)
+ifneq ($(GPU_PYTHON),)
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 else
 	@$(MAKE) --no-print-directory on-device TORCH=$(if $(filter cpu,$(TORCH)),cuda,$(TORCH))
 endif
 
-on-device: setup
-	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else f"error: torch {torch.__version__} finds no CUDA device")'
+on-device: setup bench-peers
 	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
 
 clean:  ## remove what was built; the environment in VENV and out/ stay

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from benchmarks import conformance, records
-from benchmarks.cases import SELECTIONS, Case
-from benchmarks.measure import PRODUCT, CaseResult, Limits, default_cache, measure
+from benchmarks.cases import SELECTIONS, Case, on
+from benchmarks.devices import OURS
+from benchmarks.measure import CaseResult, Limits, arms_for, default_cache, measure
 from benchmarks.peers import ARMS
 from benchmarks.provenance import RESULTS, append
 from benchmarks.workloads import Workloads
@@ -49,7 +50,8 @@ class Kit:
     @cached_property
     def _conformance(self) -> str:
         try:
-            return conformance.require(self._cache)
+            device = self._config.getoption("--bench-device")
+            return conformance.require(self._cache, gate=conformance.FULL if device == "cpu" else conformance.CUDA)
         except conformance.ConformanceError as error:
             pytest.exit(f"error: {error}", returncode=1)
 
@@ -67,6 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bench-select", choices=list(SELECTIONS), default="default", help="which cases to measure")
     group.addoption("--bench-full", action="store_true", help="every axis: hours")
     group.addoption("--bench-threads", type=int, default=2, help="threads of the cases that do not vary them")
+    group.addoption("--bench-device", choices=list(OURS), default="cpu", help="what the cases run on")
     group.addoption("--bench-rounds", type=int, default=5, help="interleaved rounds, at least 5")
     group.addoption("--bench-cache", default=str(default_cache()), help="trained potentials and float64 solutions")
     group.addoption("--bench-csv", default=str(records.CSV), help="the results file")
@@ -77,9 +80,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         option = metafunc.config.getoption
         selection = "full" if option("--bench-full") else option("--bench-select")
         pairs = [
-            pytest.param(case, arm, id=f"{case.name}-{arm}".replace(" ", "_"))
-            for case in SELECTIONS[selection](option("--bench-threads"))
-            for arm in [name for name in ARMS if case.job in ARMS[name].jobs] + [PRODUCT] * (case.job == "field")
+            pytest.param(case, arm.name, id=f"{case.name}-{arm.name}".replace(" ", "_"))
+            for case in on(option("--bench-device"), SELECTIONS[selection](option("--bench-threads")))
+            for arm in arms_for(case, list(ARMS))
         ]
         metafunc.parametrize(("case", "arm"), pairs)
 

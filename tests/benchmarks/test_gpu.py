@@ -1,0 +1,409 @@
+"""What the kit does on CUDA, as far as it shows without: cases, targets, counts, files, and the driver's steps."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import cases, devices, gpu, measure, provenance, records, report, roofline
+from benchmarks.cases import SHAPES, Case, on, solve
+from benchmarks.devices import Accelerator
+from benchmarks.flops import field_flops, product_shapes
+from benchmarks.measure import PRODUCT, CaseResult, Error, Measured
+from benchmarks.peers import ARMS, compiled, jax_client
+from benchmarks.peers.base import Outcome, UnavailableError
+from benchmarks.plain_field import PlainField
+from benchmarks.targets import GPU_TARGETS, findings, key_of
+from benchmarks.workloads import Workloads
+
+H100 = Accelerator("H100", "580.1, CUDA 13.0", "3.6.0")
+
+
+def measured(arm: str, peer: bool, seconds: float, error: float | None = None, flops: int | None = None) -> Measured:
+    rounds = [seconds * scale for scale in (1.0, 1.1, 0.9, 1.0, 1.2)]
+    spread = None if error is None else Error(error, error, error)
+    return Measured(arm, peer, f"{arm} 1.0", rounds, 3, 0.5, 1.0, Outcome(precision="tf32x3"), spread, flops)
+
+
+def rows_of(case: Case, monkeypatch: pytest.MonkeyPatch, *arms: Measured) -> list[records.Record]:
+    monkeypatch.setattr(records, "accelerator", lambda device: H100 if device == "cuda" else Accelerator())
+    result = CaseResult(case, {one.arm: one for one in arms})
+    return records.records(result, "2026-01-01T00:00:00Z", "cuda gate: 9 passed")
+
+
+def test_a_case_on_cuda_is_another_case():
+    here = solve("random", 256, 2, 1e-5)
+    (there,) = on("cuda", [here])
+    assert there != here
+    assert (here.ours, there.ours) == ("native", "triton")
+    assert here.name == "solve random d2 128x3 n256 tol1e-05 2t"
+    assert there.name == "solve random d2 128x3 n256 tol1e-05 cuda"
+
+
+def test_arms_run_on_their_devices():
+    case = solve("random", 64, 2, 1e-5)
+    names = {device: {arm.name for arm in measure.arms_for(*on_one(device, case))} for device in ("cpu", "cuda")}
+    assert {"native", "native tol/10", "reference", "scipy", "torchdiffeq", "diffrax"} <= names["cpu"]
+    assert not {"triton", "torchdiffeq graphed"} & names["cpu"]
+    wanted = {"triton", "triton tol/10", "triton vf.sample", "reference", "diffrax", "diffrax vmap"}
+    wanted |= {f"{solver}{how}" for solver in ("torchdiffeq", "torchode") for how in ("", " compiled", " graphed")}
+    assert wanted <= names["cuda"]
+    assert not {"native", "scipy"} & names["cuda"]
+    loss = [arm.name for arm in measure.arms_for(*on_one("cuda", Case("loss", "random", *SHAPES[0], 64, 2)))]
+    assert loss == ["triton", "reference", "torch.compile", "torch.compile graphed", "jax jit"]
+    field = [arm.name for arm in measure.arms_for(*on_one("cuda", Case("field", "random", *SHAPES[0], 64, 2)))]
+    assert field[-1] == PRODUCT
+
+
+def on_one(device: str, case: Case) -> tuple[Case, list[str]]:
+    return on(device, [case])[0], list(ARMS)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_nothing_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (case,) = on("cuda", [solve("random", 4, 1, 1e-3)])
+    with pytest.raises(UnavailableError, match="no CUDA device"):
+        measure.measure(case, Workloads(tmp_path), measure.Limits(), ["reference"])
+    for arguments in (["run", "--device", "cuda", "--select", "gpu"], ["roofline", "--device", "cuda"]):
+        assert command.main([*arguments, "--cache", str(tmp_path), "--csv", str(tmp_path / "b.csv")]) == 1
+        assert "no CUDA device" in capsys.readouterr().err
+    assert command.main(["gate", "--gate", "cuda", "--cache", str(tmp_path)]) == 1
+    assert command.main(["run", "--device", "cuda", "--select", "gpu", "--list"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "field random d64 256x3 n65536 cuda"
+
+
+def test_events_time_a_call(monkeypatch: pytest.MonkeyPatch):
+    """From an idle device to the end of what was launched, in seconds."""
+    done: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            done.append("record")
+
+        def synchronize(self) -> None:
+            done.append("wait")
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 2.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("idle"))
+    assert devices.timer("cuda")(lambda: done.append("call")) == pytest.approx(2.5e-3)
+    assert done == ["idle", "record", "call", "record", "wait"]
+    assert 0.0 <= devices.timer("cpu")(lambda: None) < 1.0
+
+
+def test_every_gpu_target_has_a_case():
+    keys = {
+        (c.job, c.workload, c.dimension, records.hidden_name(c), c.n, c.rtol, c.steps, None, c.device)
+        for c in on("cuda", cases.gpu(2))
+    }
+    assert {key_of(target, 2) for target in GPU_TARGETS} == keys
+
+
+def test_gpu_targets_are_held_against_rows_of_the_gpu(monkeypatch: pytest.MonkeyPatch):
+    (case,) = on("cuda", [solve("random", 256, 2, 1e-5)])
+    arms = [measured("triton", False, 1e-4, 1e-6), measured("torchdiffeq", True, 6e-3, 1e-5)]
+    rows = rows_of(case, monkeypatch, *arms, measured("torchdiffeq graphed", True, 7e-4, 1e-5))
+    latest = records.latest(rows)
+    eager, best, *others = findings(latest, 7, GPU_TARGETS)  # the host's threads do not matter
+    assert (eager.passed, eager.against) == (True, "torchdiffeq")
+    assert eager.ratio == pytest.approx(60.0)
+    assert (best.passed, best.against) == (False, "torchdiffeq graphed")
+    assert best.ratio == pytest.approx(7.0)
+    assert all(one.passed is None for one in others)
+    assert not any(one.ratio for one in findings(latest, 2))  # none of it is the CPU's
+
+
+def test_rates_and_times_are_held_against_their_bounds(monkeypatch: pytest.MonkeyPatch):
+    shape = SHAPES[1]
+    field = on("cuda", [Case("field", "random", *shape, 65_536, 2)])[0]
+    flops = field_flops(65_536, *shape)
+    rate = [one for one in GPU_TARGETS if one.job == "field"]
+
+    def held(seconds: float, error: float):
+        arms = measured("triton", False, seconds, error, flops), measured(PRODUCT, False, flops / 50e12, None, flops)
+        return findings(records.latest(rows_of(field, monkeypatch, *arms)), 2, rate)
+
+    teraflops, share = held(flops / 66e12, 2e-6)
+    assert teraflops.ratio == pytest.approx(66.0)
+    assert share.ratio == pytest.approx(1.32)
+    assert teraflops.passed
+    assert share.passed
+    assert [one.passed for one in held(flops / 55e12, 2e-6)] == [False, False]
+    assert [one.passed for one in held(flops / 66e12, 4e-6)] == [False, False]  # too wrong
+    sample = on("cuda", [Case("sample", "eight", *SHAPES[0], 100_000, 2)])[0]
+    (target,) = [one for one in GPU_TARGETS if one.job == "sample"]
+    for seconds, passed in ((0.02, True), (0.04, False)):
+        rows = rows_of(sample, monkeypatch, measured("triton", False, seconds, 1e-6))
+        (found,) = findings(records.latest(rows), 2, [target])
+        assert found.passed is passed
+        text = report.targets_text([found])
+        assert "≤ 30 ms" in text
+        assert f"{1e3 * seconds:.3g} ms" in text
+
+
+def test_rows_name_the_device_and_files_from_before_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "bench.csv"
+    before = solve("random", 64, 2, 1e-5)
+    records.write(rows_of(before, monkeypatch, measured("native", False, 1e-3, 1e-6)), path)
+    # As a file was when there were no columns for the device.
+    new = ("device", "accelerator", "driver", "triton", "precision")
+    lines = path.read_bytes().decode().split("\r\n")
+    path.write_bytes("\r\n".join([",".join(line.split(",")[: -len(new)]) for line in lines[:-1]] + [""]).encode())
+    assert not lines[1].endswith("5,,,,")
+    old = path.read_bytes().decode().split("\r\n")[1]
+    assert records.load(path)[0].device == "cpu"
+    records.write(rows_of(on("cuda", [before])[0], monkeypatch, measured("triton", False, 1e-4, 1e-6)), path)
+    after = path.read_bytes().decode().split("\r\n")
+    assert after[0].endswith(",".join(new))
+    assert after[1] == old  # nothing that was measured is touched
+    first, second = records.load(path)
+    assert (first.device, first.ours, first.accelerator) == ("cpu", "native", "")
+    assert (second.device, second.ours, second.precision) == ("cuda", "triton", "tf32x3")
+    assert (second.accelerator, second.driver, second.triton) == ("H100", "580.1, CUDA 13.0", "3.6.0")
+    assert len(records.latest([first, second])) == 2
+    with pytest.raises(ValueError, match="other columns"):
+        provenance.append_rows(path, ("something", "else"), [])
+
+
+def test_results_of_another_machine_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mine, theirs = tmp_path / "bench.csv", tmp_path / "out" / "bench.csv"
+    case = solve("random", 64, 2, 1e-5)
+    records.write(rows_of(case, monkeypatch, measured("native", False, 1e-3, 1e-6)), mine)
+    monkeypatch.setenv("VAPO_FAST_COMMIT", "abc1234")
+    provenance.commit.cache_clear()
+    records.write(rows_of(on("cuda", [case])[0], monkeypatch, measured("triton", False, 1e-4, 1e-6)), theirs)
+    monkeypatch.delenv("VAPO_FAST_COMMIT")
+    provenance.commit.cache_clear()
+    assert command.main(["merge", str(theirs), "--csv", str(mine)]) == 0
+    first, second = records.load(mine)
+    assert (first.device, second.device, second.commit) == ("cpu", "cuda", "abc1234")
+    assert records.load(theirs) == [second]
+
+
+def test_the_report_has_the_gpus_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = []
+    for rtol in (1e-3, 1e-5):
+        (case,) = on("cuda", [solve("random", 256, 2, rtol)])
+        arms = measured("triton", False, 1e-4, 10 * rtol), measured("torchdiffeq", True, 8e-3, 20 * rtol)
+        rows += rows_of(case, monkeypatch, *arms)
+    monkeypatch.setattr(roofline, "accelerator", lambda device: H100)
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"{report.BEGIN}\n{report.END}\n")
+    written = report.write(rows, page, None, [roof()])
+    text = page.read_text()
+    for part in ("## Targets on a GPU", "80.00×", "H100, driver 580.1", "triton 3.6.0", "time / triton's", ", CUDA"):
+        assert part in text
+    assert "## Rooflines" in text
+    assert "| _field" in text
+    assert [path.name for path in written if path.suffix == ".svg"] == ["benchmark_random_d2_128x3_n256_cuda.svg"]
+
+
+TOPS = roofline.Peaks(50.0, 400.0, 800.0, 6000.0, 3000.0)
+TILE = SimpleNamespace(rows=64, block_n=64, block_k=32, warps=4, stages=2, precision="tf32x3")
+
+
+def roof(**more: object) -> roofline.Roof:
+    (case,) = on("cuda", [Case("field", "random", *SHAPES[1], 65_536, 2)])
+    launch = roofline.Launch("_field", TILE, 264)
+    one = roofline.row("2026-01-01T00:00:00Z", case, launch, 1, 1e-3, "profiler", TOPS, 6 * 10**10, 3 * 10**9, 10**7)
+    given = {**vars(one), "accelerator": "H100", "date": "2026-01-01", "commit": "abc", "torch": "2.11"}
+    return roofline.Roof(**{**given, **more})
+
+
+def test_a_roofs_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(roofline, "accelerator", lambda device: H100)
+    one = roof()
+    assert one.tflops == pytest.approx(60.0)
+    assert one.share == pytest.approx(60.0 / (400.0 / 3.0))  # three TF32 products for one
+    assert one.share_float32 == pytest.approx(1.2)
+    assert one.l2_gbs == pytest.approx(3000.0)
+    assert one.share_l2 == pytest.approx(0.5)
+    assert one.tile == "64x64x32 w4 s2"
+    assert [TOPS.of(name) for name in ("ieee", "tf32", "bf16", "")] == [50.0, 400.0, 800.0, None]
+    path = tmp_path / "roofline.csv"
+    assert roofline.load(path) == []
+    roofline.write([one, roof(run="2025-01-01T00:00:00Z", flops=None, tflops=None, share=None)], path)
+    first, second = roofline.load(path)
+    assert (first.kernel, first.tflops, second.share) == ("_field", 60.0, None)
+    assert roofline.newest([first, second]) == [first]
+
+
+def test_bytes_are_counted_from_shapes():
+    blocks = roofline.Blocks(64, 32, 16)
+    # One tile, one layer of one block: x twice, z and gradient; both products; what lies between them.
+    by_hand = 4 * 64 * 2 + (2 * 32 + 64 * 2 + 2 * 64 * 32) + 3 * 64 * 32 + (32 * 2 + 64 * 32 + 64 * 2)
+    assert roofline.field_l2_bytes(64, 2, (32,), blocks) == 4 * by_hand
+    assert roofline.field_l2_bytes(65, 2, (32,), blocks) == 2 * roofline.field_l2_bytes(64, 2, (32,), blocks)
+    wide = roofline.Blocks(64, 128, 16)
+    shape = 6400, 64, (256,) * 3
+    assert roofline.field_l2_bytes(*shape, wide) < roofline.field_l2_bytes(*shape, blocks)
+    assert roofline.loss_flops(*shape) == 3 * field_flops(*shape)
+    assert roofline.loss_l2_bytes(*shape, blocks) > 2 * roofline.field_l2_bytes(*shape, blocks)
+    alone = roofline.field_l2_bytes(640, 64, (256,), blocks)
+    assert roofline.solve_l2_bytes(640, 64, (256,), blocks, 7) == alone + int(4 * 640 * 64 * 6.5)
+    assert sum(2 * a * b * c for a, b, c in product_shapes(*shape)) == field_flops(*shape)
+
+
+def test_a_profiles_kernels_are_added_up_by_name():
+    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+
+    def event(name: str, device: object, micros: float) -> SimpleNamespace:
+        return SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(elapsed_us=lambda: micros))
+
+    events = [event("_solve", cuda, 100.0), event("_solve", cuda, 50.0), event("cudaLaunchKernel", cpu, 9.0)]
+    events += [event("Memcpy DtoH", cuda, 3.0), event("Memset", cuda, 2.0)]
+    assert roofline.device_times(events) == {"_solve": pytest.approx(1.5e-4)}
+    assert roofline.device_times(None) == {}
+
+
+def test_launches_are_seen_and_let_through(monkeypatch: pytest.MonkeyPatch):
+    launch = pytest.importorskip("vapo_fast.kernels.launch")
+    done: list[object] = []
+    monkeypatch.setattr(launch.Program, "launch", lambda self, kernel, *rest, **more: done.append(kernel))
+    kernel = SimpleNamespace(__name__="_field")
+    with roofline.launches() as seen:
+        launch.Program(TILE, 7).launch(kernel, 3)
+    launch.Program(TILE, 7).launch(kernel, 3)
+    assert seen == [roofline.Launch("_field", TILE, 7)]
+    assert done == [kernel, kernel]
+
+
+@pytest.mark.parametrize("features", [0, 3])
+def test_a_time_that_stays_on_the_device_gives_the_same_field(features: int):
+    import vapo_fast as vf
+    from benchmarks.plain_field import Weights
+
+    torch.manual_seed(0)
+    potential = vf.MLPPotential((3,), vf.DataHomotopy(), (16, 8), fourier_features=features)
+    torch.nn.init.normal_(potential.output.weight)
+    field = PlainField(Weights.of(potential))
+    x, t = torch.randn(5, 3), torch.tensor(1.3)
+    wanted = field(x, t)
+    field.reads_time = False
+    torch.testing.assert_close(field(x, t), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_graphed_fields_results_are_its_callers_own(monkeypatch: pytest.MonkeyPatch):
+    """With a graph that is a plain call: inputs are copied in, results copied out."""
+
+    def captured(call):
+        result = call()
+        return SimpleNamespace(replay=lambda: result.copy_(call())), result
+
+    monkeypatch.setattr(compiled, "captured", captured)
+    field = compiled.GraphedField(lambda x, t: x * t, torch.zeros(2, 3), torch.tensor(0.0))
+    x = torch.ones(2, 3)
+    first, second = field(x, torch.tensor(2.0)), field(2 * x, 3.0)
+    assert torch.equal(first, 2 * x)
+    assert torch.equal(second, 6 * x)
+
+
+def test_jax_on_cuda_leaves_memory_and_computes_in_float32(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    there, here = (jax_client.environment_for(1, device) for device in ("cuda", "cpu"))
+    assert there["JAX_PLATFORMS"] == "cuda"
+    assert there["JAX_DEFAULT_MATMUL_PRECISION"] == "highest"
+    assert there["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    assert here["JAX_PLATFORMS"] == "cpu"
+    assert "multi_thread_eigen=false" in here["XLA_FLAGS"]
+    monkeypatch.setenv(jax_client.ENVIRONMENT_VARIABLE, "/some/python")
+    assert jax_client.python("cuda") == Path("/some/python")
+    monkeypatch.delenv(jax_client.ENVIRONMENT_VARIABLE)
+    monkeypatch.setattr(jax_client.importlib.util, "find_spec", lambda name: object())
+    assert jax_client.python("cuda") == Path(sys.executable)
+
+
+def step(name: str, code: str = "", **more: object) -> gpu.Step:
+    return gpu.Step(name, (sys.executable, "-c", code), 20.0, **more)
+
+
+def test_steps_that_measure_wait_for_those_that_are_needed():
+    todo = [step("conformance", needed=True), step("facts"), step("benchmarks", measures=True)]
+    todo.append(step("sanitizer", missing="it is not on the PATH"))
+
+    def do(failing: str):
+        def one(step: gpu.Step, seconds: float) -> gpu.Result:
+            assert 0 < seconds <= 20.0
+            return gpu.Result(step, gpu.FAILED if step.name == failing else gpu.PASSED, 1.0, "")
+
+        return {one.step.name: one.state for one in gpu.run_steps(todo, one, 100.0)}
+
+    good = {"conformance": gpu.PASSED, "facts": gpu.PASSED, "benchmarks": gpu.PASSED, "sanitizer": gpu.LEFT_OUT}
+    assert do("") == good
+    assert do("facts") == good | {"facts": gpu.FAILED}
+    assert do("conformance") == good | {"conformance": gpu.FAILED, "benchmarks": gpu.LEFT_OUT}
+    ended = gpu.run_steps(todo, lambda step, seconds: pytest.fail("there was no time"), 1.0)
+    assert {one.state for one in ended} == {gpu.LEFT_OUT}
+    assert "no time left" in gpu.summary(ended)
+
+
+def test_a_step_is_run_kept_and_ended(tmp_path: Path):
+    import os
+
+    environment = dict(os.environ)
+    one = gpu.execute(step("device", "print('an H100')"), 20.0, environment, tmp_path)
+    assert (one.state, one.said) == (gpu.PASSED, "an H100")
+    assert (tmp_path / "device.log").read_text() == "an H100\n"
+    one = gpu.execute(step("device", "import sys; sys.exit('none')"), 20.0, environment, tmp_path)
+    assert (one.state, one.said) == (gpu.FAILED, "status 1; none")
+    one = gpu.execute(step("roofline", "import time; time.sleep(60)"), 0.5, environment, tmp_path)
+    assert one.state == gpu.FAILED
+    assert "over its time" in one.said
+    assert one.seconds < 15.0
+
+
+def test_what_a_step_said_is_judged():
+    assert gpu.judge(step("facts"), 0, "2 skipped in 1 s") == (gpu.FAILED, "nothing was tested: 2 skipped in 1 s")
+    assert gpu.judge(step("facts"), 0, "=== 9 passed in 1 s ===") == (gpu.PASSED, "9 passed in 1 s")
+    clean = "field: done\n========= ERROR SUMMARY: 0 errors\nlast"
+    assert gpu.judge(step("sanitizer"), 0, clean) == (gpu.PASSED, "ERROR SUMMARY: 0 errors")
+    assert gpu.judge(step("sanitizer"), gpu._SANITIZER_ERROR, clean.replace("0 e", "3 e"))[0] == gpu.FAILED
+    assert gpu.judge(step("sanitizer"), 1, "Error: Device not supported")[0] == gpu.LEFT_OUT
+
+
+def test_the_drivers_commands_exist(tmp_path: Path):
+    found = gpu.steps("python3", tmp_path / "b.csv", tmp_path / "r.csv", tmp_path, tmp_path / "d.md", 1.0)
+    assert [one.name for one in found] == list(gpu.SECONDS)
+    for one in found:
+        if "benchmarks" in one.command:
+            options = command._parser().parse_args(one.command[3:])
+            assert callable(options.command)
+        for part in one.command:
+            assert not part.endswith(".py") or (gpu.ROOT / part).exists()
+    assert gpu.TOTAL < 540.0
+    compile(gpu._DEVICE, "device", "exec")
+
+
+def test_a_folder_of_links_stands_for_an_installed_package(tmp_path: Path):
+    folder = gpu.linked(tmp_path / "linked")
+    code = "import vapo_fast.kernels, vapo_fast; print(vapo_fast.kernels.__file__, vapo_fast.engines()['reference'])"
+    environment = {"PYTHONPATH": f"{folder}:{gpu.ROOT}", "PYTHONSAFEPATH": "1", "PATH": "/usr/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=gpu.ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(folder))
+    assert done.stdout.strip().endswith("usable")
+    assert gpu.linked(tmp_path / "linked") == folder  # made anew
+
+
+def test_a_fields_error_is_relative_to_its_largest_entry(tmp_path: Path):
+    problem = Workloads(tmp_path).problem(Case("field", "random", 3, (16, 16), 8, 1))
+    one = measure._Ready(ARMS["reference"], SimpleNamespace(version=None), 0.1, 1)
+    wrong = problem.exact_field.copy()
+    wrong[2, 1] += 0.5 * np.abs(wrong).max()
+    one.runner.outcome = lambda: Outcome(field=wrong)
+    found = measure._measured("reference", one, [1.0, 1.0], 1.0, problem)
+    assert found.error is not None
+    assert found.error.largest == pytest.approx(0.5)
+    assert found.error.median == 0.0
