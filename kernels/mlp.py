@@ -45,7 +45,8 @@ class PackedMlp:
 
 
 def _shape(potential: MLPPotential) -> tuple[object, ...]:
-    return potential.activation, potential.widths, potential.fourier_features, *_constants(potential)
+    kinds = potential.activation, potential.time_dependent, type(potential.homotopy)
+    return *kinds, potential.widths, potential.fourier_features, *_constants(potential)
 
 
 def net_for(potential: MLPPotential, tile: Tile) -> Net:

@@ -15,7 +15,7 @@ EPS = torch.finfo(torch.float32).eps
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("seed", "stream"), [(0, 0), (2**64 - 1, 2**32 - 1), (2**63 + 2**31, 1), (1, 2**31)])
-def test_draws_have_the_librarys_bits(device, seed, stream, dtype):
+def test_draws_have_the_librarys_bits(device, poisoned, seed, stream, dtype):
     key = (seed % 2**32, seed >> 32)
     for size in (1, 3, 4, 70):
         drawn = noise.normal(key, INDICES.to(device), size, stream, dtype)
@@ -32,7 +32,7 @@ def test_draws_have_the_librarys_bits(device, seed, stream, dtype):
     [Network(1, (7,)), Network(3, (7,), path="linear"), Network(70, (7,)), Network(64, (7,), path="linear")],
     ids=str,
 )
-def test_perturb(device, packed, network):
+def test_perturb(device, packed, poisoned, network):
     model = network.build(torch.float32)
     mlp, _ = packed(model)
     n, dimension = 37, network.dimension

@@ -8,6 +8,7 @@ from vapo_fast.engines import Batch, Job, LossOptions, ReferenceEngine
 from vapo_fast.engines.energy_loss import energy_loss_of
 from vapo_fast.engines.triton import TritonEngine
 from vapo_fast.loss import energy_loss
+from vapo_fast.ode import SolveOptions
 
 NETWORK = Network(2, (7,))
 
@@ -51,3 +52,48 @@ def test_points_are_no_parameters(engine, case):
     with pytest.raises(ValueError, match="noise requires grad"):
         energy_loss_of(engine, model, x_data, t, noise.requires_grad_())
     assert energy_loss(model, x_data, t, noise).total.requires_grad
+
+
+def test_new_weights_are_seen(engine, case):
+    """Weights change between two calls in the ways that programs change them."""
+    model, x_data, t, _noise = case
+    other = NETWORK.build(torch.float32, gain=0.3).to(x_data.device)
+
+    def in_place():
+        with torch.no_grad():
+            model.hidden[0].weight.mul_(1.5)
+
+    def replaced():
+        model.hidden[0].bias = torch.nn.Parameter(model.hidden[0].bias.detach() + 0.25)
+
+    def through_data():
+        model.output.weight.data[0, 3] += 1.0
+
+    def loaded():
+        model.load_state_dict(other.state_dict())
+
+    def another_scale():
+        model.data_scale = 0.5
+
+    before = engine.field(model, x_data, t)[1]
+    for change in (in_place, replaced, through_data, loaded, another_scale):
+        change()
+        found = engine.field(model, x_data, t)[1]
+        torch.testing.assert_close(found, model.field(x_data, t)[1], rtol=1e-4, atol=1e-4)
+        assert not torch.equal(found, before)
+        before = found
+
+
+@pytest.mark.parametrize("method", ["dopri5", "heun"])
+def test_equal_times_return_the_start(engine, case, method):
+    model, x0, *_ = case
+    x0 = x0.clone()
+    x0[2, 1] = torch.nan
+    steps = 2 if method == "heun" else None
+    job = Job("solve_with_trace", solve=SolveOptions(method, steps=steps, t_eval=(0.5, 0.5)))
+    for probes in (None, torch.ones(7, 3, 2, device=x0.device)):
+        solution, integrals = engine.solve_with_trace(model, x0, 0.5, 0.5, job, probes)
+        assert solution.status.tolist() == [0, 0, 3, 0, 0, 0, 0]
+        assert torch.equal(integrals, x0.new_zeros(7, 1 if probes is None else 3))
+        torch.testing.assert_close(solution.x, x0, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(solution.ys, x0.expand(2, 7, 2), rtol=0, atol=0, equal_nan=True)
