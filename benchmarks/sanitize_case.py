@@ -29,8 +29,7 @@ def main() -> None:
     x, noise = torch.randn(2, n, 3, device=device)
     end = potential.homotopy.t1
     t = torch.linspace(0.1, 0.9 * end, n, device=device)
-    adaptive, fixed = SolveOptions(rtol=1e-3, t_eval=(0.5 * end, end)), SolveOptions("rk4", steps=3)
-    jobs = [Job("field"), Job("solve", solve=adaptive), Job("solve", solve=fixed)]
+    jobs = [Job("field"), Job("solve", solve=SolveOptions(rtol=1e-3, t_eval=(0.5 * end, end)))]
     jobs += [Job("solve_with_trace", solve=SolveOptions("heun", steps=2)), Job("loss_and_grads")]
     for job in jobs:
         engine = choose("triton", potential, device, torch.float32, job)
