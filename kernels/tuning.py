@@ -28,27 +28,30 @@ MEASURED: dict[tuple[str, Network, str], Tile] = {}
 INTERPRETED = Tile(64, 64, 64, 64, "ieee", 4, 1)
 """For Triton's interpreter, whose time goes by the number of operations and not by their size."""
 
+# More coordinates at a time are more values in registers in what is done between the products: a solve of 64 dimensions
+# by 64 has 936 bytes of stack and twice the instructions.
+_BLOCK_D = 16
 # By what compiles without spills inside the product loops, and with few instructions for a multiply-add there
 # (benchmarks/results/offline_tiles.csv; docs/notes/performance.md): no device has been measured. WARPGROUPS is for
 # compute capability 9 and 10, whose matrix instructions take four warps together and their operands from shared memory;
 # WARPS for all others. Wide networks have the columns for a larger tile, which reads the weights half as often.
 _WARPGROUPS = {
-    "ieee": Tile(64, 128, 32, 64, "ieee", 8, 2),
-    "tf32x3": Tile(64, 64, 32, 64, "tf32x3", 4, 2),
-    "tf32": Tile(64, 64, 32, 64, "tf32", 4, 2),
-    "bf16": Tile(64, 64, 32, 64, "bf16", 4, 2),
+    "ieee": Tile(64, 128, 32, _BLOCK_D, "ieee", 8, 2),
+    "tf32x3": Tile(64, 64, 32, _BLOCK_D, "tf32x3", 4, 2),
+    "tf32": Tile(64, 64, 32, _BLOCK_D, "tf32", 4, 2),
+    "bf16": Tile(64, 64, 32, _BLOCK_D, "bf16", 4, 2),
 }
 _WARPGROUPS_WIDE = {
-    "ieee": Tile(64, 128, 32, 64, "ieee", 8, 2),
-    "tf32x3": Tile(128, 128, 32, 64, "tf32x3", 8, 2),
-    "tf32": Tile(128, 128, 32, 64, "tf32", 8, 2),
-    "bf16": Tile(128, 128, 32, 64, "bf16", 8, 2),
+    "ieee": Tile(64, 128, 32, _BLOCK_D, "ieee", 8, 2),
+    "tf32x3": Tile(128, 128, 32, _BLOCK_D, "tf32x3", 8, 2),
+    "tf32": Tile(128, 128, 32, _BLOCK_D, "tf32", 8, 2),
+    "bf16": Tile(128, 128, 32, _BLOCK_D, "bf16", 8, 2),
 }
 _WARPS = {
-    "ieee": Tile(64, 128, 32, 64, "ieee", 8, 2),
-    "tf32x3": Tile(64, 64, 32, 64, "tf32x3", 8, 2),
-    "tf32": Tile(64, 64, 32, 64, "tf32", 8, 2),
-    "bf16": Tile(64, 64, 32, 64, "bf16", 8, 2),
+    "ieee": Tile(64, 128, 32, _BLOCK_D, "ieee", 8, 2),
+    "tf32x3": Tile(64, 64, 32, _BLOCK_D, "tf32x3", 4, 2),
+    "tf32": Tile(64, 64, 32, _BLOCK_D, "tf32", 4, 2),
+    "bf16": Tile(64, 64, 32, _BLOCK_D, "bf16", 4, 2),
 }
 _WIDE = 256
 _CANDIDATES = tuple(
@@ -85,7 +88,8 @@ def rule(network: Network, precision: str, capability: tuple[int, int]) -> Tile:
 def candidates(network: Network, precision: str) -> list[Tile]:
     """What `tune` tries."""
     return [
-        _fitted(Tile(rows, n, k, 64, precision, warps, stages), network) for rows, n, k, warps, stages in _CANDIDATES
+        _fitted(Tile(rows, n, k, _BLOCK_D, precision, warps, stages), network)
+        for rows, n, k, warps, stages in _CANDIDATES
     ]
 
 

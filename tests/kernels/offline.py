@@ -2,7 +2,8 @@
 
     python tests/kernels/offline.py            compare with tests/kernels/limits.csv; 1 if anything got worse
     python tests/kernels/offline.py --quick    the same for a choice of cases that has every kernel, precision, target
-    python tests/kernels/offline.py --write    write tests/kernels/limits.csv
+    python tests/kernels/offline.py --write    write tests/kernels/limits.csv (20 to 40 minutes; with --jobs, less)
+    python tests/kernels/offline.py --write --missing   add to it what it does not have yet
     python tests/kernels/offline.py --explore  many tiles instead of the rule's: benchmarks/results/offline_tiles.csv
 
 A launcher is called as on a device, and the launch caught and compiled (`triton.compile` needs no device) for the
@@ -100,8 +101,9 @@ class Figures:
         spills: loads from the stack and stores to it inside the loops over a product's terms.
         shared: bytes of a program.
         narrow: products in 32 bits that a size, a stride or a program's number goes into, and that may overflow.
-        matrix, loop: matrix instructions (without tensor cores: multiply-adds) and all instructions in the
-            longest of those loops.
+        matrix, loop: matrix instructions (without tensor cores: multiply-adds) and all instructions in the shortest of
+            the loops that have most; warpgroups have equally many in all, and it is the one of block_k columns.
+        widest: all instructions in the longest of these loops, that of a product of block_n columns.
         instructions: of the whole kernel.
     """
 
@@ -113,9 +115,10 @@ class Figures:
     matrix: int
     loop: int
     instructions: int
+    widest: int
 
 
-MARGINS = Figures(registers=8, stack=0, spills=0, shared=0, narrow=0, matrix=0, loop=16, instructions=500)
+MARGINS = Figures(registers=8, stack=0, spills=0, shared=0, narrow=0, matrix=0, loop=16, instructions=500, widest=16)
 """By how much a figure may exceed its limit: registers are handed out by eights, and the rest of a kernel may grow."""
 
 # Kernels: who launches them ---------------------------------------------------------------------------------------
@@ -214,9 +217,9 @@ def quick_cases() -> list[Case]:
     chosen += [Case("solve", "d2", "tf32x3", t) for t in TARGETS]
     chosen += [Case("solve", "d512", "ieee", 90), Case("solve", "wide", "tf32", 90), Case("field", "wide", "bf16", 80)]
     chosen += [Case("train", "d64", "tf32x3", t) for t in TARGETS]
-    chosen += [Case("solve_outputs", "d64", "tf32x3", 90), Case("solve_exact", "d64", "bf16", 90)]
-    chosen += [Case("solve_probes", "features", "tf32x3", 80), Case("solve_fixed", "d64", "tf32", 100)]
-    chosen += [Case("step", "d64", "tf32x3", 90), Case("train_covariance", "features", "ieee", 80)]
+    chosen += [Case("solve_outputs", "d64", "tf32x3", 90), Case("solve_exact", "features", "bf16", 90)]
+    chosen += [Case("solve_probes", "d64", "tf32x3", 80), Case("solve_fixed", "features", "bf16", 100)]
+    chosen += [Case("step", "d64", "tf32x3", 90), Case("train_covariance", "features", "bf16", 80)]
     return chosen
 
 
@@ -305,9 +308,11 @@ def measure(case: Case, tile: Tile | None = None) -> Figures:
         resources = _cuobjdump("-res-usage", file.name)
         assembly = _cuobjdump("-sass", file.name)
     loops = list(_product_loops(assembly))
+    most = max(map(_matrix, loops), default=0)
+    densest = min((loop for loop in loops if _matrix(loop) == most), key=len, default=[])
     # Where a product has a single step, its loop is the one around, with the activations: less dense.
-    most = max((_matrix(loop) / len(loop) for loop in loops), default=0.0)
-    densest = max((loop for loop in loops if _matrix(loop) > 0.5 * most * len(loop)), key=len, default=[])
+    density = max((_matrix(loop) / len(loop) for loop in loops), default=0.0)
+    widest = max((loop for loop in loops if _matrix(loop) > 0.3 * density * len(loop)), key=len, default=[])
     return Figures(
         registers=int(re.search(r"REG:(\d+)", resources)[1]),
         stack=int(re.search(r"STACK:(\d+)", resources)[1]),
@@ -316,6 +321,7 @@ def measure(case: Case, tile: Tile | None = None) -> Figures:
         narrow=len(narrow_products(kernel.asm["ttir"])),
         matrix=_matrix(densest),
         loop=len(densest),
+        widest=len(widest),
         instructions=len(_instructions(assembly)),
     )
 
@@ -435,6 +441,8 @@ def worse(case: Case, figures: Figures, limit: dict[str, str] | None) -> list[st
         return [f"{case}: the rule's tile is {chosen}, the limits are of another; write them with --write"]
     found = []
     for name, value in asdict(figures).items():
+        if not limit.get(name):
+            continue  # the line was written before there was this figure
         # More matrix instructions are more work; where they are gone altogether, the tensor cores are.
         most = int(limit[name]) + getattr(MARGINS, name)
         if value > most or (name == "matrix" and value != int(limit[name])):
@@ -504,13 +512,15 @@ def explore(cases: Sequence[Case], tiles: Sequence[tuple[int, ...]], jobs: int) 
         blank = dict.fromkeys(asdict(MARGINS), "")
         line = {**row(case, tile, MARGINS), **(asdict(figures) if figures else blank), "error": error}
         line |= {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit()}
-        merge(TILES, [line], (*_KEY_COLUMNS, *_TILE), (*known, *_COLUMNS, "error"))
+        line["block_d"] = tile.block_d
+        merge(TILES, [line], (*_KEY_COLUMNS, *_TILE, "block_d"), (*known, *_COLUMNS, "block_d", "error"))
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--missing", action="store_true", help="only cases that have no line in limits.csv")
     parser.add_argument("--explore", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name, as printed, matches")
@@ -522,11 +532,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
     cases = [case for case in (quick_cases() if options.quick else every_case()) if re.search(options.only, str(case))]
+    if options.missing:
+        known = {tuple(line[k] for k in _KEY_COLUMNS) for line in read(LIMITS)}
+        cases = [case for case in cases if tuple(map(str, asdict(case).values())) not in known]
     if options.explore:
         tiles = [tuple(map(int, tile.split(","))) for tile in options.tiles.split(";") if tile] or EXPLORED
         return explore([case for case in cases if case.kernel in PRODUCTS], tiles, options.jobs)
     if options.write:
-        return write(cases, options.jobs, bool(options.only or options.quick))
+        return write(cases, options.jobs, bool(options.only or options.quick or options.missing))
     return compare(cases, options.jobs)
 
 
