@@ -363,7 +363,7 @@ def _measure_case(run: str, problem: Problem, tops: Peaks) -> list[Roof]:
         return [row(run, case, whole, len(seen), median_event_seconds(call), "events", tops, *counts)]
     for name, one in of_ours.items():
         count = sum(other.kernel == name for other in seen)
-        mine = counts if name == main.kernel and case.job != "loss" else ()
+        mine = counts if name == main.kernel else ()
         if name in times:
             rows.append(row(run, case, one, count, times[name], "profiler", tops, *mine))
     if case.job == "loss":
