@@ -58,7 +58,7 @@ def steps(python: str, csv: Path, roofline_csv: Path, cache: Path, docs: Path | 
     files = ("--csv", str(csv), "--roofline-csv", str(roofline_csv), "--cache", str(cache))
     sanitizer = shutil.which("compute-sanitizer")
     limits = {name: scale * seconds for name, seconds in SECONDS.items()}
-    measuring = ("--rounds", "5", "--round-seconds", "0.03", "--run-seconds", "2", "--case-seconds", "60")
+    measuring = ("--rounds", "5", "--round-seconds", "0.03", "--run-seconds", "3", "--case-seconds", "60")
     budget = ("--budget-seconds", f"{limits['benchmarks'] - 60 * scale:g}")
     found = [
         Step("device", (python, "-c", _DEVICE), limits["device"], needed=True),
