@@ -7,7 +7,6 @@ import _thread
 import copy
 import gc
 import math
-import signal
 import threading
 import time
 import weakref
@@ -470,15 +469,6 @@ def slow_job(steps):
     return job(solve=SolveOptions("rk4", steps=steps))
 
 
-@pytest.fixture
-def _sigint():
-    """Python's own handler: a shell starts what it puts in the background with the signal ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_sigint")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_stops_a_solve(threads):
     model, x0 = mlp(), torch.randn(50, 2)
