@@ -601,4 +601,6 @@ def test_the_page_shows_what_happens(outcomes: dict[Case, Outcome]) -> None:
 
 
 if __name__ == "__main__":
+    # A shell starts what it puts in the background with the signal ignored; for tests, conftest.py does the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     PAGE.write_text(page(run_all()), encoding="utf-8")
