@@ -1,6 +1,7 @@
 """The whole solve in one launch, and its single steps, against `vapo_fast.ode`."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,10 +37,27 @@ def reference(model, x0, t0, t1, options):
     return REFERENCE.solve(model.cpu().to(x0.dtype), x0, t0, t1, Job("solve", solve=options))
 
 
-def assert_same_counts(solved, twin):
+def settled(model, x0, t0, t1, options):
+    """Which samples take the same steps when the tolerances change a little: rounding does not decide theirs.
+
+    Where a first step's error is no more than rounding, the next step's size is rounding's too.
+    """
+    tries = [reference(model, x0, t0, t1, options)]
+    if options.tableau.adaptive:
+        rtol, atol = options.tolerances
+        tries += [
+            reference(model, x0, t0, t1, replace(options, rtol=rtol * scale, atol=atol * scale))
+            for scale in (0.97, 0.99, 0.999, 1.001, 1.01, 1.03)
+        ]
+    same = torch.stack([(other.nfe == tries[0].nfe) & (other.status == tries[0].status) for other in tries]).all(0)
+    assert float(same.double().mean()) >= 0.5, "a test of decisions that hang on rounding says nothing"
+    return same
+
+
+def assert_same_counts(solved, twin, rows=slice(None)):
     """The decisions of the library's solve in the same dtype, whose steps differ by the rounding of error estimates."""
     for name in ("status", "nfe", "accepted", "rejected"):
-        assert torch.equal(getattr(solved, name), getattr(twin, name)), name
+        assert torch.equal(getattr(solved, name)[rows], getattr(twin, name)[rows]), name
     assert torch.equal(solved.t[twin.success], twin.t[twin.success])
     torch.testing.assert_close(solved.t, twin.t, rtol=1e-3, atol=1e-9)
 
@@ -55,7 +73,7 @@ def test_methods(device, packed, method, backward):
     options = options_for(method, t_eval=t_eval)
     x0 = states(19, 3, torch.float32)
     solved = run(device, packed(model, rows=64), x0, t0, t1, options)
-    assert_same_counts(solved, reference(model, x0, t0, t1, options))
+    assert_same_counts(solved, reference(model, x0, t0, t1, options), settled(model, x0, t0, t1, options))
     exact = reference(model, x0.double(), t0, t1, options)
     allowed = TOLERANCE.fixed
     if options.tableau.adaptive:
@@ -77,7 +95,7 @@ def test_a_larger_network(device, packed):
     x0 = states(5, 3, torch.float32)
     options = SolveOptions("dopri5", rtol=1e-4)
     solved = run(device, packed(model, rows=64), x0, 0.0, 0.4, options)
-    assert_same_counts(solved, reference(model, x0, 0.0, 0.4, options))
+    assert_same_counts(solved, reference(model, x0, 0.0, 0.4, options), settled(model, x0, 0.0, 0.4, options))
     exact = reference(model, x0.double(), 0.0, 0.4, options)
     assert_rows_close(solved.x, exact.x, (1.0 + exact.x.abs().max()).expand(5), 1e-3 + TOLERANCE.floor, "x")
 
@@ -88,7 +106,7 @@ def test_a_first_step_that_is_given(device, packed, first_step):
     x0 = states(5, 3, torch.float32)
     options = SolveOptions("bosh3", rtol=1e-2, atol=1e-3, first_step=first_step)
     solved = run(device, packed(model), x0, 0.0, 0.5, options)
-    assert_same_counts(solved, reference(model, x0, 0.0, 0.5, options))
+    assert_same_counts(solved, reference(model, x0, 0.0, 0.5, options), settled(model, x0, 0.0, 0.5, options))
     assert ((solved.nfe - 3 * (solved.accepted + solved.rejected)) == 1).all()
 
 
@@ -136,7 +154,7 @@ def test_max_steps(device, packed):
         options = SolveOptions("bosh3", rtol=1e-2, max_steps=most)
         solved = run(device, packed(model, rows=64), x0, 0.0, 0.9, options)
         assert int(Status.MAX_STEPS) in solved.status.tolist()
-        assert_same_counts(solved, reference(model, x0, 0.0, 0.9, options))
+        assert_same_counts(solved, reference(model, x0, 0.0, 0.9, options), settled(model, x0, 0.0, 0.9, options))
 
 
 def test_a_step_too_small(device, packed):
