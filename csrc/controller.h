@@ -43,13 +43,12 @@ inline double trial_step(double state_norm, double field_norm, double span) {
     return at_most(usable ? 0.01 * (state_norm / field_norm) : 1e-6, span);
 }
 
-// First step size of Hairer, Norsett and Wanner, "Solving ODEs I", II.4, from scaled norms; see controller.py.
+// First step size of Hairer, Norsett and Wanner, "Solving ODEs I", II.4, from scaled norms, with the aim of controller.py.
 inline double initial_step(double field_norm, double change_norm, double trial, double span, int error_order) {
     const double change = change_norm / trial;
     // NaN in either is kept, as torch.maximum does.
     const double steepest = std::isnan(field_norm) || field_norm > change ? field_norm : change;
-    // The reference divides 0.01 by a tensor, which PyTorch does by way of the reciprocal.
-    const double aimed = portable_exp(portable_log(positive((1.0 / steepest) * 0.01)) * (1.0 / error_order));
+    const double aimed = portable_exp(portable_log(positive(1.0 / steepest)) * (1.0 / error_order));
     const double chosen = steepest <= 1e-15 ? at_least(trial * 1e-3, 1e-6) : aimed;
     const double largest = 100.0 * trial;
     const double step = std::isnan(largest) || largest < chosen ? largest : chosen;

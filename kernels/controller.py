@@ -72,8 +72,7 @@ def initial_step(field_norm, change_norm, trial, span, error_order_inverse):
     """First step size from scaled norms; see `vapo_fast.ode.controller.initial_step`."""
     change = change_norm / trial
     steepest = tl.where((field_norm > change) | (field_norm != field_norm), field_norm, change)
-    # PyTorch divides a number by a tensor by way of the reciprocal.
-    aimed = elementary.exp(elementary.log(_positive((1.0 / steepest) * 0.01)) * error_order_inverse)
+    aimed = elementary.exp(elementary.log(_positive(1.0 / steepest)) * error_order_inverse)
     flat = trial * 1e-3
     least = tl.full(trial.shape, 1e-6, tl.float64)
     flat = tl.where(flat < least, least, flat)

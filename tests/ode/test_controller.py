@@ -89,7 +89,7 @@ def test_initial_step_formula():
     change = numbers(1e3, 1.0, 0.0)
     step = initial_step(field, change, trial, 10.0, 5)
     expected = [
-        min(100 * t, (0.01 / max(f, c / t)) ** 0.2)
+        min(100 * t, (1.0 / max(f, c / t)) ** 0.2)
         for t, f, c in zip(trial.tolist(), field.tolist(), change.tolist(), strict=True)
     ]
     assert step.tolist() == pytest.approx(expected, rel=1e-13)
