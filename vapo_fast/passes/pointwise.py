@@ -1,0 +1,156 @@
+"""What lies between two convolutions, for each of the four sweeps: the definition, in PyTorch.
+
+Notation: x is a layer's input, s = silu(x); a dot marks a derivative along the direction of the tangent sweep; a_v is
+df/dv and b_v is d(f_dot + q f)/dv for the network's value f and its derivative f_dot. FiLM is
+``h = gain c + offset`` with a gain and an offset for each sample and channel.
+
+Feature maps are (B, C, H, W) in channels-last memory. A convolution may compute in a narrower type than the rest:
+arguments are converted to the type of the stream (x, and FiLM's coefficients) before anything is done to them, and what
+is returned for a convolution to read is in the type that the caller names.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Pairs(NamedTuple):
+    """Both halves of a weight's gradient, each (2B, C, H, W).
+
+    ``adjoints`` is [b; a] and ``values`` is [s; s_dot].
+    """
+
+    adjoints: Tensor
+    values: Tensor
+
+
+class FilmPairs(NamedTuple):
+    """`Pairs` of a FiLM layer, [b_c; a_c] and [s; s_dot], with the gradients of gain and offset (B, C)."""
+
+    adjoints: Tensor
+    values: Tensor
+    gain: Tensor
+    offset: Tensor
+
+
+class Pointwise(Protocol):
+    """The operations; `TorchPointwise` defines them, others compute the same faster."""
+
+    def silu(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """S."""
+
+    def silu_adjoint(self, x: Tensor, a_s: Tensor, skip: Tensor | None) -> Tensor:
+        """``skip + a_s silu'(x)``, in x's type; without a skip connection the second term alone."""
+
+    def silu_tangent(self, x: Tensor, x_dot: Tensor, dtype: torch.dtype) -> Tensor:
+        """``silu'(x) x_dot``."""
+
+    def silu_second_adjoint(
+        self, x: Tensor, x_dot: Tensor, a_s: Tensor, b_s: Tensor, skip: Tensor | None, dtype: torch.dtype
+    ) -> Pairs:
+        """``a = a_s silu'``, ``b = b_s silu' + a_s silu'' x_dot``, to which ``skip`` (2B, ...) is added: in x's type."""
+
+    def film_silu(self, c: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+        """``silu(h)``."""
+
+    def film_silu_adjoint(self, c: Tensor, a_s: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+        """``gain silu'(h) a_s``."""
+
+    def film_silu_tangent(self, c: Tensor, c_dot: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+        """``silu'(h) gain c_dot``."""
+
+    def film_silu_second_adjoint(
+        self, c: Tensor, c_dot: Tensor, a_s: Tensor, b_s: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype
+    ) -> FilmPairs:
+        """``a_h = a_s silu'(h)``, ``b_h = b_s silu'(h) + a_s silu''(h) gain c_dot``; a_c and b_c are gain times these.
+
+        The gain's gradient is the sum of ``b_h c + a_h c_dot`` over the image, the offset's that of ``b_h``.
+        """
+
+    def residual(self, branch: Tensor, skip: Tensor, bias: Tensor | None) -> Tensor:
+        """``branch + skip + bias`` in skip's type; ``branch`` may be overwritten. bias: (C,)."""
+
+
+class TorchPointwise:
+    """The operations in PyTorch, on any device and in any type."""
+
+    def silu(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.silu(x).to(dtype)
+
+    def silu_adjoint(self, x: Tensor, a_s: Tensor, skip: Tensor | None) -> Tensor:
+        a = _first(x).mul_(a_s)
+        return a if skip is None else a.add_(skip)
+
+    def silu_tangent(self, x: Tensor, x_dot: Tensor, dtype: torch.dtype) -> Tensor:
+        return _first(x).mul_(x_dot).to(dtype)
+
+    def silu_second_adjoint(
+        self, x: Tensor, x_dot: Tensor, a_s: Tensor, b_s: Tensor, skip: Tensor | None, dtype: torch.dtype
+    ) -> Pairs:
+        first, n = _first(x), len(x)
+        adjoints, values = _pair(x, x.dtype), _pair(x, dtype)
+        torch.mul(a_s.to(x.dtype), first, out=adjoints[n:])
+        torch.addcmul(a_s * _second(x) * x_dot, b_s.to(x.dtype), first, out=adjoints[:n])
+        if skip is not None:
+            adjoints += skip
+        values[:n] = F.silu(x)
+        values[n:] = first.mul_(x_dot)
+        return Pairs(adjoints, values)
+
+    def film_silu(self, c: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.silu(_film(c, gain, offset)).to(dtype)
+
+    def film_silu_adjoint(self, c: Tensor, a_s: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+        return _first(_film(c, gain, offset)).mul_(_image(gain)).mul_(a_s).to(dtype)
+
+    def film_silu_tangent(self, c: Tensor, c_dot: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+        return _first(_film(c, gain, offset)).mul_(_image(gain)).mul_(c_dot).to(dtype)
+
+    def film_silu_second_adjoint(
+        self, c: Tensor, c_dot: Tensor, a_s: Tensor, b_s: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype
+    ) -> FilmPairs:
+        h, n, wide = _film(c, gain, offset), len(c), _image(gain)
+        first = _first(h)
+        h_dot = wide * c_dot
+        a_h = first * a_s
+        b_h = torch.addcmul(a_s * _second(h) * h_dot, b_s.to(h.dtype), first)
+        adjoints, values = _pair(h, dtype), _pair(h, dtype)
+        adjoints[:n] = wide * b_h
+        adjoints[n:] = wide * a_h
+        values[:n] = F.silu(h)
+        values[n:] = first.mul_(h_dot)
+        return FilmPairs(adjoints, values, (b_h * c + a_h * c_dot).sum((2, 3)), b_h.sum((2, 3)))
+
+    def residual(self, branch: Tensor, skip: Tensor, bias: Tensor | None) -> Tensor:
+        total = skip + branch
+        return total if bias is None else total.add_(bias[:, None, None])
+
+
+def _image(coefficient: Tensor) -> Tensor:
+    return coefficient[:, :, None, None]
+
+
+def _film(c: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    return torch.addcmul(_image(offset), c.to(gain.dtype), _image(gain))
+
+
+def _first(z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    # Not 1 - s, which cancels for large z.
+    return s * (1.0 + z * torch.sigmoid(-z))
+
+
+def _second(z: Tensor) -> Tensor:
+    s, rest = torch.sigmoid(z), torch.sigmoid(-z)
+    return s * rest * (2.0 + z * (rest - s))
+
+
+def _pair(like: Tensor, dtype: torch.dtype) -> Tensor:
+    n, channels, height, width = like.shape
+    return torch.empty(
+        (2 * n, channels, height, width), dtype=dtype, device=like.device, memory_format=torch.channels_last
+    )
