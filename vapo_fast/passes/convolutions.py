@@ -77,7 +77,7 @@ def float32_products(device: torch.device, precision: str) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    settings = torch.backends.cudnn.conv
+    settings = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:

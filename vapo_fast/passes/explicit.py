@@ -25,10 +25,10 @@ from vapo_fast.loss import ESTIMATORS, EnergyLoss, Weight, check_points, loss_we
 from vapo_fast.passes.convolutions import Convolutions, float32_products
 from vapo_fast.passes.gauge import Coefficients, coefficients
 from vapo_fast.passes.layer import Gradients, Layer, Sweep, image
+from vapo_fast.passes.memory import peak_bytes
 from vapo_fast.passes.modulation import Modulation
 from vapo_fast.passes.network import Evaluation, u_net_layers, wide_resnet_layers
 from vapo_fast.passes.plain_network import unlike_a_plain_network
-from vapo_fast.passes.memory import peak_bytes
 from vapo_fast.passes.pointwise import Pointwise, TorchPointwise
 from vapo_fast.passes.residual_block import Residual
 from vapo_fast.potentials.base import Potential
@@ -37,8 +37,8 @@ from vapo_fast.potentials.unet import UNetPotential
 from vapo_fast.potentials.wide_resnet import WideResNetPotential
 
 PRECISIONS = ("auto", "float64", "float32", "tf32", "bf16")
-"""Of the convolutions' factors: "auto" and the model's own type are the same; "tf32" (on CUDA) and "bf16" are for models
-in float32, whose activations, sums, gauge, loss and gradients stay in float32."""
+"""Of the convolutions' factors: "auto" is the model's own type; "tf32" (on CUDA) and "bf16" are for models in float32,
+whose activations, sums, gauge, loss and gradients stay in float32."""
 
 
 class UnlikePlainNetworkError(TypeError):
@@ -97,8 +97,8 @@ class ExplicitPasses:
 
         Args:
             x, t, precision: as for `field`.
-            probes: (B, m, D) directions v for the m estimates ``v . H v`` of each sample; None for the exact trace, which
-                takes D directions.
+            probes: (B, m, D) directions v for the m estimates ``v . H v`` of each sample; None for the exact trace,
+                which takes D directions.
         Returns: Phi (B,), grad Phi (B, *event_shape) and the estimates (B, m), or the trace (B, 1).
         Raises: as `field`, or ValueError for probes of another shape, type or device.
         """
@@ -251,7 +251,9 @@ class ExplicitPasses:
         if value.device != weight.device:
             raise ValueError(f"{name} is on {value.device} but the model is on {weight.device}; move one with .to(...)")
         if value.dtype != weight.dtype:
-            raise TypeError(f"{name} has dtype {value.dtype} but the model has {weight.dtype}; convert one with .to(...)")
+            raise TypeError(
+                f"{name} has dtype {value.dtype} but the model has {weight.dtype}; convert one with .to(...)"
+            )
 
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}

@@ -15,7 +15,7 @@ sweeps need in a record, which is new with each forward sweep; so layers themsel
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vapo_fast.passes.convolutions import Convolutions
 from vapo_fast.passes.pointwise import Pointwise
+from vapo_fast.potentials.blocks import ResidualBlock
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Gradients:
         if layer.weight in self.wanted:
             self.found[layer.weight] = convolutions.weight_gradient(layer, values, adjoints)
 
-    def add_bias(self, biases: tuple[nn.Parameter | None, ...], adjoints: Tensor) -> None:
+    def add_bias(self, biases: Sequence[Tensor | None], adjoints: Tensor) -> None:
         """For biases that are added where ``adjoints`` = [b; a] are those of the sum."""
         wanted = [bias for bias in biases if bias is not None and bias in self.wanted]
         if wanted:
@@ -72,7 +73,7 @@ class Sweep:
 
     pointwise: Pointwise
     convolutions: Convolutions
-    films: Mapping[nn.Module, Film]
+    films: Mapping[ResidualBlock, Film]
     recompute: bool = False
     gradients: Gradients | None = None
     side: list[Tensor] = field(default_factory=list)

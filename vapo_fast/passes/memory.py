@@ -29,7 +29,8 @@ def peak_bytes(layers: Sequence[Layer], shape: Shape, job: str, wide: int, narro
     Args:
         shape: (C, H, W) of the network's input. wide, narrow: bytes a number of the stream, and of a convolution's.
     """
-    held, side = [], []
+    held: list[_Held] = []
+    side: list[Shape] = []
     for layer in layers:
         one, shape = _held(layer, shape, side, wide, narrow, recompute)
         held.append(one)

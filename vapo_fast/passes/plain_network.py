@@ -51,13 +51,15 @@ def unlike_a_plain_network(potential: Potential) -> str | None:
     if changed := built.modules.keys() ^ modules.keys():
         return f"the model has {', '.join(sorted(changed))} changed from what it was built with"
     for name, module in modules.items():
-        kind, settings = built.modules[name]
-        if type(module) is not kind:
-            return f"the model's {name or 'root'} is a {type(module).__name__}, it was built as a {kind.__name__}"
+        wanted, settings = built.modules[name]
+        if type(module) is not wanted:
+            return f"the model's {name} is a {type(module).__name__}, it was built as a {wanted.__name__}"
         if _settings(module) != settings:
             return f"the model's {name} has settings {_settings(module)}, it was built with {settings}"
         if _HOOKS_AND_METHODS & {key for key, value in vars(module).items() if value or callable(value)}:
-            return f"the model{name and ', in ' + name + ','} has hooks or methods of its own, which would not be called"
+            return (
+                f"the model{name and ', in ' + name + ','} has hooks or methods of its own, which would not be called"
+            )
     return _unlike_its_tensors(potential, built.shapes)
 
 

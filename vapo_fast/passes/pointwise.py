@@ -41,7 +41,7 @@ class Pointwise(Protocol):
     """The operations; `TorchPointwise` defines them, others compute the same faster."""
 
     def silu(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """S."""
+        """The activation."""
 
     def silu_adjoint(self, x: Tensor, a_s: Tensor, skip: Tensor | None) -> Tensor:
         """``skip + a_s silu'(x)``, in x's type; without a skip connection the second term alone."""
@@ -52,7 +52,10 @@ class Pointwise(Protocol):
     def silu_second_adjoint(
         self, x: Tensor, x_dot: Tensor, a_s: Tensor, b_s: Tensor, skip: Tensor | None, dtype: torch.dtype
     ) -> Pairs:
-        """``a = a_s silu'``, ``b = b_s silu' + a_s silu'' x_dot``, to which ``skip`` (2B, ...) is added: in x's type."""
+        """``a = a_s silu'`` and ``b = b_s silu' + a_s silu'' x_dot``, added to ``skip`` (2B, ...) in its place.
+
+        The adjoints are in x's type, the values in ``dtype``.
+        """
 
     def film_silu(self, c: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
         """``silu(h)``."""
@@ -91,14 +94,16 @@ class TorchPointwise:
     def silu_second_adjoint(
         self, x: Tensor, x_dot: Tensor, a_s: Tensor, b_s: Tensor, skip: Tensor | None, dtype: torch.dtype
     ) -> Pairs:
-        first, n = _first(x), len(x)
-        adjoints, values = _pair(x, x.dtype), _pair(x, dtype)
-        torch.mul(a_s.to(x.dtype), first, out=adjoints[n:])
-        torch.addcmul(a_s * _second(x) * x_dot, b_s.to(x.dtype), first, out=adjoints[:n])
-        if skip is not None:
-            adjoints += skip
-        values[:n] = F.silu(x)
+        n = len(x)
+        adjoints = _pair(x, x.dtype).zero_() if skip is None else skip
+        adjoints[:n] += _second(x).mul_(x_dot).mul_(a_s)
+        first = _first(x)
+        adjoints[:n].addcmul_(first, b_s.to(x.dtype))
+        adjoints[n:].addcmul_(first, a_s.to(x.dtype))
+        values = _pair(x, dtype)
         values[n:] = first.mul_(x_dot)
+        del first
+        values[:n] = F.silu(x)
         return Pairs(adjoints, values)
 
     def film_silu(self, c: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
@@ -115,15 +120,19 @@ class TorchPointwise:
     ) -> FilmPairs:
         h, n, wide = _film(c, gain, offset), len(c), _image(gain)
         first = _first(h)
-        h_dot = wide * c_dot
-        a_h = first * a_s
-        b_h = torch.addcmul(a_s * _second(h) * h_dot, b_s.to(h.dtype), first)
-        adjoints, values = _pair(h, dtype), _pair(h, dtype)
-        adjoints[:n] = wide * b_h
-        adjoints[n:] = wide * a_h
+        b_h = _second(h).mul_(wide).mul_(c_dot).mul_(a_s).addcmul_(first, b_s.to(h.dtype))
+        values = _pair(h, dtype)
         values[:n] = F.silu(h)
-        values[n:] = first.mul_(h_dot)
-        return FilmPairs(adjoints, values, (b_h * c + a_h * c_dot).sum((2, 3)), b_h.sum((2, 3)))
+        del h
+        values[n:] = wide * first * c_dot
+        of_offset, of_gain = b_h.sum((2, 3)), (b_h * c).sum((2, 3))
+        adjoints = _pair(first, dtype)
+        adjoints[:n] = b_h.mul_(wide)
+        del b_h
+        a_h = first.mul_(a_s)
+        of_gain += (a_h * c_dot).sum((2, 3))
+        adjoints[n:] = a_h.mul_(wide)
+        return FilmPairs(adjoints, values, of_gain, of_offset)
 
     def residual(self, branch: Tensor, skip: Tensor, bias: Tensor | None) -> Tensor:
         total = skip + branch
@@ -139,14 +148,13 @@ def _film(c: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
 
 
 def _first(z: Tensor) -> Tensor:
-    s = torch.sigmoid(z)
-    # Not 1 - s, which cancels for large z.
-    return s * (1.0 + z * torch.sigmoid(-z))
+    # sigmoid(-z), not 1 - sigmoid(z), which cancels for large z.
+    return torch.sigmoid(-z).mul_(z).add_(1.0).mul_(torch.sigmoid(z))
 
 
 def _second(z: Tensor) -> Tensor:
-    s, rest = torch.sigmoid(z), torch.sigmoid(-z)
-    return s * rest * (2.0 + z * (rest - s))
+    # 1 - 2 sigmoid(z) is -tanh(z/2).
+    return (z * 0.5).tanh_().mul_(-z).add_(2.0).mul_(torch.sigmoid(z)).mul_(torch.sigmoid(-z))
 
 
 def _pair(like: Tensor, dtype: torch.dtype) -> Tensor:

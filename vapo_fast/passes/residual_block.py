@@ -8,6 +8,8 @@ anew wherever they are needed, in the same pass over memory as what they are mul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -33,12 +35,12 @@ class Residual(Layer):
         return pointwise.residual(y, skip.to(x.dtype), _sum(_output_biases(block))), _Residual(block, film, x, c)
 
 
-def _output_biases(block: ResidualBlock) -> tuple[nn.Parameter | None, ...]:
+def _output_biases(block: ResidualBlock) -> Sequence[Tensor | None]:
     skip = block.skip.bias if isinstance(block.skip, nn.Conv2d) else None
     return block.second.bias, skip
 
 
-def _sum(biases: tuple[nn.Parameter | None, ...]) -> Tensor | None:
+def _sum(biases: Sequence[Tensor | None]) -> Tensor | None:
     there = [bias.detach() for bias in biases if bias is not None]
     return None if not there else there[0] if len(there) == 1 else there[0] + there[1]
 
@@ -69,9 +71,7 @@ class _Residual(Record):
         self.x_dot = x_dot
         s_dot = pointwise.silu_tangent(self.x, x_dot, convolutions.dtype(block.first))
         c_dot = convolutions.forward(block.first, s_dot)
-        s_dot = pointwise.film_silu_tangent(
-            self.c, c_dot, film.gain, film.offset, convolutions.dtype(block.second)
-        )
+        s_dot = pointwise.film_silu_tangent(self.c, c_dot, film.gain, film.offset, convolutions.dtype(block.second))
         if sweep.recompute:
             self.c = None
         else:
@@ -85,6 +85,8 @@ class _Residual(Record):
         assert x_dot is not None
         c, c_dot = self._first_outputs(x_dot, sweep)
         b_s1, a_s1 = convolutions.transposed_halves(block.second, pair, self.a_s1)
+        if sweep.gradients is not None:
+            self.c = self.c_dot = self.a_s1 = None
         upper = pointwise.film_silu_second_adjoint(
             c, c_dot, a_s1, b_s1, film.gain, film.offset, convolutions.dtype(block.first)
         )
@@ -116,4 +118,3 @@ class _Residual(Record):
     def _skip_adjoint(self, a: Tensor, sweep: Sweep) -> Tensor:
         skip = self.block.skip
         return a if not isinstance(skip, nn.Conv2d) else sweep.convolutions.transposed(skip, a)
-
