@@ -11,6 +11,7 @@ LARGEST_SIZE: int
 MOST_THREADS: int
 
 testing: Any  # hooks for the tests of the solver
+pointwise: Any  # called through vapo_fast.passes.pointwise_native, which types it
 
 class BuildInfo(TypedDict):
     compiler: str

@@ -29,7 +29,8 @@ from vapo_fast.passes.memory import peak_bytes
 from vapo_fast.passes.modulation import Modulation
 from vapo_fast.passes.network import Evaluation, u_net_layers, wide_resnet_layers
 from vapo_fast.passes.plain_network import unlike_a_plain_network
-from vapo_fast.passes.pointwise import Pointwise, TorchPointwise
+from vapo_fast.passes.pointwise import Pointwise
+from vapo_fast.passes.pointwise_choice import fastest_pointwise
 from vapo_fast.passes.residual_block import Residual
 from vapo_fast.potentials.base import Potential
 from vapo_fast.potentials.image import ImagePotential
@@ -71,7 +72,7 @@ class ExplicitPasses:
             raise UnlikePlainNetworkError(f"there are no explicit passes for this potential: {reason}")
         assert isinstance(potential, ImagePotential)
         self.potential = potential
-        self._pointwise = pointwise or TorchPointwise()
+        self._pointwise = pointwise
         self._layers = _layers(potential)
         self._blocks = [layer.block for layer in self._layers if isinstance(layer, Residual)]
 
@@ -189,7 +190,8 @@ class ExplicitPasses:
         self, modulation: Modulation, precision: str, gradients: Gradients | None = None, recompute: bool = False
     ) -> Sweep:
         convolutions = Convolutions(self._dtype(precision))
-        return Sweep(self._pointwise, convolutions, modulation.films, recompute, gradients)
+        pointwise = self._pointwise or fastest_pointwise(self.potential.stem.weight.device.type)
+        return Sweep(pointwise, convolutions, modulation.films, recompute, gradients)
 
     def _evaluation(self, x: Tensor, c: Coefficients, sweep: Sweep) -> Evaluation:
         return Evaluation(self._layers, self._patches(x * expand_time(c.inverse_radius, x)), sweep)

@@ -37,18 +37,18 @@ class _ActivatedConvolution(Record):
         a_s = sweep.convolutions.transposed(self.convolution, a)
         if not sweep.recompute:
             self.a_s = a_s
-        return sweep.pointwise.silu_adjoint(self.x, a_s, None)
+        return sweep.pointwise.silu_derivative(self.x, a_s, None, self.x.dtype)
 
     def tangent(self, x_dot: Tensor, sweep: Sweep) -> Tensor:
         self.x_dot = x_dot
-        s_dot = sweep.pointwise.silu_tangent(self.x, x_dot, sweep.convolutions.dtype(self.convolution))
+        s_dot = sweep.pointwise.silu_derivative(self.x, x_dot, None, sweep.convolutions.dtype(self.convolution))
         return sweep.convolutions.forward(self.convolution, s_dot).to(x_dot.dtype)
 
     def second_adjoint(self, pair: Tensor, sweep: Sweep) -> Tensor:
         assert self.x_dot is not None
         convolutions, dtype = sweep.convolutions, sweep.convolutions.dtype(self.convolution)
         b_s, a_s = convolutions.transposed_halves(self.convolution, pair, self.a_s)
-        both = sweep.pointwise.silu_second_adjoint(self.x, self.x_dot, a_s, b_s, None, dtype)
+        both = sweep.pointwise.silu_second(self.x, self.x_dot, a_s, b_s, None, dtype)
         if sweep.gradients is not None:
             sweep.gradients.add_weight(convolutions, self.convolution, both.values, pair)
             sweep.gradients.add_bias((self.convolution.bias,), pair)

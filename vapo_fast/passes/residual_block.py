@@ -59,19 +59,19 @@ class _Residual(Record):
         block, film, pointwise, convolutions = self.block, self.film, sweep.pointwise, sweep.convolutions
         assert self.c is not None
         a_s1 = convolutions.transposed(block.second, a)
-        a_c = pointwise.film_silu_adjoint(self.c, a_s1, film.gain, film.offset, convolutions.dtype(block.first))
+        a_c = pointwise.film_silu_derivative(self.c, a_s1, film.gain, film.offset, convolutions.dtype(block.first))
         a_s0 = convolutions.transposed(block.first, a_c)
         if not sweep.recompute:
             self.a_s0, self.a_s1 = a_s0, a_s1
-        return pointwise.silu_adjoint(self.x, a_s0, self._skip_adjoint(a, sweep))
+        return pointwise.silu_derivative(self.x, a_s0, self._skip_adjoint(a, sweep), self.x.dtype)
 
     def tangent(self, x_dot: Tensor, sweep: Sweep) -> Tensor:
         block, film, pointwise, convolutions = self.block, self.film, sweep.pointwise, sweep.convolutions
         assert self.c is not None
         self.x_dot = x_dot
-        s_dot = pointwise.silu_tangent(self.x, x_dot, convolutions.dtype(block.first))
+        s_dot = pointwise.silu_derivative(self.x, x_dot, None, convolutions.dtype(block.first))
         c_dot = convolutions.forward(block.first, s_dot)
-        s_dot = pointwise.film_silu_tangent(self.c, c_dot, film.gain, film.offset, convolutions.dtype(block.second))
+        s_dot = pointwise.film_silu_derivative(self.c, c_dot, film.gain, film.offset, convolutions.dtype(block.second))
         if sweep.recompute:
             self.c = None
         else:
@@ -87,7 +87,7 @@ class _Residual(Record):
         b_s1, a_s1 = convolutions.transposed_halves(block.second, pair, self.a_s1)
         if sweep.gradients is not None:
             self.c = self.c_dot = self.a_s1 = None
-        upper = pointwise.film_silu_second_adjoint(
+        upper = pointwise.film_silu_second(
             c, c_dot, a_s1, b_s1, film.gain, film.offset, convolutions.dtype(block.first)
         )
         del c, c_dot, b_s1, a_s1
@@ -101,7 +101,7 @@ class _Residual(Record):
         skip = self._skip_adjoint(pair, sweep)
         if sweep.gradients is not None and isinstance(block.skip, nn.Conv2d):
             sweep.gradients.add_weight(convolutions, block.skip, image(torch.cat([x, x_dot])), pair)
-        lower = pointwise.silu_second_adjoint(x, x_dot, a_s0, b_s0, skip, convolutions.dtype(block.first))
+        lower = pointwise.silu_second(x, x_dot, a_s0, b_s0, skip, convolutions.dtype(block.first))
         if sweep.gradients is not None:
             sweep.gradients.add_weight(convolutions, block.first, lower.values, adjoints)
         return lower.adjoints
@@ -111,7 +111,7 @@ class _Residual(Record):
         if self.c is not None and self.c_dot is not None:
             return self.c, self.c_dot
         dtype, first, n = sweep.convolutions.dtype(self.block.first), self.block.first, len(x_dot)
-        s, s_dot = sweep.pointwise.silu(self.x, dtype), sweep.pointwise.silu_tangent(self.x, x_dot, dtype)
+        s, s_dot = sweep.pointwise.silu(self.x, dtype), sweep.pointwise.silu_derivative(self.x, x_dot, None, dtype)
         both = sweep.convolutions.forward(first, image(torch.cat([s, s_dot])))
         return both[:n], both[n:]
 
