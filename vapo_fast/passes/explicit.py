@@ -190,7 +190,8 @@ class ExplicitPasses:
         self, modulation: Modulation, precision: str, gradients: Gradients | None = None, recompute: bool = False
     ) -> Sweep:
         convolutions = Convolutions(self._dtype(precision))
-        pointwise = self._pointwise or fastest_pointwise(self.potential.stem.weight.device.type)
+        weight = self.potential.stem.weight
+        pointwise = self._pointwise or fastest_pointwise(weight.device.type, weight.dtype)
         return Sweep(pointwise, convolutions, modulation.films, recompute, gradients)
 
     def _evaluation(self, x: Tensor, c: Coefficients, sweep: Sweep) -> Evaluation:

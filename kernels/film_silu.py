@@ -1,0 +1,154 @@
+"""SiLU of ``h = gain c + offset`` in the four sweeps of a convolutional potential (`vapo_fast.passes.pointwise`).
+
+Maps are [rows, pixels, channels], gain and offset [rows, channels] in float32. Maps may be in bfloat16: they are widened
+when loaded and rounded when stored. The naive twin of every function is `vapo_fast.passes.pointwise.TorchPointwise`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .activation import activate
+from .launch import OPTIONS
+from .silu_map import load, store
+
+_BLOCK = 1024
+# Of the kernel with sums: channels of a program, and pixels that it has at a time. 64 bytes of bfloat16 are a sector pair.
+_CHANNELS, _PIXELS = 32, 32
+
+
+@triton.jit
+def _place(pixels, channels, size, BLOCK: tl.constexpr):
+    """Where numbers are, whether they are, and where their coefficients are."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row = at // channels // pixels  # no product, which might not fit 32 bits
+    return at, at < size, row * channels + at % channels
+
+
+@triton.jit
+def _film_silu(
+    c_ptr, gain_ptr, offset_ptr, out_ptr, pixels, channels, size, BLOCK: tl.constexpr
+):
+    at, inside, wide = _place(pixels, channels, size, BLOCK)
+    h = load(gain_ptr, wide, inside) * load(c_ptr, at, inside) + load(offset_ptr, wide, inside)
+    value, _first, _second = activate(h, "silu", False)
+    store(out_ptr, at, value, inside)
+
+
+@triton.jit
+def _film_silu_derivative(
+    c_ptr, v_ptr, gain_ptr, offset_ptr, out_ptr, pixels, channels, size, BLOCK: tl.constexpr
+):
+    at, inside, wide = _place(pixels, channels, size, BLOCK)
+    gain = load(gain_ptr, wide, inside)
+    h = gain * load(c_ptr, at, inside) + load(offset_ptr, wide, inside)
+    _value, first, _second = activate(h, "silu", False)
+    store(out_ptr, at, gain * first * load(v_ptr, at, inside), inside)
+
+
+@triton.jit
+def _film_silu_second(
+    c_ptr,
+    c_dot_ptr,
+    a_s_ptr,
+    b_s_ptr,
+    gain_ptr,
+    offset_ptr,
+    adjoints_ptr,
+    values_ptr,
+    of_gain_ptr,
+    of_offset_ptr,
+    pixels,
+    channels,
+    size,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
+    real = channel < channels
+    wide = row * channels + channel
+    gain, offset = load(gain_ptr, wide, real), load(offset_ptr, wide, real)  # [CHANNELS]
+    of_gain = tl.zeros((CHANNELS,), tl.float32)
+    of_offset = tl.zeros((CHANNELS,), tl.float32)
+    for start in tl.range(0, pixels, PIXELS, num_stages=1):
+        pixel = start + tl.arange(0, PIXELS)
+        inside = (pixel < pixels)[:, None] & real[None, :]
+        at = (row * pixels + pixel)[:, None] * channels + channel[None, :]  # [PIXELS, CHANNELS]
+        other = at + size
+        c, c_dot = load(c_ptr, at, inside), load(c_dot_ptr, at, inside)
+        a_s, b_s = load(a_s_ptr, at, inside), load(b_s_ptr, at, inside)
+        value, first, second = activate(gain[None, :] * c + offset[None, :], "silu", True)
+        h_dot = gain[None, :] * c_dot
+        a_h = a_s * first
+        b_h = b_s * first + a_s * second * h_dot
+        store(adjoints_ptr, at, gain[None, :] * b_h, inside)
+        store(adjoints_ptr, other, gain[None, :] * a_h, inside)
+        store(values_ptr, at, value, inside)
+        store(values_ptr, other, first * h_dot, inside)
+        # What is outside was loaded as 0, and adds nothing.
+        of_gain += tl.sum(b_h * c + a_h * c_dot, axis=0)
+        of_offset += tl.sum(b_h, axis=0)
+    tl.store(of_gain_ptr + wide, of_gain, mask=real)
+    tl.store(of_offset_ptr + wide, of_offset, mask=real)
+
+
+def film_silu(c: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
+    """``out = silu(gain c + offset)``; ``out`` may be ``c``."""
+    pixels, channels, size = _sizes(c)
+    if size:
+        _film_silu[(triton.cdiv(size, _BLOCK),)](c, gain, offset, out, pixels, channels, size, BLOCK=_BLOCK, **OPTIONS)
+
+
+def film_silu_derivative(c: Tensor, v: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
+    """``out = gain silu'(gain c + offset) v``; ``out`` may be ``c`` or ``v``."""
+    pixels, channels, size = _sizes(c)
+    if size:
+        _film_silu_derivative[(triton.cdiv(size, _BLOCK),)](
+            c, v, gain, offset, out, pixels, channels, size, BLOCK=_BLOCK, **OPTIONS
+        )
+
+
+def film_silu_second(
+    c: Tensor,
+    c_dot: Tensor,
+    a_s: Tensor,
+    b_s: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    adjoints: Tensor,
+    values: Tensor,
+    of_gain: Tensor,
+    of_offset: Tensor,
+) -> None:
+    """[b_c; a_c], [s; s_dot] and the gradients of gain and offset, see `passes.pointwise.Pointwise`.
+
+    The pairs are of twice as many rows; a program sums over all pixels of its channels, in an order of its own alone.
+    """
+    pixels, channels, size = _sizes(c)
+    if size:
+        _film_silu_second[(len(c), triton.cdiv(channels, _CHANNELS))](
+            c,
+            c_dot,
+            a_s,
+            b_s,
+            gain,
+            offset,
+            adjoints,
+            values,
+            of_gain,
+            of_offset,
+            pixels,
+            channels,
+            size,
+            PIXELS=_PIXELS,
+            CHANNELS=_CHANNELS,
+            **OPTIONS,
+        )
+
+
+def _sizes(c: Tensor) -> tuple[int, int, int]:
+    _, channels, height, width = c.shape
+    return height * width, channels, c.numel()

@@ -1,0 +1,42 @@
+"""The end of a residual block, ``branch + skip + bias``, in one pass over memory (`vapo_fast.passes.pointwise`)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import OPTIONS
+from .silu_map import load, store
+
+_BLOCK = 1024
+
+
+@triton.jit
+def _residual(branch_ptr, skip_ptr, bias_ptr, out_ptr, channels, size, BIAS: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    total = load(branch_ptr, at, inside) + load(skip_ptr, at, inside)
+    if BIAS:
+        total += load(bias_ptr, at % channels, inside)
+    store(out_ptr, at, total, inside)
+
+
+def residual(branch: Tensor, skip: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """``out = branch + skip + bias`` for maps in channels-last memory, float32 or bfloat16, and a bias (C,) in float32.
+
+    The naive twin is `vapo_fast.passes.pointwise.TorchPointwise.residual`. ``out`` may be ``branch`` or ``skip``.
+    """
+    size = skip.numel()
+    if size:
+        _residual[(triton.cdiv(size, _BLOCK),)](
+            branch,
+            skip,
+            skip if bias is None else bias,
+            out,
+            skip.shape[1],
+            size,
+            BIAS=bias is not None,
+            BLOCK=_BLOCK,
+            **OPTIONS,
+        )
