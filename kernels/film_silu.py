@@ -1,7 +1,7 @@
 """SiLU of ``h = gain c + offset`` in the four sweeps of a convolutional potential (`vapo_fast.passes.pointwise`).
 
-Maps are [rows, pixels, channels], gain and offset [rows, channels] in float32. Maps may be in bfloat16: they are widened
-when loaded and rounded when stored. The naive twin of every function is `vapo_fast.passes.pointwise.TorchPointwise`.
+Maps are [rows, pixels, channels], gain and offset [rows, channels] in float32. Maps may be in bfloat16: they are
+widened when loaded and rounded when stored. The naive twin of every function is `vapo_fast.passes.pointwise.TorchPointwise`.
 """
 
 from __future__ import annotations
@@ -14,38 +14,40 @@ from .activation import activate
 from .launch import OPTIONS
 from .silu_map import load, store
 
-_BLOCK = 1024
-# Of the kernel with sums: channels of a program, and pixels that it has at a time. 64 bytes of bfloat16 are a sector pair.
-_CHANNELS, _PIXELS = 32, 32
+_BLOCK, _CHANNELS = 1024, 64
+"""Numbers that a program has at a time, and the most of them that are of one pixel: whole lines of memory."""
 
 
 @triton.jit
-def _place(pixels, channels, size, BLOCK: tl.constexpr):
-    """Where numbers are, whether they are, and where their coefficients are."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    row = at // channels // pixels  # no product, which might not fit 32 bits
-    return at, at < size, row * channels + at % channels
+def _tile(pixels, channels, blocks, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Where a tile's numbers are and whether they are [PIXELS, CHANNELS], and so for its coefficients [CHANNELS]."""
+    program = tl.program_id(0).to(tl.int64)
+    row = program // blocks
+    pixel = program % blocks * PIXELS + tl.arange(0, PIXELS)
+    channel = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
+    real = channel < channels
+    at = (row * pixels + pixel)[:, None] * channels + channel[None, :]
+    return at, (pixel < pixels)[:, None] & real[None, :], row * channels + channel, real
 
 
 @triton.jit
 def _film_silu(
-    c_ptr, gain_ptr, offset_ptr, out_ptr, pixels, channels, size, BLOCK: tl.constexpr
+    c_ptr, gain_ptr, offset_ptr, out_ptr, pixels, channels, blocks, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    at, inside, wide = _place(pixels, channels, size, BLOCK)
-    h = load(gain_ptr, wide, inside) * load(c_ptr, at, inside) + load(offset_ptr, wide, inside)
-    value, _first, _second = activate(h, "silu", False)
+    at, inside, wide, real = _tile(pixels, channels, blocks, PIXELS, CHANNELS)
+    gain, offset = load(gain_ptr, wide, real), load(offset_ptr, wide, real)
+    value, _first, _second = activate(gain[None, :] * load(c_ptr, at, inside) + offset[None, :], "silu", False)
     store(out_ptr, at, value, inside)
 
 
 @triton.jit
 def _film_silu_derivative(
-    c_ptr, v_ptr, gain_ptr, offset_ptr, out_ptr, pixels, channels, size, BLOCK: tl.constexpr
+    c_ptr, v_ptr, gain_ptr, offset_ptr, out_ptr, pixels, channels, blocks, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    at, inside, wide = _place(pixels, channels, size, BLOCK)
-    gain = load(gain_ptr, wide, inside)
-    h = gain * load(c_ptr, at, inside) + load(offset_ptr, wide, inside)
-    _value, first, _second = activate(h, "silu", False)
-    store(out_ptr, at, gain * first * load(v_ptr, at, inside), inside)
+    at, inside, wide, real = _tile(pixels, channels, blocks, PIXELS, CHANNELS)
+    gain, offset = load(gain_ptr, wide, real), load(offset_ptr, wide, real)
+    _value, first, _second = activate(gain[None, :] * load(c_ptr, at, inside) + offset[None, :], "silu", False)
+    store(out_ptr, at, gain[None, :] * first * load(v_ptr, at, inside), inside)
 
 
 @triton.jit
@@ -97,18 +99,16 @@ def _film_silu_second(
 
 def film_silu(c: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
     """``out = silu(gain c + offset)``; ``out`` may be ``c``."""
-    pixels, channels, size = _sizes(c)
-    if size:
-        _film_silu[(triton.cdiv(size, _BLOCK),)](c, gain, offset, out, pixels, channels, size, BLOCK=_BLOCK, **OPTIONS)
+    grid, sizes, tile = _launch(c)
+    if c.numel():
+        _film_silu[grid](c, gain, offset, out, *sizes, **tile, **OPTIONS)
 
 
 def film_silu_derivative(c: Tensor, v: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
     """``out = gain silu'(gain c + offset) v``; ``out`` may be ``c`` or ``v``."""
-    pixels, channels, size = _sizes(c)
-    if size:
-        _film_silu_derivative[(triton.cdiv(size, _BLOCK),)](
-            c, v, gain, offset, out, pixels, channels, size, BLOCK=_BLOCK, **OPTIONS
-        )
+    grid, sizes, tile = _launch(c)
+    if c.numel():
+        _film_silu_derivative[grid](c, v, gain, offset, out, *sizes, **tile, **OPTIONS)
 
 
 def film_silu_second(
@@ -127,9 +127,9 @@ def film_silu_second(
 
     The pairs are of twice as many rows; a program sums over all pixels of its channels, in an order of its own alone.
     """
-    pixels, channels, size = _sizes(c)
-    if size:
-        _film_silu_second[(len(c), triton.cdiv(channels, _CHANNELS))](
+    (_, across), (pixels, channels, _), tile = _launch(c)
+    if c.numel():
+        _film_silu_second[(len(c), across)](
             c,
             c_dot,
             a_s,
@@ -142,13 +142,16 @@ def film_silu_second(
             of_offset,
             pixels,
             channels,
-            size,
-            PIXELS=_PIXELS,
-            CHANNELS=_CHANNELS,
+            c.numel(),
+            **tile,
             **OPTIONS,
         )
 
 
-def _sizes(c: Tensor) -> tuple[int, int, int]:
-    _, channels, height, width = c.shape
-    return height * width, channels, c.numel()
+def _launch(c: Tensor) -> tuple[tuple[int, int], tuple[int, int, int], dict[str, int]]:
+    """The grid, (pixels, channels, tiles of a row's pixels), and the tile's shape."""
+    n, channels, height, width = c.shape
+    across = min(_CHANNELS, triton.next_power_of_2(channels))
+    tile = {"PIXELS": _BLOCK // across, "CHANNELS": across}
+    blocks = triton.cdiv(height * width, tile["PIXELS"])
+    return (n * blocks, triton.cdiv(channels, across)), (height * width, channels, blocks), tile

@@ -14,11 +14,14 @@ _BLOCK = 1024
 
 @triton.jit
 def _residual(branch_ptr, skip_ptr, bias_ptr, out_ptr, channels, size, BIAS: tl.constexpr, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    at = start + tl.arange(0, BLOCK)
     inside = at < size
     total = load(branch_ptr, at, inside) + load(skip_ptr, at, inside)
     if BIAS:
-        total += load(bias_ptr, at % channels, inside)
+        # One remainder in 64 bits for a program, the others in 32.
+        first = (start % channels).to(tl.int32)
+        total += load(bias_ptr, (first + tl.arange(0, BLOCK)) % channels, inside)
     store(out_ptr, at, total, inside)
 
 

@@ -37,7 +37,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
-from vapo_fast.kernels import noise, perturb, train, tuning
+from vapo_fast.kernels import film_silu, noise, perturb, residual, silu_map, train, tuning
 from vapo_fast.kernels.field import field
 from vapo_fast.kernels.launch import Program
 from vapo_fast.kernels.mlp import PackedMlp
@@ -186,14 +186,56 @@ def _perturb(n: int, dimension: int, drawn: bool) -> None:
     perturb.perturb(mlp.net, mlp.constants, x, x.new_zeros(n), None if drawn else x, draw)
 
 
+def _map(n: int, channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A feature map of some, or one, pixels."""
+    side = 7 if channels > 1 else 1
+    return torch.zeros(n, channels, side, side, dtype=dtype)
+
+
+def _silu(n: int, channels: int, second: bool) -> None:
+    wide, narrow, pair = _map(n, channels), _map(n, channels, torch.bfloat16), _map(2 * n, channels)
+    if second:
+        silu_map.silu_second(wide, wide, narrow, narrow, pair, pair, pair.bfloat16())
+    else:
+        silu_map.silu(wide, narrow)
+
+
+def _film(n: int, channels: int, dtype: torch.dtype, order: int) -> None:
+    c, pair, wide = _map(n, channels, dtype), _map(2 * n, channels, dtype), torch.zeros(n, channels)
+    if order == 2:
+        film_silu.film_silu_second(c, c, c, c, wide, wide, pair, pair, wide, wide)
+    elif order == 1:
+        film_silu.film_silu_derivative(c, c, wide, wide, c)
+    else:
+        film_silu.film_silu(c, wide, wide, c)
+
+
+def _silu_derivative(n: int, channels: int) -> None:
+    wide, narrow = _map(n, channels), _map(n, channels, torch.bfloat16)
+    silu_map.silu_derivative(wide, narrow, wide, wide)
+
+
+def _residual(n: int, channels: int, dtype: torch.dtype) -> None:
+    wide = _map(n, channels)
+    residual.residual(_map(n, channels, dtype), wide, torch.zeros(channels), wide)
+
+
 OTHERS: dict[str, Callable[[int, int], None]] = {
     "normal_float32": lambda n, size: _draws(n, size, torch.float32),
     "normal_float64": lambda n, size: _draws(n, size, torch.float64),
     "uniform_float32": lambda n, size: _draws(n, size, torch.float32, noise.uniform),
     "perturb": lambda n, size: _perturb(n, size, False),
     "perturb_drawn": lambda n, size: _perturb(n, size, True),
+    "silu": lambda n, size: _silu(n, size, False),
+    "silu_derivative": _silu_derivative,
+    "silu_second": lambda n, size: _silu(n, size, True),
+    "film_silu": lambda n, size: _film(n, size, torch.bfloat16, 0),
+    "film_silu_derivative": lambda n, size: _film(n, size, torch.bfloat16, 1),
+    "film_silu_second": lambda n, size: _film(n, size, torch.bfloat16, 2),
+    "film_silu_second_float32": lambda n, size: _film(n, size, torch.float32, 2),
+    "residual": lambda n, size: _residual(n, size, torch.bfloat16),
 }
-"""Kernels without products, by the batch's size and numbers of a sample."""
+"""Kernels without products, by the batch's size and numbers of a sample, or of a pixel."""
 
 
 def every_case() -> Iterator[Case]:
@@ -211,7 +253,8 @@ def every_case() -> Iterator[Case]:
 def quick_cases() -> list[Case]:
     """Every kernel, precision, target and shape at least once, the long compilations seldom."""
     chosen = [Case(kernel, "d64", "-", TARGETS[i % 3]) for i, kernel in enumerate(OTHERS)]
-    chosen += [Case(kernel, "one", "-", 80) for kernel in ("normal_float32", "perturb", "perturb_drawn")]
+    ones = ("normal_float32", "perturb", "perturb_drawn", "silu_derivative", "film_silu_second", "residual")
+    chosen += [Case(kernel, "one", "-", 80) for kernel in ones]
     chosen += [Case(kernel, "one", "tf32", 80) for kernel in ("field", "solve_outputs", "step", "train")]
     chosen += [Case("field", "d64", p, t) for p, t in product(PRECISIONS, TARGETS)]
     chosen += [Case("solve", "d2", "tf32x3", t) for t in TARGETS]
@@ -271,7 +314,13 @@ def ruled(case: Case) -> Tile:
     return tuning.rule((s.dimension, s.widths, s.features), case.precision, divmod(case.target, 10))
 
 
-_TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64"}
+_TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 
 
 def source(launch: _Launch) -> ASTSource:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from vapo_fast.kernels import noise, perturb, train
+from vapo_fast.kernels import film_silu, noise, perturb, residual, silu_map, train
 from vapo_fast.kernels.field import field
 from vapo_fast.kernels.solve import solve
 from vapo_fast.kernels.step import begin, step
@@ -126,3 +126,31 @@ def test_no_grid_exceeds_the_devices_limit(packed, grids, dimension):
     assert len(grids) == 5
     assert grids[-2:] == [264, 264]
     assert max(grids) < 2**31
+
+
+def test_grids_of_maps_are_within_the_devices_limits(grids):
+    """Feature maps of 96 GiB, of few and of many channels."""
+    for channels, side in ((1, 512), (64, 64), (4096, 8)):
+        n = 96 * 2**30 // 4 // (channels * side * side)
+        maps, wide = torch.empty(n, channels, side, side, device="meta"), torch.empty(n, channels, device="meta")
+        silu_map.silu(maps, maps)
+        silu_map.silu_derivative(maps, maps, None, maps)
+        silu_map.silu_second(maps, maps, maps, maps, None, maps, maps)
+        film_silu.film_silu(maps, wide, wide, maps)
+        film_silu.film_silu_derivative(maps, maps, wide, wide, maps)
+        film_silu.film_silu_second(maps, maps, maps, maps, wide, wide, maps, maps, wide, wide)
+        residual.residual(maps, maps, None, maps)
+    assert len(grids) == 21
+    assert max(grids) < 2**31
+
+
+def test_nothing_is_launched_for_no_maps(grids):
+    maps, wide = torch.empty(0, 3, 2, 2), torch.empty(0, 3)
+    silu_map.silu(maps, maps)
+    silu_map.silu_derivative(maps, maps, None, maps)
+    silu_map.silu_second(maps, maps, maps, maps, None, maps, maps)
+    film_silu.film_silu(maps, wide, wide, maps)
+    film_silu.film_silu_derivative(maps, maps, wide, wide, maps)
+    film_silu.film_silu_second(maps, maps, maps, maps, wide, wide, maps, maps, wide, wide)
+    residual.residual(maps, maps, None, maps)
+    assert grids == []

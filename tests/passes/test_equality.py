@@ -9,10 +9,12 @@ import torch
 from image_zoo import MODELS, PATHS, autograd, batch_for, build, dependence, largest_error, models, points
 from torch import Tensor
 
+from vapo_fast import gpu, native
 from vapo_fast.batches import Batch
 from vapo_fast.engines.reference import gradient_and_trace
 from vapo_fast.loss import energy_loss
-from vapo_fast.passes import explicit_passes
+from vapo_fast.passes import ExplicitPasses, explicit_passes
+from vapo_fast.passes.pointwise import Pointwise, TorchPointwise
 
 # Of the largest number, or of each parameter's gradient in the norm; rounding of float64, with room for sums in another
 # order. float32: what is stated for gradients, against 1.5e-6 to 6e-6 found.
@@ -170,3 +172,42 @@ def test_any_layout_of_the_batch(name: str) -> None:
         torch.testing.assert_close(passes.field(other, t)[1], model.field(other, t)[1])
     torch.testing.assert_close(passes.field(strided, t)[1], expected)
     assert MODELS[name][1]["event_shape"] == tuple(expected.shape[1:])
+
+
+@pytest.mark.parametrize("name", ["resnet", "unet_patches"])
+@pytest.mark.parametrize("way", ["torch", "native", "triton"])
+def test_every_way_between_convolutions(name: str, way: str) -> None:
+    """The jobs as a whole, in whatever types the way has; the operations one by one are in test_pointwise.py."""
+    device = "cuda" if way == "triton" and torch.cuda.is_available() else "cpu"
+    reason = {"torch": None, "native": native.unavailable_reason(), "triton": gpu.unavailable_reason(device)}[way]
+    if reason is not None:
+        pytest.skip(reason)
+    pointwise = _pointwise(way)
+    for dtype in (torch.float32,) if way == "triton" else (torch.float32, torch.float64):
+        model = build(name, dtype=dtype).to(device)
+        batch = Batch(*(part.to(device) for part in batch_for(model, 3)))
+        exact_model = build(name, dtype=torch.float64)
+        exact_model.load_state_dict({key: value.cpu().double() for key, value in model.state_dict().items()})
+        exact_batch = Batch(*(part.cpu().double() for part in batch))
+        passes, bound = ExplicitPasses(model, pointwise), FLOAT32 if dtype == torch.float32 else EXACT
+        for recompute in (False, True):
+            _, exact = autograd(exact_model, exact_batch, "covariance")
+            grads = passes.loss_and_grads(batch, "covariance", recompute=recompute)[1]
+            assert largest_error({key: g.cpu() for key, g in grads.items()}, exact) < 2 * bound
+        if dtype == torch.float32:
+            reduced = passes.loss_and_grads(batch, precision="bf16")[1]
+            usual = passes.loss_and_grads(batch)[1]
+            flat, found = (torch.cat([g.flatten() for g in each.values()]) for each in (usual, reduced))
+            assert 1e-4 < float((found - flat).norm() / flat.norm()) < 3e-2
+
+
+def _pointwise(way: str) -> Pointwise:
+    if way == "native":
+        from vapo_fast.passes.pointwise_native import NativePointwise
+
+        return NativePointwise()
+    if way == "triton":
+        from vapo_fast.passes.pointwise_triton import TritonPointwise
+
+        return TritonPointwise()
+    return TorchPointwise()

@@ -13,7 +13,7 @@ from vapo_fast.potentials.image import ImagePotential
 
 
 class Modulation:
-    """Gains and offsets (B, C) of every block: of ``(1 + scale) (c + bias) + shift``, with the first convolution's bias.
+    """Gains and offsets (B, C) of every block, of ``(1 + scale) (c + bias) + shift`` with its first convolution's bias.
 
     Args:
         blocks: all residual blocks of the potential.

@@ -60,9 +60,7 @@ class NativePointwise:
         self, c: Tensor, c_dot: Tensor, a_s: Tensor, b_s: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype
     ) -> FilmPairs:
         inputs = [each.to(dtype) for each in (c, c_dot, a_s, b_s)]
-        result = FilmPairs(
-            pair_like(c, dtype), pair_like(c, dtype), torch.empty_like(gain), torch.empty_like(offset)
-        )
+        result = FilmPairs(pair_like(c, dtype), pair_like(c, dtype), torch.empty_like(gain), torch.empty_like(offset))
         self._kernels.film_silu_second(
             *(_map(each) for each in inputs),
             gain.numpy(),
@@ -86,7 +84,7 @@ def _map(tensor: Tensor) -> NDArray[Any]:
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
     n, channels, height, width = tensor.shape
-    return tensor.permute(0, 2, 3, 1).view(n, height * width, channels).numpy()  # type: ignore[no-any-return]
+    return tensor.permute(0, 2, 3, 1).view(n, height * width, channels).numpy()
 
 
 def _threads() -> int:
