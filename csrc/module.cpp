@@ -30,4 +30,5 @@ PYBIND11_MODULE(_native, m) {
     bind_math(m);
     vapo_fast::bind_mlp(m);
     vapo_fast::bind_control(m);
+    vapo_fast::bind_rates(m);
 }

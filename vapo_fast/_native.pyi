@@ -11,6 +11,7 @@ LARGEST_SIZE: int
 MOST_THREADS: int
 
 testing: Any  # hooks for the tests of the solver
+rates: Any  # single kernels run over and over, for benchmarks
 
 class BuildInfo(TypedDict):
     compiler: str

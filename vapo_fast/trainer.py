@@ -29,7 +29,6 @@ from vapo_fast.optim import (
 from vapo_fast.potentials.base import Potential
 from vapo_fast.training import Clock, TrainingRun
 
-
 # Up to as many parameters, one thread updates them about as fast as several, and leaves the others to the next step.
 _FEW_PARAMETERS = 1 << 18
 
