@@ -115,7 +115,7 @@ def measure(run: str, threads: int, rounds: int = 7, round_seconds: float = 0.05
     turns = [_turns(kernel.call, round_seconds) for kernel in kernels]
     named = zip(kernels, turns, strict=True)
     peaks = {kernel.instruction_set: (kernel, each) for kernel, each in named if kernel.name == PEAK}
-    # Seconds for one of what each kernel counts, and of the peak just before: what a busy machine does, it does to both.
+    # Seconds for one of what each kernel counts, and of the peak just before: a busy machine does the same to both.
     seconds: list[list[float]] = [[] for _ in kernels]
     beside: list[list[float]] = [[] for _ in kernels]
     for i in range(rounds):
