@@ -74,8 +74,9 @@ bench: bench-setup  ## the benchmarks, through pytest-benchmark (10 minutes; all
 bench-quick: bench-setup  ## one small case of every kind, after a part of the conformance suite, in three minutes
 	$(BIN)/python -m benchmarks run --select quick --threads 1 --rounds 5 --round-seconds 0.05 --case-seconds 30 --budget-seconds 140 $(BENCH_ARGS)
 
-bench-table: bench-setup  ## what native must show, measured in one run and held against its targets
+bench-table: bench-setup  ## what native must show, in one run and held against its targets; then kernels one by one
 	$(BIN)/python -m benchmarks table $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks kernels
 
 bench-curves: bench-setup  ## error against time, for the plots
 	$(BIN)/python -m benchmarks run --select curves $(BENCH_ARGS)

@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import conformance, gpu, provenance, records, report, roofline
+from benchmarks import conformance, gpu, kernels, left_out, provenance, records, report, roofline, runs
 from benchmarks.cases import SELECTIONS, SHAPES, UNEVEN, Case, matching, on, solve
 from benchmarks.devices import OURS, usable
-from benchmarks.measure import Limits, default_cache, measure
+from benchmarks.measure import CaseResult, Limits, arms_for, default_cache, measure
 from benchmarks.peers import ARMS
 from benchmarks.peers.base import DisagreementError
 from benchmarks.records import Record
-from benchmarks.targets import GPU_TARGETS, TARGETS, findings
+from benchmarks.targets import GPU_TARGETS, TARGETS, cases_of_targets, findings
 from benchmarks.workloads import Workloads
+from vapo_fast import native
 
 SLOW_TO_PREPARE = ("torch.compile", "torchdiffeq compiled")
 """Arms that the quick selection leaves out unless they are named: each compiles for half a minute before it runs."""
@@ -51,9 +52,10 @@ def run(options: argparse.Namespace) -> int:
         return 0
     _measure_all(cases, options)
     if options.select in _TARGETS_OF:
-        held = findings(records.latest(records.load(options.csv)), options.threads, _TARGETS_OF[options.select])
+        targets = _TARGETS_OF[options.select]
+        held = cases_of_targets(records.load(options.csv), options.threads, targets)
         print()
-        print(report.targets_text(held))
+        print(report.targets_text(findings(held, options.threads, targets)))
     return 0
 
 
@@ -87,7 +89,7 @@ def measure_rooflines(options: argparse.Namespace) -> int:
     if reason:
         print(f"error: {reason}", file=sys.stderr)
         return 1
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    stamp = _now()
     rows = roofline.measure(stamp, Workloads(options.cache), options.threads)
     roofline.write(rows, options.roofline_csv)
     print(f"{len(rows)} rows appended to {options.roofline_csv}")
@@ -96,10 +98,29 @@ def measure_rooflines(options: argparse.Namespace) -> int:
     return 0 if rows else 1
 
 
+def measure_kernels(options: argparse.Namespace) -> int:
+    """Measure the native engine's kernels one by one against the processor's multiply-adds, and append that."""
+    reason = native.unavailable_reason()
+    if reason:
+        print(f"error: the native extension is missing: {reason}", file=sys.stderr)
+        return 1
+    stamp = _now()
+    # The larger number of threads last: the threads that it leaves spinning disturb nobody.
+    rows = [
+        row
+        for threads in sorted({1, options.threads})
+        for row in kernels.measure(stamp, threads, options.rounds, options.round_seconds)
+    ]
+    kernels.write(rows, options.kernels_csv)
+    print(report.kernels_text(kernels.load(options.kernels_csv)))
+    print(f"{len(rows)} rows appended to {options.kernels_csv}")
+    return 0
+
+
 def merge(options: argparse.Namespace) -> int:
     """Append the rows of results files from another machine."""
     for path in options.files:
-        target = options.roofline_csv if path.name.startswith("roofline") else options.csv
+        target = _file_for(path, options)
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
@@ -112,10 +133,26 @@ def merge(options: argparse.Namespace) -> int:
     return 0
 
 
+def _file_for(path: Path, options: argparse.Namespace) -> Path:
+    """The results file that a file of another machine goes to, by its name."""
+    targets: dict[str, Path] = {
+        "roofline": options.roofline_csv,
+        "kernels": options.kernels_csv,
+        left_out.beside(Path("bench.csv")).stem: left_out.beside(options.csv),
+        runs.beside(Path("bench.csv")).stem: runs.beside(options.csv),
+    }
+    return targets.get(path.stem, options.csv)
+
+
 def write_report(options: argparse.Namespace) -> int:
     """Write the tables and plots from the results files alone."""
-    rows, roofs = records.load(options.csv), roofline.load(options.roofline_csv)
-    for path in report.write(rows, options.docs, options.readme, roofs):
+    results = report.Results(
+        records.load(options.csv),
+        left_out.load(left_out.beside(options.csv)),
+        roofline.load(options.roofline_csv),
+        kernels.load(options.kernels_csv),
+    )
+    for path in report.write(results, options.docs, options.readme):
         print(f"wrote {path}")
     return 0
 
@@ -151,29 +188,54 @@ def _measure_all(cases: Sequence[Case], options: argparse.Namespace) -> list[Rec
     if gate != conformance.FULL:
         print(f"conformance: only the {gate.name} gate, not the whole suite", flush=True)
     said = conformance.require(options.cache, gate=gate)
-    print(f"conformance: {said} ({time.perf_counter() - begin:.0f} s)", flush=True)
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    of_conformance = time.perf_counter() - begin
+    print(f"conformance: {said} ({of_conformance:.0f} s)", flush=True)
+    stamp = _now()
     limits = Limits(options.rounds, options.round_seconds, options.run_seconds, options.case_seconds)
-    workloads, written, arms = Workloads(options.cache), [], options.arms or list(ARMS)
+    workloads, written, arms = Workloads(options.cache), list[Record](), options.arms or list(ARMS)
+    unasked = "not among those of --arms"
     if options.select == "quick" and options.arms is None:
         arms = [name for name in arms if name not in SLOW_TO_PREPARE]
+        unasked = "compiles for long, so the quick selection leaves it out unless --arms names it"
         print(f"left out because they compile for long: {', '.join(SLOW_TO_PREPARE)} (--arms names them)", flush=True)
+    done = 0
     for i, case in enumerate(cases, 1):
         elapsed = time.perf_counter() - begin
         if elapsed > options.budget_seconds:
-            print(
-                f"not measured, the {options.budget_seconds:.0f} s are up: {', '.join(c.name for c in cases[i - 1 :])}"
-            )
+            reason = f"the {options.budget_seconds:.0f} s of the run were up"
+            print(f"not measured, {reason}: {', '.join(c.name for c in cases[i - 1 :])}")
+            for other in cases[i - 1 :]:
+                left_out.write(
+                    left_out.left_out(other, stamp, {left_out.EVERY_ARM: reason}), left_out.beside(options.csv)
+                )
             break
         print(f"[{i}/{len(cases)}, {elapsed:.0f} s] {case.name}", flush=True)
         result = measure(case, workloads, limits, arms)
-        rows = records.records(result, stamp, said)
-        records.write(rows, options.csv)
+        rows = _write(result, stamp, said, unasked, options.csv)
         written += rows
+        done += 1
         if rows:
             print(report.case_text(rows), flush=True)
-    print(f"{len(written)} rows appended to {options.csv}, {time.perf_counter() - begin:.0f} s in all")
+    seconds = time.perf_counter() - begin
+    runs.write(
+        runs.Run(stamp, options.select, options.device, done, len(cases) - done, of_conformance, seconds), options.csv
+    )
+    print(f"{len(written)} rows appended to {options.csv}, {seconds:.0f} s in all")
     return written
+
+
+def _write(result: CaseResult, stamp: str, said: str, unasked: str, path: Path) -> list[Record]:
+    """Append a case's rows, and the arms that are missing from it with the reasons."""
+    rows = records.records(result, stamp, said)
+    records.write(rows, path)
+    able = {arm.name for arm in arms_for(result.case, list(ARMS))}
+    reasons = {name: unasked for name in ARMS if name in able - set(result.arms)} | result.skipped
+    left_out.write(left_out.left_out(result.case, stamp, reasons), left_out.beside(path))
+    return rows
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _gate_of(selection: str, device: str) -> str:
@@ -203,6 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--roofline-csv", type=Path, default=roofline.CSV, help="that of rooflines (default: %(default)s)"
     )
+    common.add_argument("--kernels-csv", type=Path, default=kernels.CSV, help="that of kernels (default: %(default)s)")
     common.add_argument("--device", choices=list(OURS), default="cpu", help="what cases run on (default: cpu)")
     common.add_argument("--cache", type=Path, default=default_cache(), help="trained potentials and float64 solutions")
     common.add_argument(
@@ -229,6 +292,12 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=run)
     one = commands.add_parser("table", parents=[common, measuring], help="measure and print the table of targets")
     one.set_defaults(command=table)
+    one = commands.add_parser(
+        "kernels", parents=[common], help="the native engine's kernels against the processor's multiply-adds"
+    )
+    one.add_argument("--rounds", type=_rounds, default=7, help="interleaved rounds, at least 5 (default 7)")
+    one.add_argument("--round-seconds", type=float, default=0.05, help="of a kernel in a round (default %(default)s)")
+    one.set_defaults(command=measure_kernels)
     one = commands.add_parser("roofline", parents=[common], help="each CUDA kernel's rate against the device's limits")
     one.set_defaults(command=measure_rooflines)
     one = commands.add_parser(
@@ -237,7 +306,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--gate", choices=list(conformance.GATES), default="full", help="which part (default: full)")
     one.set_defaults(command=gate)
     one = commands.add_parser("merge", parents=[common], help="append the rows of another machine's results files")
-    one.add_argument("files", nargs="+", type=Path, help="bench.csv or roofline.csv, as `gpu --out` leaves them")
+    one.add_argument("files", nargs="+", type=Path, help="bench.csv, roofline.csv and what lies beside them")
     one.set_defaults(command=merge)
     gpu.add_arguments(commands.add_parser("gpu", help=gpu.SUMMARY))
     one = commands.add_parser("report", parents=[common], help="write tables and plots from the results file")

@@ -109,7 +109,7 @@ def table(threads: int) -> list[Case]:
         *(solve("random", n, threads, 1e-5) for n in (1, 64, 1024, 8192)),
         *(solve("random", n, threads, 1e-5, middle) for n in (64, 8192)),
         solve("stiff5", 8192, threads, 1e-5),
-        _others("loss", 1024, threads),
+        *(_others(job, 1024, threads) for job in ("loss", "trainer")),
         *(_others("field", n, threads, shape) for shape in (small, middle) for n in (64, 1024, 8192)),
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import conformance, records
+from benchmarks import conformance, left_out, records
 from benchmarks.cases import SELECTIONS, Case, on
 from benchmarks.devices import OURS
 from benchmarks.measure import CaseResult, Limits, arms_for, default_cache, measure
@@ -37,7 +37,9 @@ class Kit:
             limits = Limits(int(self._config.getoption("--bench-rounds")))
             result = measure(case, self._workloads, limits, list(ARMS), say=lambda line: None)
             rows = records.records(result, self._run, said)
-            records.write(rows, Path(self._config.getoption("--bench-csv")))
+            path = Path(self._config.getoption("--bench-csv"))
+            records.write(rows, path)
+            left_out.write(left_out.left_out(case, self._run, result.skipped), left_out.beside(path))
             self._rows |= {(case, row.arm): row for row in rows}
             self._results[case] = result
         return self._results[case]

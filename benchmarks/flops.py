@@ -22,6 +22,12 @@ def field_flops(n: int, dimension: int, widths: Sequence[int]) -> int:
     return 4 * n * sum(a * b for a, b in pairwise((dimension, *widths)))
 
 
+def loss_flops(n: int, dimension: int, widths: Sequence[int]) -> int:
+    """Operations of a loss and all its parameter gradients: four sweeps, and the weights' gradients from two pairs of
+    arrays each: three times a field's."""
+    return 3 * field_flops(n, dimension, widths)
+
+
 def product_shapes(n: int, dimension: int, widths: Sequence[int]) -> list[tuple[int, int, int]]:
     """(rows, inner, columns) of the products that `field_flops` counts, in the order they are made in."""
     pairs = list(pairwise((dimension, *widths)))

@@ -9,21 +9,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.cases import Case
+import vapo_fast as vf
+from benchmarks.cases import JOBS, Case
 from benchmarks.devices import usable
 from benchmarks.flops import PRODUCT_SIZE, field_flops, product_flops, product_shapes
 from benchmarks.peers import ARMS
 from benchmarks.peers.base import Arm, DisagreementError, LocalRunner, Outcome, Runner, UnavailableError
 from benchmarks.peers.jax_client import JAX_PRODUCT
 from benchmarks.workloads import Problem, Workloads
+from vapo_fast import native
 
 PRODUCT = "matrix product"
 """The arm of a field's case that measures the machine: a square float32 product in PyTorch; on CUDA, cuBLAS's float32
 products of the field's own shapes, one after the other."""
+PEAK = "multiply-adds in registers"
+"""The arm of every case on the CPU that measures its limit: the multiply-adds of our kernels, without any memory."""
+# A run of it, in thousands of multiply-adds for each chain: some milliseconds.
+_PEAK_TURNS = 1000
 # Threads that an arm leaves spinning go to sleep before the next one starts.
 _PAUSE_SECONDS = 0.003
 # No round runs an arm more often than this, however short it is.
@@ -157,7 +164,7 @@ def measure(
                 reason = arm.missing()
                 if reason:
                     raise UnavailableError(reason)
-                if time.perf_counter() - begin > limits.case_seconds and arm.name != case.ours:
+                if time.perf_counter() - begin > limits.case_seconds and arm.name not in (case.ours, PEAK):
                     raise UnavailableError(f"the case's {limits.case_seconds:.0f} s are up")
                 ready[arm.name] = _make_ready(arm, problem, limits)
             except Exception as error:
@@ -189,9 +196,11 @@ class _Ready:
 
 
 def arms_for(case: Case, names: Sequence[str]) -> list[Arm]:
-    """Those of the named arms that do a case's job on its device, and the matrix product where it is the measure."""
+    """Those of the named arms that do a case's job on its device, and what measures the machine beside them."""
     chosen = [ARMS[name] for name in names if case.job in ARMS[name].jobs and case.device in ARMS[name].devices]
-    return [*chosen, _product_arm()] if case.job == "field" else chosen
+    products = [_product_arm()] if case.job == "field" else []
+    peaks = [_peak_arm(case.threads)] if case.device == "cpu" else []
+    return [*chosen, *products, *peaks]
 
 
 def _make_ready(arm: Arm, problem: Problem, limits: Limits) -> _Ready:
@@ -254,6 +263,8 @@ def _measured(name: str, one: _Ready, rounds: list[float], cpu: float, problem: 
         error = Error(float(np.sqrt(np.square(rows).mean())), float(np.median(rows)), float(rows.max()))
     if name == JAX_PRODUCT or (name == PRODUCT and case.device == "cpu"):
         flops = product_flops()
+    elif name == PEAK:
+        flops = peak_flops(case.threads)
     elif case.job == "field":
         flops = field_flops(case.n, case.dimension, case.widths)
     arm = one.arm
@@ -285,6 +296,20 @@ def _product_arm() -> Arm:
         return (square if problem.case.device == "cpu" else of_the_field)(problem)
 
     return Arm(PRODUCT, False, ("field",), "torch", prepare, lambda: None, lambda: f"torch {torch.__version__}")
+
+
+def peak_flops(threads: int) -> int:
+    """Operations of a run of the arm `PEAK`."""
+    rates: Any = native.extension().rates
+    return int(rates.multiply_adds(native.chosen_instruction_set(), _PEAK_TURNS, threads))
+
+
+def _peak_arm(threads: int) -> Arm:
+    def prepare(problem: Problem) -> Runner:
+        return LocalRunner(lambda: peak_flops(threads), Outcome)
+
+    reason = native.unavailable_reason
+    return Arm(PEAK, False, JOBS, "vapo_fast", prepare, reason, lambda: f"vapo_fast {vf.__version__}")
 
 
 def default_cache() -> Path:

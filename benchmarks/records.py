@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from benchmarks.measure import PRODUCT, CaseResult, Measured, Quartiles, paired_
 from benchmarks.provenance import RESULTS, append
 
 CSV = RESULTS / "bench.csv"
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,6 @@ class Record:
 
 _FROM_PROVENANCE = ("date", "commit", "machine", "threads", "torch")
 _COLUMNS = tuple(column.name for column in fields(Record) if column.name not in _FROM_PROVENANCE)
-_KINDS = {column.name: str(column.type) for column in fields(Record)}
 
 
 def records(result: CaseResult, run: str, conformance: str) -> list[Record]:
@@ -128,14 +128,26 @@ def load(path: Path = CSV) -> list[Record]:
 
     Raises: ValueError naming the line of a row that cannot be read.
     """
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return read(path, Record)
+
+
+def read(path: Path, kind: type[Row]) -> list[Row]:
+    """Every row of a file whose columns are the fields of a dataclass; none if there is no file.
+
+    Raises: ValueError naming the line of a row that cannot be read.
+    """
+    if not path.exists():
+        return []
+    kinds = {column.name: str(column.type) for column in fields(kind)}  # type: ignore[arg-type]
     with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = []
+        reader, rows = csv.DictReader(file), []
         for cells in reader:
             try:
                 # A line from before a column was added ends early.
-                filled = {name: value_of(_KINDS[name], text) for name, text in cells.items() if text is not None}
-                rows.append(Record(**filled))
+                filled = {name: value_of(kinds[name], text) for name, text in cells.items() if text is not None}
+                rows.append(kind(**filled))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
         return rows
@@ -154,6 +166,22 @@ def latest(rows: Sequence[Record]) -> dict[tuple[object, ...], list[Record]]:
         with_ours = [run for run, its in by_run.items() if any(row.arm == row.ours for row in its)]
         chosen[case] = by_run[max(with_ours or by_run)]
     return chosen
+
+
+def whole_run(
+    rows: Sequence[Record], cases: Sequence[tuple[object, ...]]
+) -> dict[tuple[object, ...], list[Record]] | None:
+    """For each of these cases the rows of the newest run that measured our engine in all of them; None if none did."""
+    runs: dict[str, dict[tuple[object, ...], list[Record]]] = {}
+    for row in rows:
+        if row.case in cases:
+            runs.setdefault(row.run, {}).setdefault(row.case, []).append(row)
+
+    def measured(its: dict[tuple[object, ...], list[Record]], case: tuple[object, ...]) -> bool:
+        return any(row.arm == row.ours for row in its.get(case, ()))
+
+    whole = [run for run, its in runs.items() if all(measured(its, case) for case in cases)]
+    return runs[max(whole)] if whole else None
 
 
 def best_peer(rows: Sequence[Record], among: Sequence[str] = ()) -> Record | None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.cases import JOBS, THREADS
 from benchmarks.curves import ERRORS, Curve, curves, plot, time_at_error
+from benchmarks.kernels import KernelRate
+from benchmarks.kernels import newest as newest_kernels
+from benchmarks.left_out import LeftOut, of_run
+from benchmarks.limits import Limit, limits
+from benchmarks.measure import PEAK
 from benchmarks.provenance import ROOT
 from benchmarks.records import Record, latest
 from benchmarks.roofline import Roof, newest
@@ -19,8 +25,8 @@ from benchmarks.targets import (
     TERAFLOPS,
     Finding,
     Target,
+    cases_of_targets,
     findings,
-    key_of,
     of_equal_error,
 )
 
@@ -47,33 +53,51 @@ _WORKLOAD_TITLES = {
 }
 
 
-def write(
-    rows: Sequence[Record], docs: Path = DOCS, readme: Path | None = README, roofs: Sequence[Roof] = ()
-) -> list[Path]:
+@dataclass(frozen=True)
+class Results:
+    """All that a page is made of: rows of the results files.
+
+    Attributes:
+        rows: measured arms. left_out: those that were not, with reasons. roofs, kernels: of single kernels, on a GPU
+            and on the CPU.
+    """
+
+    rows: Sequence[Record]
+    left_out: Sequence[LeftOut] = ()
+    roofs: Sequence[Roof] = ()
+    kernels: Sequence[KernelRate] = ()
+
+
+def write(results: Results, docs: Path = DOCS, readme: Path | None = README) -> list[Path]:
     """Write the tables between the markers of both pages and the plots beside the first; returns the files written.
 
     Raises: ValueError if a page lacks the markers.
     """
-    cases, drawn = latest(rows), curves(rows)
+    drawn = curves(results.rows)
     plots = [plot(curve, _curve_title(curve), docs.parent / "images" / curve.file_name) for curve in drawn]
-    _replace(docs, docs_text(cases, drawn, roofs))
+    _replace(docs, docs_text(results, drawn))
     if readme is not None:
-        _replace(readme, readme_text(cases))
+        _replace(readme, readme_text(results.rows))
     return [docs, *plots, *([readme] if readme is not None else [])]
 
 
-def docs_text(cases: Cases, drawn: Sequence[Curve] = (), roofs: Sequence[Roof] = ()) -> str:
+def docs_text(results: Results, drawn: Sequence[Curve] = ()) -> str:
     """Everything that docs/benchmarks.md has between its markers."""
+    rows, cases = results.rows, latest(results.rows)
     threads = _threads_of_targets(cases)
-    everything = [row for rows in cases.values() for row in rows]
-    parts = [_measured_where(everything), "", "## Targets", "", targets_text(findings(cases, threads)), ""]
-    parts += [_measured_when(_target_rows(cases, threads, TARGETS))]
-    on_gpu = _target_rows(cases, threads, GPU_TARGETS)
-    if on_gpu:
-        parts += ["", "## Targets on a GPU", "", targets_text(findings(cases, threads, GPU_TARGETS)), ""]
-        parts += [_measured_when(on_gpu)]
-    if roofs:
-        parts += ["", "## Rooflines", "", *_ROOFLINE_INTRODUCTION, "", roofline_text(roofs)]
+    parts = [_measured_where(rows)]
+    for title, targets in (("Targets", TARGETS), ("Targets on a GPU", GPU_TARGETS)):
+        held = cases_of_targets(rows, threads, targets)
+        if targets == TARGETS or held:
+            parts += ["", f"## {title}", "", targets_text(findings(held, threads, targets)), ""]
+            parts += [_measured_when(_flat(held)), _of_which_runs(_flat(held)), *_left_out_text(held, results.left_out)]
+        within = limits(held, threads, targets)
+        if within:
+            parts += ["", "## Limits", "", *_LIMITS_INTRODUCTION, "", limits_text(within)]
+    if results.kernels:
+        parts += ["", "## Kernels", "", *_KERNELS_INTRODUCTION, "", kernels_text(results.kernels)]
+    if results.roofs:
+        parts += ["", "## Rooflines", "", *_ROOFLINE_INTRODUCTION, "", roofline_text(results.roofs)]
     if drawn:
         parts += ["", "## Error against time", "", *_CURVES_INTRODUCTION, ""]
         for curve in drawn:
@@ -84,22 +108,24 @@ def docs_text(cases: Cases, drawn: Sequence[Curve] = (), roofs: Sequence[Roof] =
         chosen = {case: rows for case, rows in cases.items() if case[0] == job}
         if chosen:
             parts += ["", f"## {_JOB_TITLES[job]}", ""]
-            parts += _job_text(chosen)
+            parts += _job_text(chosen, results.left_out)
     return "\n".join(parts)
 
 
-def readme_text(cases: Cases) -> str:
+def readme_text(rows: Sequence[Record]) -> str:
     """The table of targets, for the README."""
-    threads, parts = _threads_of_targets(cases), list[str]()
+    threads, parts = _threads_of_targets(latest(rows)), list[str]()
     for targets in (TARGETS, GPU_TARGETS):
-        found = [finding for finding in findings(cases, threads, targets) if finding.ratio is not None]
+        held = cases_of_targets(rows, threads, targets)
+        found = [finding for finding in findings(held, threads, targets) if finding.ratio is not None]
         if not found:
             continue
-        rows = [["case", "compared with", "speed at equal tolerance", "at equal error"]]
+        table = [["case", "compared with", "speed at equal tolerance", "at equal error"]]
         for finding in found:
-            rows.append([finding.target.title, _against(finding), _amount(finding), _times(finding.equal_error)])
-        measured = _target_rows(cases, threads, targets)
-        parts += ["", _markdown(rows), "", _measured_where(measured), _measured_when(measured)]
+            table.append([finding.target.title, _against(finding), _amount(finding), _times(finding.equal_error)])
+        measured = _flat(held)
+        parts += ["", _markdown(table), "", _measured_where(measured), _measured_when(measured)]
+        parts += [_of_which_runs(measured)]
     return "\n".join(parts[1:]) or "No run of the native engine is in `benchmarks/results/bench.csv` yet."
 
 
@@ -192,7 +218,7 @@ def case_text(rows: Sequence[Record]) -> str:
 
 def _arm_rows(rows: Sequence[Record], job: str) -> list[list[str]]:
     columns = [*_COMMON, *_COLUMNS.get(job, ())]
-    ordered = sorted(rows, key=lambda row: (row.arm != row.ours, row.median_ms))
+    ordered = sorted((row for row in rows if row.arm != PEAK), key=lambda row: (row.arm != row.ours, row.median_ms))
     titles = [title.format(ours=rows[0].ours) if rows else title for title, _ in columns]
     return [titles, *([cell(row) for _, cell in columns] for row in ordered)]
 
@@ -255,23 +281,28 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
 }
 
 
-def _job_text(cases: Cases) -> list[str]:
+def _job_text(cases: Cases, left_out: Sequence[LeftOut] = ()) -> list[str]:
     parts = []
     for rows in sorted(cases.values(), key=lambda its: _order(its[0])):
-        first = rows[0]
-        how = "" if first.rtol is None else f", rtol = atol = {first.rtol:.0e}"
-        how += "" if first.steps is None else f", {first.steps} steps of rk4"
-        where = f"{first.threads} thread{'s' if first.threads > 1 else ''}" if first.device == "cpu" else "CUDA"
-        size = f"{first.n:,}".replace(",", " ")
+        missing = _left_out_of(rows[0].case, rows[0].run, left_out)
         parts += [
-            f"**{first.shape}, n {size}**: {_WORKLOAD_TITLES[first.workload]}{how}, {where}",
+            f"**{_case_title(rows[0])}**",
             "",
             case_text([row for row in rows if row.arm == row.ours or row.arm not in of_equal_error(row.ours)]),
             "",
             _measured_when(rows),
+            *([f"<sub>{missing}</sub>"] if missing else []),
             "",
         ]
     return parts
+
+
+def _case_title(row: Record) -> str:
+    how = "" if row.rtol is None else f", rtol = atol = {row.rtol:.0e}"
+    how += "" if row.steps is None else f", {row.steps} steps of rk4"
+    where = f"{row.threads} thread{'s' if row.threads > 1 else ''}" if row.device == "cpu" else "CUDA"
+    size = f"{row.n:,}".replace(",", " ")
+    return f"{row.shape}, n {size}, {_WORKLOAD_TITLES[row.workload]}{how}, {where}"
 
 
 def _order(row: Record) -> tuple[object, ...]:
@@ -305,9 +336,94 @@ def _threads_of_targets(cases: Cases) -> int:
     return max(counts, default=max(THREADS))
 
 
-def _target_rows(cases: Cases, threads: int, targets: Sequence[Target]) -> list[Record]:
-    keys = dict.fromkeys(key_of(target, threads) for target in targets)
-    return [row for key in keys for row in cases.get(key, ())]
+def _flat(cases: Cases) -> list[Record]:
+    return [row for rows in cases.values() for row in rows]
+
+
+def _of_which_runs(rows: Sequence[Record]) -> str:
+    """Whether a table is of one run; the arms of one row of it always are."""
+    runs = sorted({row.run for row in rows})
+    if len(runs) == 1:
+        return f"<sub>Everything in this table was measured in one run, {runs[0]}.</sub>"
+    if not runs:
+        return ""
+    return (
+        f"<sub>The arms of a row were measured in one run, the rows in {len(runs)} of them, because no run holds all "
+        "of these cases: the machine was not equally fast in all rows.</sub>"
+    )
+
+
+def _left_out_text(cases: Cases, left_out: Sequence[LeftOut]) -> list[str]:
+    """A line for each case that arms are missing from, with the reasons that its run wrote down."""
+    lines = []
+    for case, rows in cases.items():
+        line = _left_out_of(case, rows[0].run, left_out)
+        if line:
+            lines.append(f"<sub>{_case_title(rows[0])}: {line}</sub>")
+    return lines
+
+
+def _left_out_of(case: tuple[object, ...], run: str, left_out: Sequence[LeftOut]) -> str:
+    by_reason: dict[str, list[str]] = {}
+    for arm, reason in of_run(left_out, case, run).items():
+        by_reason.setdefault(reason, []).append(arm)
+    told = "; ".join(f"{', '.join(arms)} ({reason})" for reason, arms in by_reason.items())
+    return f"Left out: {told}." if told else ""
+
+
+_LIMITS_INTRODUCTION = (
+    "Operations are those of the matrix products of as many evaluations as our run made; the peak is the rate of",
+    "multiply-adds between registers, in our widest kernels' instructions, on as many threads and in the same rounds",
+    f'(the arm "{PEAK}"). The best possible ratio is the peer\'s time over that of the operations at the peak: no',
+    "kernel with as many operations exceeds it. Solves at equal tolerance differ in evaluations, which this takes as",
+    "they are.",
+)
+
+
+def limits_text(found: Sequence[Limit]) -> str:
+    """The table of limits."""
+    titles = ["case", "evaluations", "GFLOP", "at the peak, ms", "ours, ms", "share of the peak (quartiles)"]
+    rows = [[*titles, "against", "ratio", "best possible"]]
+    for one in found:
+        rows.append(
+            [
+                one.target.title,
+                _number(one.evaluations),
+                _number(1e-9 * one.operations),
+                _number(one.peak_ms),
+                _number(one.ours_ms),
+                f"{100 * one.share:.0f} % ({100 * one.share_low:.0f} – {100 * one.share_high:.0f})",
+                one.against,
+                _times(one.ratio),
+                _times(one.possible),
+            ]
+        )
+    return _markdown(rows)
+
+
+_KERNELS_INTRODUCTION = (
+    "Each kernel of the native engine on a tile that stays in the cache, float32, with what every instruction set of",
+    "this processor makes of it (`python -m benchmarks kernels`). Shares are of the multiply-adds of the same",
+    "instruction set, measured just before each time; a field's operations are those of its products alone.",
+)
+
+
+def kernels_text(rates: Sequence[KernelRate]) -> str:
+    """The newest run's table."""
+    last = newest_kernels(rates)
+    rows = [["instructions", "threads", "kernel", "case", "GFLOP/s", "of the multiply-adds' (quartiles)", "ns"]]
+    for row in last:
+        share = "–"
+        if row.share is not None and row.share_low is not None and row.share_high is not None:
+            share = f"{100 * row.share:.0f} % ({100 * row.share_low:.0f} – {100 * row.share_high:.0f})"
+        cells = [row.instruction_set, str(row.threads), row.kernel, row.case or "–", _number(row.gflops), share]
+        rows.append([*cells, _number(row.ns)])
+    first = last[0]
+    loads = [row.load for row in last if row.load is not None]
+    busy = f"; load: {min(loads):.1f} – {max(loads):.1f}" if loads else ""
+    note = "ns: for each entry of an activation, or each sample of a field, on one thread."
+    when = f"{first.processor}; rounds: {first.rounds}{busy}; {first.date} at commit {first.commit}"
+    return "\n".join([_markdown(rows), "", f"<sub>{note} {when}.</sub>"])
 
 
 _CURVES_INTRODUCTION = (

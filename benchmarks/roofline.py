@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.cases import SHAPES, Case, on, solve
 from benchmarks.devices import accelerator, median_event_seconds
-from benchmarks.flops import field_flops, product_flops
+from benchmarks.flops import field_flops, loss_flops, product_flops
 from benchmarks.provenance import COLUMNS, RESULTS, append
 from benchmarks.records import cell, value_of
 from benchmarks.workloads import Problem, Workloads
@@ -136,12 +136,6 @@ def solve_l2_bytes(evaluations: int, dimension: int, widths: Sequence[int], tile
     fields_ = field_l2_bytes(evaluations, dimension, widths, tile)
     # An evaluation reads the state and, in the mean, half of the stages; it writes where it looks and what it finds.
     return fields_ + int(_FLOAT * evaluations * dimension * (3 + stages / 2))
-
-
-def loss_flops(n: int, dimension: int, widths: Sequence[int]) -> int:
-    """Operations of a loss and all its parameter gradients: four sweeps, and the weights' gradients from two pairs of
-    arrays each: three times a field's."""
-    return 3 * field_flops(n, dimension, widths)
 
 
 def loss_l2_bytes(n: int, dimension: int, widths: Sequence[int], tile: Blocks) -> int:

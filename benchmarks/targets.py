@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.curves import time_at_error
 from benchmarks.devices import OURS
-from benchmarks.records import Record, best_peer, of_arm
+from benchmarks.records import Record, best_peer, latest, of_arm, whole_run
 
 TORCHDIFFEQ = ("torchdiffeq", "torchdiffeq compiled")
 DIFFRAX = ("diffrax", "diffrax vmap")
@@ -19,7 +19,7 @@ NATIVE, EAGER = "native", "reference"
 
 def of_equal_error(ours: str) -> tuple[str, ...]:
     """An engine of ours from the loosest tolerance to the tightest."""
-    return f"{ours} tol*100", f"{ours} tol*10", ours, f"{ours} tol/10"
+    return f"{ours} tol*100", f"{ours} tol*10", ours, f"{ours} tol/10", f"{ours} tol/20"
 
 
 RATE = "matrix-product rate"
@@ -56,7 +56,7 @@ class Target:
         shape = f"d {self.dimension}, {self.hidden.replace('x', '×')}"
         size = f"{self.n:,}".replace(",", " ")
         if self.job == "loss":
-            return f"training step, {shape}, batch {size}"
+            return f"loss + gradients, {shape}, batch {size}"
         if self.job == "trainer":
             return f"whole training step (draws, Adam, average), {shape}, batch {size}"
         if self.job == "sample":
@@ -79,6 +79,8 @@ TARGETS = (
     Target("solve", "random", 2, "128x3", 1, 1.5, DIFFRAX),
     Target("loss", "random", 2, "128x3", 1024, 2.0, (EAGER,)),
     Target("loss", "random", 2, "128x3", 1024, 1.3, COMPILED),
+    Target("trainer", "random", 2, "128x3", 1024, 2.0, (EAGER,)),
+    Target("trainer", "random", 2, "128x3", 1024, 1.3, COMPILED),
     Target("field", "random", 2, "128x3", 8192, 0.9, RATE),
     Target("field", "random", 64, "256x3", 8192, 0.9, RATE),
 )
@@ -133,12 +135,25 @@ _ROUNDING = {"loss": 1e-5}
 def findings(
     cases: Mapping[tuple[object, ...], Sequence[Record]], threads: int, targets: Sequence[Target] = TARGETS
 ) -> list[Finding]:
-    """Hold the newest rows of each case against the targets.
+    """Hold the rows of each case against the targets.
 
     A ratio at equal tolerance counts only if our error is no larger than the peer's. Where it is larger, the ratio
     at equal error has to reach the target. Ours never passes with more failed samples than the peer.
     """
     return [_finding(target, cases, threads) for target in targets]
+
+
+def cases_of_targets(
+    rows: Sequence[Record], threads: int, targets: Sequence[Target] = TARGETS
+) -> dict[tuple[object, ...], list[Record]]:
+    """The rows that targets are held against, by case: those of the newest run that measured our engine in every
+    target's case; where no run did, each case's newest."""
+    keys = list(dict.fromkeys(key_of(target, threads) for target in targets))
+    whole = whole_run(rows, keys)
+    if whole is not None:
+        return whole
+    newest = latest(rows)
+    return {key: newest[key] for key in keys if key in newest}
 
 
 def key_of(target: Target, threads: int) -> tuple[object, ...]:

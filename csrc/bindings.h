@@ -11,5 +11,6 @@ namespace vapo_fast {
 void bind_control(pybind11::module_& m);
 void bind_mlp(pybind11::module_& m);
 void bind_pointwise(pybind11::module_& m);
+void bind_rates(pybind11::module_& m);
 
 }  // namespace vapo_fast

@@ -58,6 +58,11 @@ struct Kernels {
     void (*field)(const PackedMlp<T>&, const Trace<T>&, const FieldRows<T>&, T* workspace);
     std::size_t (*loss_workspace)(const PackedMlp<T>&);
     void (*loss)(const PackedMlp<T>&, const MlpGradient<T>&, const LossRows<T>&, LossSums<T>&, T* workspace);
+    // For rates.h.
+    int multiply_add_chains, multiply_adds_a_turn;
+    void (*multiply_adds)(std::int64_t turns, T* workspace);
+    void (*repeat_product)(const PackedMlp<T>&, std::int64_t turns, T* workspace);
+    void (*repeat_activation)(const PackedMlp<T>&, std::int64_t turns, T* workspace);
 };
 
 // The kernels built for an instruction set; it must be one of usable_instruction_sets().

@@ -3,6 +3,7 @@
 
 #include "mlp_field_kernel.h"
 #include "mlp_loss_kernel.h"
+#include "rates_kernels.h"
 
 namespace vapo_fast {
 namespace VAPO_FAST_ISA {
@@ -10,7 +11,9 @@ namespace VAPO_FAST_ISA {
 template <class T>
 const Kernels<T>& table() {
     static constexpr Kernels<T> kernels = {
-        Vec<T>::lanes, tile_rows, &field_workspace<T>, &field<T>, &loss_workspace<T>, &loss<T>,
+        Vec<T>::lanes,        tile_rows,          &field_workspace<T>,   &field<T>,
+        &loss_workspace<T>,   &loss<T>,           multiply_add_chains,   multiply_adds_a_turn,
+        &multiply_adds<T>,    &repeat_product<T>, &repeat_activation<T>,
     };
     return kernels;
 }

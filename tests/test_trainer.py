@@ -536,6 +536,58 @@ def test_bfloat16_products_stay_close_to_float32() -> None:
     assert bool(torch.isfinite(curves[1]).all())
 
 
+class CountingPath(DataHomotopy):
+    """Notes how many threads PyTorch has when the times of a batch are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int] = []
+
+    def time_at_noise_level(self, beta: Any) -> Tensor:
+        self.counts.append(torch.get_num_threads())
+        return super().time_at_noise_level(beta)
+
+
+@pytest.mark.parametrize(("few", "threads"), [(10**6, 1), (10, 3)])
+def test_what_is_tiny_is_computed_on_one_thread(few: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "_FEW_PARAMETERS", few)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        path = CountingPath()
+        trainer = Trainer(mlp(path), batch_size=16)
+        counts: list[int] = []
+        trainer.optimizer.register_step_pre_hook(lambda *_: counts.append(torch.get_num_threads()))
+        trainer.fit(DATA, 2)
+        assert (path.counts, counts, torch.get_num_threads()) == ([1, 1], [threads, threads], 3)
+
+        def fail(*_: Any) -> None:
+            raise ZeroDivisionError
+
+        trainer.optimizer.register_step_pre_hook(fail)
+        with pytest.raises(ZeroDivisionError):
+            trainer.fit(DATA, 1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_norm_that_overflows_although_its_parts_are_finite_does_not_stop_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = Trainer(mlp(), batch_size=16)
+    gradients = trainer._gradients
+    monkeypatch.setattr(trainer, "_gradients", lambda batch: (gradients(batch)[0], torch.full((5,), 3e38)))
+    read: list[float] = []
+
+    class Read(Callback):
+        def on_step_end(self, trainer: Any, step: int, metrics: Metrics | None) -> None:
+            read.append(math.nan if metrics is None else metrics.grad_norm)
+
+    trainer.fit(DATA, 2, callbacks=[Read()])
+    assert (trainer.step, read) == (2, [math.inf, math.inf])
+
+
 def test_auto_precision_is_the_models_own() -> None:
     for dtype in (torch.float32, torch.float64):
         own, auto = (

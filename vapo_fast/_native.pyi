@@ -12,6 +12,7 @@ MOST_THREADS: int
 
 testing: Any  # hooks for the tests of the solver
 pointwise: Any  # called through vapo_fast.passes.pointwise_native, which types it
+rates: Any  # single kernels run over and over, for benchmarks
 
 class BuildInfo(TypedDict):
     compiler: str

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from vapo_fast import _checks, noise
+from vapo_fast._threads import one_thread
 from vapo_fast.homotopy import Homotopy
 from vapo_fast.noise import Stream
 
@@ -60,11 +61,12 @@ def training_batch(
     samples = range(step * batch_size, (step + 1) * batch_size)
     jitter = noise.uniform(seed, samples, (1,), stream=Stream.TRAIN_TIME, dtype=torch.float64)[:, 0]
     strata = noise.permutation(seed, batch_size, step, stream=Stream.TRAIN_TIME)
-    u = (strata + jitter) / batch_size
-    if time_sampling == "log_noise":
-        t = homotopy.time_at_noise_position(2.0 * u - 1.0)
-    else:
-        t = homotopy.t0 + u * (homotopy.t1 - homotopy.t0)
+    with one_thread():
+        u = (strata + jitter) / batch_size
+        if time_sampling == "log_noise":
+            t = homotopy.time_at_noise_position(2.0 * u - 1.0)
+        else:
+            t = homotopy.t0 + u * (homotopy.t1 - homotopy.t0)
     draws = noise.normal(seed, samples, tuple(x_data.shape[1:]), stream=Stream.TRAIN_NOISE, dtype=dtype, device=device)
     return Batch(x_data, to_device(t.to(dtype), device), draws)
 
@@ -130,7 +132,7 @@ class _Shuffled(Source):
             stop = min(self.count, offset + end - first)
             pieces.append(self._epoch_order(seed, epoch)[offset:stop])
             first += stop - offset
-        return self.take(torch.cat(pieces))
+        return self.take(pieces[0] if len(pieces) == 1 else torch.cat(pieces))
 
     def _epoch_order(self, seed: int, epoch: int) -> Tensor:
         if self._order is None or self._order[:2] != (seed, epoch):
@@ -144,7 +146,7 @@ class _TensorSource(_Shuffled):
         self.data = data
 
     def take(self, indices: Tensor) -> Tensor:
-        return self.data[to_device(indices, self.data.device)]
+        return self.data.index_select(0, to_device(indices, self.data.device))
 
 
 class _DatasetSource(_Shuffled):

@@ -241,7 +241,7 @@ def _index(index: Index, device: torch.device | str) -> Tensor:
     elif isinstance(index, range):
         if len(index) and (min(index[0], index[-1]) < 0 or max(index[0], index[-1]) >= 1 << 63):
             raise ValueError(f"index must hold sample numbers in [0, 2**63), got {index}")
-        return torch.arange(len(index), device=device) * index.step + index.start
+        return torch.arange(index.start, index.stop, index.step, device=device)
     elif isinstance(index, Sequence) and not isinstance(index, (str, bytes)):
         try:
             rows = torch.tensor(index) if len(index) else torch.empty(0, dtype=torch.int64)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vapo_fast._threads import one_thread
 from vapo_fast.batches import Batch, Data, Source, as_source, training_batch
 from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.engines import Job, LossOptions, choose
@@ -25,6 +28,9 @@ from vapo_fast.optim import (
 )
 from vapo_fast.potentials.base import Potential
 from vapo_fast.training import Clock, TrainingRun
+
+# Up to as many parameters, one thread updates them about as fast as several, and leaves the others to the next step.
+_FEW_PARAMETERS = 1 << 18
 
 
 class Trainer(TrainingRun):
@@ -104,6 +110,8 @@ class Trainer(TrainingRun):
         # Fused Adam takes a flag on the device that says whether to skip the step.
         super().__init__(model, options, fused=deferred)
         self._average = RunningAverage(self.ema_model, model)
+        few = sum(p.numel() for p in self.parameters.values()) <= _FEW_PARAMETERS
+        self._threads_of_update = one_thread if few and self.device.type == "cpu" else nullcontext
         self._job = Job(
             "loss_and_grads", precision, loss=LossOptions(options.estimator, options.weight, options.baseline)
         )
@@ -180,18 +188,22 @@ class Trainer(TrainingRun):
         """One step that ends before the update if its numbers are not finite."""
         terms, norms = self._gradients(batch)
         norm = torch.linalg.vector_norm(norms)
-        self._watch.update(self.step, torch.cat([terms[1:], norms]))
-        self._raise_if_failed()
+        values = torch.cat([terms, norm[None]])
+        # A sum of finite numbers may overflow as well: which number is at fault, if any, the watch finds out.
+        if not math.isfinite(sum(values.tolist())):
+            self._watch.update(self.step, torch.cat([terms[1:], norms]))
+            self._raise_if_failed()
         if self.options.grad_clip is not None:
             clip_gradients(self.parameters, norm, self.options.grad_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self._updating = True
-        self.optimizer.step()
-        self._average.update(decay)
+        with self._threads_of_update():
+            self.optimizer.step()
+            self._average.update(decay)
         self.step += 1
         self._updating = False
-        return torch.cat([terms, norm[None]])
+        return values
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sets the parameters' gradients; (loss, linear, quadratic) and the norm of each gradient, on the device."""

@@ -9,7 +9,10 @@ from benchmarks.cases import Case
 from benchmarks.peers import ARMS
 from benchmarks.peers.base import Arm, DisagreementError, UnavailableError
 from benchmarks.workloads import Problem, Workloads
+from vapo_fast import native
 
+# Without it nothing measures the machine beside the arms.
+needs_native = pytest.mark.skipif(native.unavailable_reason() is not None, reason="needs the native extension")
 # Two compilations of half a minute in all: left to `make test-all`.
 SLOW = ("torch.compile", "torchdiffeq compiled")
 
@@ -103,6 +106,7 @@ def test_whole_samples_are_the_solves(arm: Arm, workloads: Workloads):
     assert measure.Error.of(outcome.x, problem.reference).largest < 1e-4
 
 
+@needs_native
 def test_a_peer_that_computes_something_else_is_left_out_and_ours_stops_all(
     workloads: Workloads, monkeypatch: pytest.MonkeyPatch
 ):
@@ -112,20 +116,22 @@ def test_a_peer_that_computes_something_else_is_left_out_and_ours_stops_all(
     case, limits = Case("solve", "random", 3, (16, 16), 5, 1, rtol=1e-3), measure.Limits(round_seconds=0.0)
     monkeypatch.setitem(ARMS, "scipy", Arm(**{**vars(ARMS["scipy"]), "missing": lambda: None, "prepare": wrong}))
     result = measure.measure(case, workloads, limits, ["reference", "scipy"], lambda line: None)
-    assert list(result.arms) == ["reference"]
+    assert list(result.arms) == ["reference", measure.PEAK]
     assert result.skipped == {"scipy": "DisagreementError: the field differs"}
     monkeypatch.setitem(ARMS, "reference", Arm(**{**vars(ARMS["reference"]), "prepare": wrong}))
     with pytest.raises(DisagreementError, match="the field differs"):
         measure.measure(case, workloads, limits, ["reference"], lambda line: None)
 
 
+@needs_native
 def test_a_case_stops_making_arms_ready_when_its_time_is_up(workloads: Workloads):
     case, limits = Case("solve", "random", 3, (16, 16), 5, 1, rtol=1e-3), measure.Limits(case_seconds=-1.0)
     result = measure.measure(case, workloads, limits, ["reference"], lambda line: None)
-    assert not result.arms
+    assert list(result.arms) == [measure.PEAK]  # the machine is measured always
     assert "are up" in result.skipped["reference"]
 
 
+@needs_native
 def test_a_missing_peer_is_named_and_the_others_are_measured(workloads: Workloads, monkeypatch: pytest.MonkeyPatch):
     said: list[str] = []
     monkeypatch.setitem(ARMS, "scipy", Arm(**{**vars(ARMS["scipy"]), "missing": lambda: "it is not installed"}))
@@ -137,7 +143,7 @@ def test_a_missing_peer_is_named_and_the_others_are_measured(workloads: Workload
     case = Case("solve", "random", 3, (16, 16), 5, 1, rtol=1e-3)
     limits = measure.Limits(round_seconds=0.0)
     result = measure.measure(case, workloads, limits, ["reference", "scipy", "torchode"], said.append)
-    assert list(result.arms) == ["reference"]
+    assert list(result.arms) == ["reference", measure.PEAK]
     assert result.skipped == {"scipy": "it is not installed", "torchode": "RuntimeError: out of paper"}
     assert said == ["  skipped scipy: it is not installed", "  skipped torchode: RuntimeError: out of paper"]
     assert len(result.arms["reference"].rounds) == limits.rounds

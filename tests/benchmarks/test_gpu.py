@@ -199,7 +199,7 @@ def test_the_report_has_the_gpus_tables(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(roofline, "accelerator", lambda device: H100)
     page = tmp_path / "benchmarks.md"
     page.write_text(f"{report.BEGIN}\n{report.END}\n")
-    written = report.write(rows, page, None, [roof()])
+    written = report.write(report.Results(rows, roofs=[roof()]), page, None)
     text = page.read_text()
     for part in ("## Targets on a GPU", "80.00×", "H100, driver 580.1", "triton 3.6.0", "time / triton's", ", CUDA"):
         assert part in text

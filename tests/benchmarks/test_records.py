@@ -4,13 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import records, report
+from benchmarks import kernels, left_out, records, report, runs
 from benchmarks.cases import SHAPES, Case, solve
-from benchmarks.measure import PRODUCT, CaseResult, Error, Measured
+from benchmarks.flops import field_flops
+from benchmarks.kernels import KernelRate
+from benchmarks.limits import limits
+from benchmarks.measure import PEAK, PRODUCT, CaseResult, Error, Measured
 from benchmarks.peers.base import Outcome
 from benchmarks.records import Record
-from benchmarks.targets import TARGETS, Target, findings
+from benchmarks.targets import TARGETS, Target, cases_of_targets, findings
+from vapo_fast import native
 
 
 def measured(arm: str, peer: bool, seconds: float, error: float | None = None, flops: int | None = None) -> Measured:
@@ -141,7 +146,7 @@ def test_the_report_says_what_the_file_says(tmp_path: Path):
     page.parent.mkdir()
     for path in (page, readme):
         path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    written = report.write(rows, page, readme)
+    written = report.write(report.Results(rows), page, readme)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -157,7 +162,7 @@ def test_the_report_says_what_the_file_says(tmp_path: Path):
     assert plot.name in text
     assert plot.stat().st_size < 200_000
     before = text, plot.read_bytes()
-    report.write(rows, page, readme)
+    report.write(report.Results(rows), page, readme)
     assert (page.read_text(), plot.read_bytes()) == before
 
 
@@ -165,7 +170,7 @@ def test_a_page_without_markers_is_refused(tmp_path: Path):
     page = tmp_path / "benchmarks.md"
     page.write_text("nothing")
     with pytest.raises(ValueError, match="must hold the lines"):
-        report.write([row(CASE, "native", False, 1.0)], page, None)
+        report.write(report.Results([row(CASE, "native", False, 1.0)]), page, None)
     assert page.read_text() == "nothing"
 
 
@@ -201,3 +206,126 @@ def test_a_curve_is_of_one_run():
     (curve,) = curves([*one, *later])
     assert curve.rows == one
     assert curves(later) == []
+
+
+LATER, LATEST = "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"
+OTHER = solve("random", 1024, 2, 1e-5)
+SLOWER = Target("solve", "random", 2, "128x3", 1024, 2.0)
+
+
+def of_run(run: str, *cases: Case, ms: float = 4.0) -> list[Record]:
+    return [
+        one for case in cases for one in (row(case, "native", False, 1.0, run), row(case, "diffrax", True, ms, run))
+    ]
+
+
+def test_targets_are_held_against_one_run_where_one_has_them_all():
+    whole, part = of_run(LATER, CASE, OTHER), of_run(LATEST, CASE, ms=9.0)
+    targets = [FASTER, SLOWER]
+    held = cases_of_targets([*whole, *part], 2, targets)
+    assert {one.run for rows in held.values() for one in rows} == {LATER}
+    assert [found.ratio for found in findings(held, 2, targets)] == pytest.approx([4.0, 4.0])
+    # A run that has a case, but not with our engine, is not whole.
+    lacking = [one for one in of_run(LATEST, CASE, OTHER, ms=9.0) if one.case == KEY or one.arm != "native"]
+    assert cases_of_targets([*whole, *lacking], 2, targets) == held
+    # No run has both: each case's newest.
+    mixed = cases_of_targets([*part, *of_run(LATER, OTHER)], 2, targets)
+    assert [found.ratio for found in findings(mixed, 2, targets)] == pytest.approx([9.0, 4.0])
+    assert cases_of_targets([], 2, targets) == {}
+
+
+def test_the_report_says_whether_its_targets_are_of_one_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(report, "TARGETS", (FASTER, SLOWER))
+    for rows, says in (
+        (of_run(LATER, CASE, OTHER), f"measured in one run, {LATER}"),
+        ([*of_run(LATEST, CASE), *of_run(LATER, OTHER)], "the rows in 2 of them"),
+    ):
+        for text in (report.docs_text(report.Results(rows)), report.readme_text(rows)):
+            assert says in text
+
+
+def test_limits_are_the_operations_over_the_peak():
+    case = solve("random", 64, 2, 1e-5)
+    operations = 64 * 56 * field_flops(1, 2, (128,) * 3)  # the mean of 50 and 62 evaluations
+    arms = {
+        "native": measured("native", False, 2e-3, 1e-6),
+        "diffrax": measured("diffrax", True, 5e-3, 1e-5),
+        # Half of the operations, in a quarter of our time: we reach half of the peak.
+        PEAK: measured(PEAK, False, 5e-4, flops=operations // 2),
+    }
+    rows = records.records(CaseResult(case, arms), LATER, "")
+    (limit,) = limits({KEY: rows}, 2, [FASTER])
+    assert limit.operations == operations
+    assert limit.peak_ms == pytest.approx(1.0)
+    assert limit.share == pytest.approx(0.5)
+    assert (limit.ratio, limit.possible) == (pytest.approx(2.5), pytest.approx(5.0))
+    text = report.limits_text([limit])
+    assert "| 56 " in text
+    assert "50 % (50 – 50)" in text
+    assert "5.00×" in text
+    assert PEAK not in report.case_text(rows)
+    without = [one for one in rows if one.arm != PEAK]
+    assert limits({KEY: without}, 2, [FASTER]) == []
+
+
+def test_what_is_left_out_is_written_down_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = left_out.beside(tmp_path / "bench.csv")
+    assert path.name == "bench_left_out.csv"
+    assert left_out.load(path) == []
+    left_out.write([], path)
+    assert not path.exists()
+    reasons = {"scipy": "one run took 80 s, over the limit of 60 s", "torchode": "not installed"}
+    left_out.write(left_out.left_out(CASE, LATER, reasons), path)
+    back = left_out.load(path)
+    assert [one.case for one in back] == [KEY, KEY]
+    assert left_out.of_run(back, KEY, LATER) == reasons
+    assert left_out.of_run(back, KEY, LATEST) == {}
+    assert all(one.date and one.commit and one.machine for one in back)
+    monkeypatch.setattr(report, "TARGETS", (FASTER,))
+    text = report.docs_text(report.Results(of_run(LATER, CASE), back))
+    assert text.count("Left out: scipy (one run took 80 s, over the limit of 60 s); torchode (not installed).") == 2
+    assert "Left out" not in report.docs_text(report.Results(of_run(LATEST, CASE), back))
+
+
+def test_kernels_survive_the_file_and_the_newest_run_is_shown(tmp_path: Path):
+    path = tmp_path / "kernels.csv"
+    assert kernels.load(path) == []
+    old = KernelRate("2026-01-01T00:00:00Z", "avx2", "product", "128 to 128", 5, gflops=1.0, threads=1)
+    new = [
+        KernelRate(LATER, "avx2", PEAK, "", 5, 100.0, 99.0, 101.0, None, 1.0, 1.0, 1.0, threads=2),
+        KernelRate(LATER, "avx2", "field", "d 2, 128×3", 5, 80.0, 79.0, 81.0, 1500.0, 0.8, 0.79, 0.81, threads=2),
+    ]
+    kernels.write([old, *new], path)
+    back = kernels.load(path)
+    assert [(one.kernel, one.gflops, one.ns, one.share) for one in back[1:]] == [
+        (PEAK, 100.0, None, 1.0),
+        ("field", 80.0, 1500.0, 0.8),
+    ]
+    text = report.kernels_text(back)
+    assert "80 % (79 – 81)" in text
+    assert "product" not in text
+    assert "## Kernels" in report.docs_text(report.Results(of_run(LATER, CASE), kernels=back))
+
+
+def test_a_run_and_its_seconds_are_written_down(tmp_path: Path):
+    results = tmp_path / "bench.csv"
+    runs.write(runs.Run(LATER, "quick", "cpu", 8, 0, 12.5, 104.0), results)
+    (back,) = runs.load(results)
+    assert (back.selection, back.measured, back.left_out, back.seconds) == ("quick", 8, 0, 104.0)
+    assert back.date
+    assert back.commit
+
+
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason="needs the native extension")
+def test_every_kernel_is_measured_beside_the_multiply_adds():
+    rates = kernels.measure(LATER, 1, rounds=5, round_seconds=1e-4)
+    assert torch.get_num_threads() == 1
+    for name in native.instruction_sets():
+        found = [(one.kernel, one.case) for one in rates if one.instruction_set == name]
+        assert found[0] == (PEAK, "")
+        assert {kind for kind, _ in found} >= {PEAK, "product", "SiLU and its derivative", "field"}
+        assert len(set(found)) == len(found)
+    for one in rates:
+        assert (one.gflops is None) == (one.kernel == "SiLU and its derivative")
+        assert one.ns is not None or one.kernel in (PEAK, "product", kernels.TORCH)
+        assert one.share is None or one.share > 0.0

@@ -97,23 +97,31 @@ class NativeEngine(Engine):
             weight = _array(loss_weight(potential.homotopy, options.weight, batch.t).to(x_data.dtype))
         else:
             weight = options.weight
-        trainable = {name: p for name, p in potential.named_parameters() if p.requires_grad}
         try:
             mlp = self._mlp(potential)
         except native.extension().NonFiniteWeightsError:
             # What any arithmetic makes of such weights; whoever trains looks for it and knows the step.
             bad = torch.full((), torch.nan, dtype=x_data.dtype)
-            grads = {name: torch.full_like(p, torch.nan, requires_grad=False) for name, p in trainable.items()}
+            grads = {
+                name: torch.full_like(p, torch.nan, requires_grad=False)
+                for name, p in potential.named_parameters()
+                if p.requires_grad
+            }
             return LossAndGrads(EnergyLoss(bad, bad.clone(), bad.clone()), grads)
         linear, quadratic, weights, biases, output = mlp.loss(
             _array(x_data), _array(batch.t), _array(noise), options.estimator, weight, _threads()
         )
-        found = {"output.weight": torch.from_numpy(output)[None]}
-        for i, (of_weight, of_bias) in enumerate(zip(weights, biases, strict=True)):
-            found[f"hidden.{i}.weight"] = torch.from_numpy(of_weight)
-            found[f"hidden.{i}.bias"] = torch.from_numpy(of_bias)
+        # By name, in the order of named_parameters(), which would walk through the modules at every step.
+        grads = {}
+        for i, (layer, of_weight, of_bias) in enumerate(zip(_layers(potential), weights, biases, strict=True)):
+            if layer.weight.requires_grad:
+                grads[f"hidden.{i}.weight"] = torch.from_numpy(of_weight)
+            if layer.bias.requires_grad:
+                grads[f"hidden.{i}.bias"] = torch.from_numpy(of_bias)
+        if potential.get_parameter("output.weight").requires_grad:
+            grads["output.weight"] = torch.from_numpy(output)[None]
         terms = (torch.tensor(term, dtype=x_data.dtype) for term in (linear + quadratic, linear, quadratic))
-        return LossAndGrads(EnergyLoss(*terms), {name: found[name] for name in trainable})
+        return LossAndGrads(EnergyLoss(*terms), grads)
 
     def _solve(
         self,
@@ -168,7 +176,7 @@ class NativeEngine(Engine):
         if known is None or known[0] != shape:
             known = shape, native.extension().Mlp(**shape)
             self._packed[potential] = known
-        layers: list[nn.Linear] = list(potential.hidden)  # type: ignore[arg-type]
+        layers = _layers(potential)
         known[1].load(
             [_array(layer.weight) for layer in layers],
             [_array(layer.bias) for layer in layers],
@@ -210,6 +218,10 @@ def _shape(potential: MLPPotential) -> dict[str, Any]:
         "time_dependent": potential.time_dependent,
         "log_beta_ends": path._log_noise_ends,
     }
+
+
+def _layers(potential: Potential) -> list[nn.Linear]:
+    return list(potential.hidden)  # type: ignore[arg-type]
 
 
 def _rows(x: Tensor) -> Tensor:
