@@ -77,6 +77,21 @@ def test_measured_once_for_each_state_of_the_weights(model):
     assert len(gradient.calls) == 6
 
 
+def test_writes_that_no_counter_sees_are_measured_again(model):
+    """A replayed CUDA graph, or ``.data``: an untrained output, all zeros, has no noise; later it has."""
+
+    def gradient(model, x, t, precision):
+        size = float(model.output.weight.detach().abs().max())
+        return torch.full_like(x, size * (1.0 + ERRORS[precision]))
+
+    noise, options = Noise(gradient), SolveOptions(rtol=1e-5)
+    assert noise.cheapest(model, 0.0, PATH.t1, options) == "bf16"
+    version = model.output.weight._version
+    model.output.weight.data.fill_(5.0)
+    assert model.output.weight._version == version
+    assert noise.cheapest(model, 0.0, PATH.t1, options) == "float32"
+
+
 def test_points_are_spread_along_the_path(model):
     seen = []
 
