@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,21 @@ OPTIONS = {"enable_fp_fusion": False}
 bits depend on it, Triton's default changes between versions, and the products, where fusing pays, are `tl.dot`."""
 
 
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a device the current one, which is where kernels are launched, wherever their arguments lie."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def run(kernel: Any, programs: int, device: torch.device, *arguments: Any, **constants: Any) -> None:
+    """Run a kernel on a grid of so many programs on a device; constants are the shapes, and plain values."""
+    constants = {
+        name: InKernel(value) if isinstance(value, (Net, Tile, Arrays, Method)) else value
+        for name, value in constants.items()
+    }
+    with on(device):
+        kernel[(programs,)](*arguments, **constants, **OPTIONS)
+
+
 @dataclass(frozen=True)
 class Program:
     """A tile, and how many programs run at once on the device."""
@@ -22,13 +38,18 @@ class Program:
     tile: Tile
     count: int
 
-    def launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-        """Run a kernel on a grid of so many programs; constants are the shapes, and plain values."""
-        constants = {
-            name: InKernel(value) if isinstance(value, (Net, Tile, Arrays, Method)) else value
-            for name, value in constants.items()
-        }
-        kernel[(programs,)](*arguments, **constants, num_warps=self.tile.warps, num_stages=self.tile.stages, **OPTIONS)
+    def launch(self, kernel: Any, programs: int, first: Tensor, *arguments: Any, **constants: Any) -> None:
+        """`run` a kernel with this tile on the device of its first argument."""
+        run(
+            kernel,
+            programs,
+            first.device,
+            first,
+            *arguments,
+            **constants,
+            num_warps=self.tile.warps,
+            num_stages=self.tile.stages,
+        )
 
 
 def scratch_for(programs: int, step: int, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import elementary
-from .launch import OPTIONS
+from .launch import run
 
 _BLOCK = 256
 
@@ -113,6 +113,6 @@ def _launch(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: 
     n, blocks = index.shape[0], triton.cdiv(size, 4)
     out = torch.empty(n, size, dtype=dtype, device=index.device)
     if n:
-        grid = (triton.cdiv(n * blocks, _BLOCK),)
-        _draw[grid](out, index, n, size, blocks, *key, stream, NORMAL=normal, BLOCK=_BLOCK, **OPTIONS)
+        programs = triton.cdiv(n * blocks, _BLOCK)
+        run(_draw, programs, index.device, out, index, n, size, blocks, *key, stream, NORMAL=normal, BLOCK=_BLOCK)
     return out

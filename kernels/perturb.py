@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .gauge import path_at
-from .launch import OPTIONS
+from .launch import run
 from .noise import normal_pair, words
-from .shapes import InKernel, Net
+from .shapes import Net
 
 # Numbers that a program has at a time, and of one row of them; rows of few numbers come many at a time.
 _BLOCK, _COLUMNS = 1024, 64
@@ -113,7 +113,10 @@ def perturb(
     key, index, stream = draw or ((0, 0), t, 0)
     columns = min(_COLUMNS, triton.next_power_of_2(dimension))
     rows = _BLOCK // columns
-    _perturb[(triton.cdiv(n, rows),)](
+    run(
+        _perturb,
+        triton.cdiv(n, rows),
+        x_data.device,
         x_data,
         t,
         x_data if noise is None else noise,
@@ -124,10 +127,9 @@ def perturb(
         index,
         *key,
         stream,
-        NET=InKernel(net),
+        NET=net,
         DRAW=draw is not None,
         ROWS=rows,
         COLUMNS=columns,
-        **OPTIONS,
     )
     return result

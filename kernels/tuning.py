@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import triton
 
+from .launch import on
 from .shapes import PRECISIONS, Tile
 
 Network = tuple[int, tuple[int, ...], int]
@@ -123,12 +124,13 @@ def tune(
 
 
 def _milliseconds(run: Callable[[Tile], None], tile: Tile, device: torch.device) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record(torch.cuda.current_stream(device))
-    run(tile)
-    end.record(torch.cuda.current_stream(device))
-    end.synchronize()
-    return float(start.elapsed_time(end))
+    with on(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run(tile)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
 
 
 def _fitted(tile: Tile, network: Network) -> Tile:

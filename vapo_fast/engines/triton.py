@@ -62,6 +62,8 @@ class TritonEngine(Engine):
     def supports(self, potential: Potential, device: torch.device, dtype: torch.dtype, job: Job) -> str | None:
         if device.type != self._device_type:
             return f"the model is on {device}; this engine runs on {self._device_type.upper()}"
+        if device.type == "cuda" and (reason := gpu.unavailable_reason(device)) is not None:
+            return reason
         if dtype != torch.float32:
             return f"the model's dtype is {dtype}; this engine computes in float32 (convert with .float())"
         if job.precision == "float64":
