@@ -171,8 +171,29 @@ class Curve(Callback):
             self.values.append((metrics.loss, abs(metrics.linear) + metrics.quadratic))
 
 
+class RefusingToWait(Callback):
+    """Steps 12 to 19, between the readings of steps 10 and 20, run under CUDA's error for waiting."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def on_step_end(self, trainer, step, metrics):
+        if 11 <= step < 19:
+            torch.cuda.set_sync_debug_mode("error")
+        else:
+            torch.cuda.set_sync_debug_mode("default")
+        self.steps += 11 < step <= 19
+
+    def on_exception(self, trainer, error):
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_training_follows_the_reference():
-    """Past the steps before the graph is recorded, where the loss is that of the replays."""
+    """Past the steps before the graph is recorded, where the loss is that of the replays.
+
+    A recording that fails only warns, so that training goes on; here it is an error, and a step that is not read may
+    not wait for the device.
+    """
     data = vf.data.load("8gaussians", n=4000).tensor().to(CUDA)
     curves = []
     for name in ("triton", "reference"):
@@ -180,7 +201,12 @@ def test_training_follows_the_reference():
         model = vf.MLPPotential((2,), vf.DataHomotopy(), (32, 32)).to(CUDA)
         trainer = vf.Trainer(model, batch_size=256, engine=name, schedule="constant", log_every=10)
         curve = Curve()
-        trainer.fit(data, 100, callbacks=(curve,))
+        steady = (RefusingToWait(),) if name == "triton" else ()
+        trainer.fit(data, 100, callbacks=(curve, *steady))
         curves.append(curve.values)
+        if name == "triton":
+            assert trainer._deferred is not None
+            assert trainer._deferred._graph is not None
+            assert steady[0].steps == 8
     for (ours, scale), (theirs, _) in zip(*curves, strict=True):
         assert abs(ours - theirs) <= 1e-3 * scale
