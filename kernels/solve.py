@@ -154,7 +154,10 @@ def _outputs(
         output += due.to(tl.int64)
         time = tl.load(times + output, mask=output < time_count, other=0.0)
         due = due & (output < time_count) & (direction * (time - end) <= 0.0)
+    # Several threads may hold a lane's number: first all have read it, and the stages; then one writes it.
+    tl.debug_barrier()
     tl.store(counts + OUTPUT * TILE.rows + lane, output)
+    tl.debug_barrier()
 
 
 @triton.jit

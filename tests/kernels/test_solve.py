@@ -203,6 +203,47 @@ def test_nothing_is_written_outside_the_scratch_memory(device, packed, monkeypat
         assert bool((memory[-guard:] == 7.0).all())
 
 
+def test_barriers_stand_around_the_count_of_outputs(device, packed, monkeypatch):
+    """The interpreter has no threads to race, but what is read and written between two barriers can be listed."""
+    if device.type == "cuda":
+        pytest.skip("barriers are compiled in")
+    from vapo_fast.kernels import solve as module
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    events, inside = [], []
+
+    def log(name, kind):
+        original = getattr(InterpreterBuilder, name)
+
+        def logged(self, *arguments):
+            if inside:
+                events.append((kind, arguments[0].data.flat[0] if arguments else 0))
+            return original(self, *arguments)
+
+        monkeypatch.setattr(InterpreterBuilder, name, logged)
+
+    def outputs(*arguments):
+        inside.append(True)
+        original(*arguments)
+        inside.pop()
+        counts, rows = arguments[5].handle.data.item(), loaded[1].tile.rows
+        written = counts + 8 * 6 * rows
+        (place,) = [i for i, event in enumerate(events) if event == ("store", written)]
+        assert events[place - 1][0] == "barrier", "others may still read what is written"
+        assert events[place + 1 :] == [("barrier", 0)], "what follows overwrites what others may still read"
+        calls.append(len(events))
+        events.clear()
+
+    for name, kind in (("create_load", "load"), ("create_masked_load", "load"), ("create_barrier", "barrier")):
+        log(name, kind)
+    log("create_store", "store")
+    original, calls = module._outputs, []
+    monkeypatch.setattr(module, "_outputs", outputs)
+    loaded = packed(NETWORK.build(torch.float32))
+    run(device, loaded, states(3, 3, torch.float32), 0.1, 0.3, SolveOptions("euler", steps=2, t_eval=(0.2,)))
+    assert len(calls) == 2
+
+
 def test_tiles_programs_and_batches_change_nothing(device, packed):
     """Samples that end early make room for the next: results do not depend on who shares a tile with whom."""
     model = NETWORK.build(torch.float32)
