@@ -10,6 +10,8 @@ above: the gradient of its weights is ``b h + a h'``, one product over both halv
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -189,9 +191,31 @@ def loss_and_gradients(
         AT=arrays,
         TILE=tile,
     )
-    return Trained(
-        linear.mean(), quadratic.mean(), _weight_gradients(mlp, widths, features, wide, narrow, share, position)
-    )
+    exact = tile.precision in ("ieee", "tf32x3")
+    with _float32_products() if exact else nullcontext():
+        gradients = _weight_gradients(mlp, widths, features, wide, narrow, share, position)
+    return Trained(linear.mean(), quadratic.mean(), gradients)
+
+
+@contextmanager
+def _float32_products() -> Iterator[None]:
+    """The library's float32 products are that, whatever `torch.set_float32_matmul_precision` allows elsewhere.
+
+    Its own function for reading the setting raises where a program has set one backend's only.
+    """
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        overall = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        overall = "highest"
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(overall)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _weight_gradients(

@@ -207,8 +207,8 @@ def test_barriers_stand_around_the_count_of_outputs(device, packed, monkeypatch)
     """The interpreter has no threads to race, but what is read and written between two barriers can be listed."""
     if device.type == "cuda":
         pytest.skip("barriers are compiled in")
-    from vapo_fast.kernels import solve as module
     from triton.runtime.interpreter import InterpreterBuilder
+    from vapo_fast.kernels import solve as module
 
     events, inside = [], []
 
