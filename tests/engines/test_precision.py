@@ -136,6 +136,15 @@ def test_forcing_one_that_is_good_enough_is_not(engine, model, precision, rtol):
         assert engine._precision(model, 0.0, PATH.t1, job) == precision
 
 
+@pytest.mark.parametrize("rtol", [1e-1, 1e-3])
+def test_traces_are_float32_unless_told(engine, model, rtol):
+    """What is measured is the gradient's noise, not the second derivatives'."""
+    options = SolveOptions(rtol=rtol)
+    assert engine._precision(model, 0.0, PATH.t1, Job("solve_with_trace", solve=options)) == "float32"
+    assert engine._precision(model, 0.0, PATH.t1, Job("solve_with_trace", "bf16", solve=options)) == "bf16"
+    assert engine._precision(model, 0.0, PATH.t1, Job("solve", solve=options)) == "bf16"
+
+
 def test_fixed_steps_have_no_tolerance_to_go_by(engine, model):
     assert engine._precision(model, 0.0, PATH.t1, Job("solve", solve=SolveOptions("rk4", steps=4))) == "float32"
 

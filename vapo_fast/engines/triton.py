@@ -174,6 +174,9 @@ class TritonEngine(Engine):
         if not options.tableau.adaptive or self._device_type == "cpu":
             return "float32" if job.precision == "auto" else job.precision
         if job.precision == "auto":
+            # The noise that is measured is the gradient's; a second derivative has its own.
+            if job.kind == "solve_with_trace":
+                return "float32"
             return self._noise.cheapest(_mlp(potential), t0, t1, options)
         share = self._noise.share(_mlp(potential), job.precision, t0, t1, options)
         if share > Noise.ALLOWED:
