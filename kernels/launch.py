@@ -52,6 +52,18 @@ class Program:
         )
 
 
+def refuse_derivatives(**arguments: Tensor | None) -> None:
+    """ValueError for an argument that autograd would want a derivative by, which the caller's kernel does not make."""
+    if not torch.is_grad_enabled():
+        return
+    for name, value in arguments.items():
+        if value is not None and value.requires_grad:
+            raise ValueError(
+                f"{name} requires grad, and this kernel makes no derivatives by it: pass {name}.detach(), or use the "
+                "potential itself"
+            )
+
+
 def scratch_for(programs: int, step: int, device: torch.device) -> Tensor:
     """float32 memory of ``step`` numbers for each program; nothing is known of its contents."""
     return torch.empty(programs * step, dtype=torch.float32, device=device)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .gauge import path_at
-from .launch import run
+from .launch import refuse_derivatives, run
 from .noise import normal_pair, words
 from .shapes import Net
 
@@ -105,7 +105,9 @@ def perturb(
         x_data: (n, D) float32, contiguous. t: (n,) float32.
         noise: (n, D) float32, contiguous; or None with draw = (key, index, stream) as for `noise.normal`.
     Returns: `Points`, float32.
+    Raises: ValueError if x_data, t or noise requires grad.
     """
+    refuse_derivatives(x_data=x_data, t=t, noise=noise)
     n, dimension = x_data.shape
     result = Points(torch.empty_like(x_data), torch.empty_like(x_data), x_data.new_empty(n))
     if n == 0:

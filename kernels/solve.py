@@ -16,7 +16,7 @@ from torch import Tensor
 from vapo_fast.ode import SolveOptions
 
 from .field import clear_inputs
-from .launch import Program, scratch_for
+from .launch import Program, refuse_derivatives, scratch_for
 from .mlp import PackedMlp
 from .shapes import Method, field_arrays, padded, trace_arrays
 from .stepping import (
@@ -341,7 +341,9 @@ def solve(
         trace: "none", "exact" (one integral: of the Laplacian) or "probes".
         probes: (n, m, D) float32, contiguous, for "probes": m integrals of ``v . Hessian v``.
     Returns: `Solved`, not waited for.
+    Raises: ValueError if x0 or probes requires grad.
     """
+    refuse_derivatives(x0=x0, probes=probes)
     net, tile, device = mlp.net, program.tile, x0.device
     n, dimension = x0.shape[0], net.dimension
     traces = 1 if trace == "exact" else 0 if probes is None else probes.shape[1]

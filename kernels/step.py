@@ -17,7 +17,7 @@ from torch import Tensor
 from vapo_fast.ode import SolveOptions
 
 from .field import clear_inputs
-from .launch import Program, scratch_for
+from .launch import Program, refuse_derivatives, scratch_for
 from .mlp import PackedMlp
 from .shapes import field_arrays
 from .solve import method_for
@@ -65,7 +65,8 @@ class Samples(NamedTuple):
 
 
 def begin(x0: Tensor, t0: float) -> Samples:
-    """Samples (n, D) float32 before their first step."""
+    """Samples (n, D) float32 before their first step. Raises: ValueError if x0 requires grad."""
+    refuse_derivatives(x0=x0)
     n = x0.shape[0]
     clock = torch.zeros(CLOCKS, n, dtype=torch.float64, device=x0.device)
     clock[0], clock[2] = t0, 1.0
@@ -182,7 +183,9 @@ def step(mlp: PackedMlp, samples: Samples, t0: float, t1: float, options: SolveO
         samples: from `begin`.
         t0, t1, options: of the whole solve; ``t_eval`` is not looked at.
         program: tile and number of programs.
+    Raises: ValueError if the samples require grad.
     """
+    refuse_derivatives(x=samples.x, f=samples.f)
     n, dimension = samples.x.shape
     if n == 0:
         return

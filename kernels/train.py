@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .field import clear_inputs
 from .gauge import coefficients, path_at
-from .launch import Program
+from .launch import Program, refuse_derivatives
 from .mlp import PackedMlp
 from .perturb import move
 from .shapes import padded, training_arrays
@@ -158,7 +158,9 @@ def loss_and_gradients(
         estimator: one of `ESTIMATORS`. weight: "inverse_variance", "uniform", or (n,) float32.
         program: the tile; there are as many programs as tiles.
     Returns: `Trained`. The same bits whenever called with the same numbers on the same device.
+    Raises: ValueError if x_data, t, noise or a weight (n,) requires grad.
     """
+    refuse_derivatives(x_data=x_data, t=t, noise=noise, weight=weight if isinstance(weight, Tensor) else None)
     net, tile, device = mlp.net, program.tile, x_data.device
     n = x_data.shape[0]
     rows, arrays = padded(n, tile.rows), training_arrays(net.layers)
