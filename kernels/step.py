@@ -73,7 +73,8 @@ def begin(x0: Tensor, t0: float) -> Samples:
     counts = torch.zeros(COUNTS, n, dtype=torch.int64, device=x0.device)
     counts[0] = torch.arange(n, device=x0.device)
     counts[7] = -1
-    return Samples(x0.clone(memory_format=torch.contiguous_format), torch.zeros_like(x0), clock, counts)
+    x = x0.clone(memory_format=torch.contiguous_format)
+    return Samples(x, torch.zeros_like(x), clock, counts)
 
 
 @triton.jit

@@ -369,3 +369,16 @@ def test_a_step_leaves_masked_samples_alone(device, packed):
     assert torch.equal(masked.x[rest], samples.x[rest])
     assert torch.equal(masked.counts[:, rest], samples.counts[:, rest])
     assert not torch.equal(samples.x[5:18].cpu(), x0[5:18])
+
+
+def test_steps_from_a_start_in_another_memory_order(device, packed):
+    """A transposed start: x and f are rows in one piece whatever x0 is."""
+    x0 = states(3, 20, torch.float32).T[:, :3]
+    loaded = packed(NETWORK.build(torch.float32))
+    ours, theirs = (begin(start.to(device), 0.1) for start in (x0, x0.contiguous()))
+    for _ in range(2):
+        for samples in (ours, theirs):
+            step(loaded[0], samples, 0.1, 0.8, SolveOptions("bosh3", rtol=1e-2), loaded[1])
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+        assert a.is_contiguous()
