@@ -387,7 +387,7 @@ def _other_precisions(run: str, problem: Problem, main: Launch, tops: Peaks) -> 
         tile = tile_for(network, precision, problem.x0.device)
         try:
             mlp = PackedMlp(problem.potential, tile)
-            program = Program(tile, main.programs)
+            program = Program.filling(tile, problem.x0.device)
 
             def call(mlp: Any = mlp, program: Any = program) -> Any:
                 return field(mlp, problem.x0, problem.times, program)

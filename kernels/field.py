@@ -96,7 +96,7 @@ def field(mlp: PackedMlp, x: Tensor, t: Tensor, program: Program) -> tuple[Tenso
         return phi, gradient
     net, tile, arrays = mlp.net, program.tile, field_arrays(mlp.net.layers)
     step = tile.rows * (arrays.count * net.width + NARROW_ARRAYS * net.columns)
-    programs = min(triton.cdiv(n, tile.rows), program.count)
+    programs = program.programs(n, step, x.device)
     program.launch(
         _field,
         programs,

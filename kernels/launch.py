@@ -16,6 +16,14 @@ OPTIONS = {"enable_fp_fusion": False}
 bits depend on it, Triton's default changes between versions, and the products, where fusing pays, are `tl.dot`."""
 
 
+# A multiprocessor has registers for this many warps whose threads use all 255 that there are, as most of ours do.
+_WARPS = 8
+_FLOAT = 4
+# Scratch memory up to here (bytes) is asked for without looking at what is free, which takes its time.
+_NEVER_ASKED = 2**28
+_SCRATCH_SHARE = 0.5
+
+
 def on(device: torch.device) -> AbstractContextManager[object]:
     """Makes a device the current one, which is where kernels are launched, wherever their arguments lie."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
@@ -37,6 +45,27 @@ class Program:
 
     tile: Tile
     count: int
+
+    @classmethod
+    def filling(cls, tile: Tile, device: torch.device) -> Program:
+        """As many as run at once: more would wait for the first to end, each with scratch memory of its own."""
+        if device.type != "cuda":
+            return cls(tile, 2)
+        multiprocessors = int(torch.cuda.get_device_properties(device).multi_processor_count)
+        return cls(tile, max(1, _WARPS // tile.warps) * multiprocessors)
+
+    def programs(self, n: int, step: int, device: torch.device) -> int:
+        """How many to launch for a batch of n: a tile each, and no more than free memory has scratch for.
+
+        ``step`` is the numbers of scratch memory that each needs. Results do not depend on how many there are.
+        """
+        wanted = min(-(-n // self.tile.rows), self.count)
+        if device.type != "cuda" or wanted * step * _FLOAT <= _NEVER_ASKED:
+            return wanted
+        # What PyTorch holds back for later is free to it as well.
+        free = torch.cuda.mem_get_info(device)[0]
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return max(1, min(wanted, int(_SCRATCH_SHARE * free) // (step * _FLOAT)))
 
     def launch(self, kernel: Any, programs: int, first: Tensor, *arguments: Any, **constants: Any) -> None:
         """`run` a kernel with this tile on the device of its first argument."""

@@ -361,8 +361,8 @@ def solve(
     result = Solved(x, integrals, t, status, nfe, accepted, rejected, ys)
     if n == 0:
         return result
-    programs = min(triton.cdiv(n, tile.rows), program.count)
     step = tile.rows * (arrays.count * net.width + NARROW_ARRAYS * net.columns + method.arrays * method.columns)
+    programs = program.programs(n, step, device)
     program.launch(
         _solve,
         programs,

@@ -193,8 +193,8 @@ def step(mlp: PackedMlp, samples: Samples, t0: float, t1: float, options: SolveO
     net, tile, device = mlp.net, program.tile, samples.x.device
     method = method_for(SolveOptions(**{**vars(options), "t_eval": None}), dimension, tile.block_d)
     arrays = field_arrays(net.layers)
-    programs = min(triton.cdiv(n, tile.rows), program.count)
     size = tile.rows * (arrays.count * net.width + NARROW_ARRAYS * net.columns + method.arrays * method.columns)
+    programs = program.programs(n, size, device)
     program.launch(
         _step,
         programs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -113,3 +114,52 @@ def test_each_device_is_asked_for_its_capability(two_devices):
     assert engine.supports(model, torch.device("cuda:0"), torch.float32, Job("solve")) == too_old
     # The next objection: this model is no CUDA model at all.
     assert "is torch.float32 on cpu" in engine.supports(model, torch.device("cuda:1"), torch.float32, Job("solve"))
+
+
+@pytest.mark.parametrize(("warps", "each"), [(4, 2), (8, 1), (16, 1), (2, 4)])
+def test_programs_fill_the_registers(monkeypatch, warps, each):
+    """65 536 of them: 8 warps of 32 threads with 255 each."""
+    properties = type("Properties", (), {"multi_processor_count": 132})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    tile = replace(tuning.INTERPRETED, warps=warps)
+    assert launch.Program.filling(tile, torch.device("cuda:1")).count == 132 * each
+    assert 32 * warps * 255 * each <= 65536 or each == 1
+
+
+@pytest.fixture
+def memory(monkeypatch) -> dict[str, int]:
+    """What a made-up device has, and a process holds of it; bytes."""
+    held = {"free": 0, "reserved": 0, "allocated": 0, "asked": 0}
+
+    def free(device):
+        held["asked"] += 1
+        return held["free"], 80 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held["reserved"])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held["allocated"])
+    return held
+
+
+def test_scratch_memory_is_no_more_than_is_free(memory):
+    """64 layers of 1 024 units in tiles of 128 rows: 34 MiB a program."""
+    device, program = torch.device("cuda:1"), launch.Program(replace(tuning.INTERPRETED, rows=128), 132)
+    step = 128 * (66 * 1024 + 3 * 64)
+    memory["free"] = 80 * 2**30
+    assert program.programs(10**6, step, device) == 132
+    assert program.programs(500, step, device) == 4
+    memory["free"] = 2**30
+    few = program.programs(10**6, step, device)
+    assert 1 < few < 132
+    assert few * 4 * step <= 2**29 < (few + 1) * 4 * step
+    memory.update(free=2**29, reserved=2**30, allocated=2**29)
+    assert program.programs(10**6, step, device) == few
+    memory.update(free=0, reserved=0, allocated=0)
+    assert program.programs(10**6, step, device) == 1
+    assert program.programs(10**6, step, torch.device("cpu")) == 132
+
+
+def test_memory_is_not_looked_at_for_a_little_scratch(memory):
+    program = launch.Program(tuning.INTERPRETED, 264)
+    assert program.programs(10**6, 64 * 5 * 128, torch.device("cuda:0")) == 264
+    assert memory["asked"] == 0

@@ -36,8 +36,6 @@ LARGEST_WIDTH = 1024
 MOST_LAYERS = 64
 # Bytes of a sample's time, status and counts.
 _COUNTS_BYTES = 40
-# Programs for each multiprocessor: what the registers of the tiles leave room for.
-_PROGRAMS_PER_MULTIPROCESSOR = 2
 _KERNEL_PRECISIONS = {"float32": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
 
 
@@ -213,7 +211,7 @@ class TritonEngine(Engine):
             packed = known[tile] = PackedMlp(model, tile)
         else:
             packed.load(model)
-        return packed, Program(tile, _programs(device))
+        return packed, Program.filling(tile, device)
 
 
 TRITON = TritonEngine()
@@ -246,7 +244,7 @@ def tune(model: MLPPotential, precision: str = "float32", n: int = 16_384) -> di
     def run(tile: Tile) -> None:
         if tile not in packed:
             packed[tile] = PackedMlp(model, tile)
-        field(packed[tile], x, t, Program(tile, _programs(weight.device)))
+        field(packed[tile], x, t, Program.filling(tile, weight.device))
 
     network = (math.prod(model.event_shape), model.widths, model.fourier_features)
     _, times = fastest(network, _KERNEL_PRECISIONS[precision], weight.device, run)
@@ -263,12 +261,6 @@ def energy_loss(
 ) -> EnergyLoss:
     """`vapo_fast.energy_loss` of an `MLPPotential` on CUDA; see `vapo_fast.engines.energy_loss.energy_loss_of`."""
     return energy_loss_of(TRITON, model, x_data, t, noise, estimator, weight)
-
-
-def _programs(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 2
-    return _PROGRAMS_PER_MULTIPROCESSOR * int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _mlp(potential: Potential) -> MLPPotential:
