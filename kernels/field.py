@@ -27,14 +27,14 @@ def clear_inputs(narrow, narrow_step, NET: tl.constexpr, TILE: tl.constexpr):
     tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _field(
     x_ptr,
     x_stride,
     t_ptr,
     phi_ptr,
     gradient_ptr,
-    n,
+    n: tl.int64,
     scratch,
     scratch_step,
     packed,

@@ -24,6 +24,10 @@ _NEVER_ASKED = 2**28
 _SCRATCH_SHARE = 0.5
 
 
+# What differs from call to call (sizes of batches, keys, streams) is annotated as 64 bits wide and not specialised in
+# every kernel: Triton would compile anew for a 1, a multiple of 16, or a number beyond 32 bits.
+
+
 def on(device: torch.device) -> AbstractContextManager[object]:
     """Makes a device the current one, which is where kernels are launched, wherever their arguments lie."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -61,16 +61,16 @@ def normal_pair(first, second):
     return radius * cosine, radius * sine
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "size", "blocks", "key_low", "key_high", "stream"])
 def _draw(
     out,
     index_ptr,
-    n,
-    size,
-    blocks,
-    key_low,
-    key_high,
-    stream,
+    n: tl.int64,
+    size: tl.int64,
+    blocks: tl.int64,
+    key_low: tl.int64,
+    key_high: tl.int64,
+    stream: tl.int64,
     NORMAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):

@@ -36,7 +36,7 @@ def move(data, noise, alpha, beta, alpha_dot, beta_dot):
     return x, alpha_dot[:, None] * data + beta_dot[:, None] * noise
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "key_low", "key_high", "stream"])
 def _perturb(
     data_ptr,
     t_ptr,
@@ -44,13 +44,13 @@ def _perturb(
     x_ptr,
     velocity_ptr,
     innovation_ptr,
-    n,
+    n: tl.int64,
     dimension,
     constants,
     index_ptr,
-    key_low,
-    key_high,
-    stream,
+    key_low: tl.int64,
+    key_high: tl.int64,
+    stream: tl.int64,
     NET: tl.constexpr,
     DRAW: tl.constexpr,
     ROWS: tl.constexpr,

@@ -198,11 +198,11 @@ def _write(
     tl.store(rejected_ptr + sample, tl.load(counts + REJECTED * TILE.rows + lane), mask=ended)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "time_count"])
 def _solve(
     x0_ptr,
     x0_stride,
-    n,
+    n: tl.int64,
     x_ptr,
     integrals_ptr,
     t_ptr,
@@ -211,7 +211,7 @@ def _solve(
     accepted_ptr,
     rejected_ptr,
     times,
-    time_count,
+    time_count: tl.int64,
     ys_ptr,
     probes,
     queue,

@@ -77,13 +77,13 @@ def begin(x0: Tensor, t0: float) -> Samples:
     return Samples(x, torch.zeros_like(x), clock, counts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _step(
     x_ptr,
     f_ptr,
     clock_ptr,
     counts_ptr,
-    n,
+    n: tl.int64,
     scratch,
     scratch_step,
     clocks,

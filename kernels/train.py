@@ -39,7 +39,7 @@ class Trained(NamedTuple):
     gradients: dict[str, Tensor]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _train(
     data_ptr,
     t_ptr,
@@ -49,7 +49,7 @@ def _train(
     quadratic_ptr,
     share_ptr,
     position_ptr,
-    n,
+    n: tl.int64,
     rows,
     wide_arrays,
     narrow_arrays,

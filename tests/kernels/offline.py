@@ -281,14 +281,16 @@ def source(launch: _Launch) -> ASTSource:
     attributes: dict[tuple[int, ...], list[list[object]]] = {}
     for i, (parameter, name) in enumerate(zip(launch.kernel.params, launch.kernel.arg_names, strict=True)):
         value = launch.arguments[name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not parameter.do_not_specialize):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[name] = _TYPES[value.dtype]
         else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            signature[name] = parameter.annotation_type or ("i32" if -(2**31) <= value < 2**31 else "i64")
+        if signature[name] == "constexpr" or parameter.do_not_specialize:
+            continue
         # The device's allocator gives addresses that are multiples of 512.
-        if signature[name] != "constexpr" and (isinstance(value, Tensor) or value % 16 == 0):
+        if isinstance(value, Tensor) or value % 16 == 0:
             attributes[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
 
