@@ -8,13 +8,11 @@ import torch
 from tolerances import TOLERANCES, assert_rows_close
 from vapo_fast.kernels.solve import solve
 from vapo_fast.kernels.step import begin, step
-from zoo import Network, states
+from zoo import Network, cliff, states
 
 from vapo_fast.engines import Job, ReferenceEngine
-from vapo_fast.homotopy import LinearHomotopy
 from vapo_fast.ode import SolveOptions, Status
 from vapo_fast.ode.tableaus import TABLEAUS
-from vapo_fast.potentials import MLPPotential
 
 TOLERANCE = TOLERANCES[torch.float32]
 REFERENCE = ReferenceEngine()
@@ -158,14 +156,7 @@ def test_max_steps(device, packed):
 
 
 def test_a_step_too_small(device, packed):
-    """One unit whose slope jumps at 0: samples are pushed to 0 from both sides faster than any step can follow."""
-    steep, force = 1e14, 1e13
-    model = MLPPotential((1,), LinearHomotopy(), (2,), False, activation="softplus", fourier_features=0)
-    with torch.no_grad():
-        model.hidden[0].weight.copy_(torch.tensor([[steep], [-steep]]))
-        model.hidden[0].bias.zero_()
-        model.output.weight.fill_(-force / steep)
-    x0 = torch.tensor([[1e-3], [-0.5], [2.0]])
+    model, x0 = cliff(), torch.tensor([[1e-3], [-0.5], [2.0]])
     options = SolveOptions("bosh3", rtol=1e-5)
     solved = run(device, packed(model), x0, 0.0, 1.0, options)
     assert solved.status.tolist() == [int(Status.STEP_TOO_SMALL)] * 3
@@ -331,54 +322,3 @@ def test_the_integral_is_part_of_the_state(device, packed, probes):
     job = Job("solve_with_trace", solve=options)
     twin, _ = REFERENCE.solve_with_trace(model, x0, 0.5, 0.1, job, None if probes is None else signs(5, probes, 3))
     assert_same_counts(solved, twin)
-
-
-@pytest.mark.parametrize("method", ["bosh3", "heun", "euler"])
-def test_steps_one_by_one_have_the_bits_of_the_solve(device, packed, method):
-    model = NETWORK.build(torch.float32)
-    x0 = states(20, 3, torch.float32) * torch.logspace(-2, 1, 20)[:, None]
-    x0[4, 1] = math.nan
-    options = options_for(method)
-    loaded = packed(model)
-    whole = run(device, loaded, x0, 0.1, 0.8, options)
-    samples = begin(x0.to(device), 0.1)
-    steps = 0
-    while bool((samples.status == -1).any()):
-        step(loaded[0], samples, 0.1, 0.8, options, loaded[1])
-        steps += 1
-        tried = samples.counts[4] + samples.counts[5]
-        assert bool((tried[samples.status == -1] == steps).all())
-    assert steps == int((whole.accepted + whole.rejected).max())
-    for ours, theirs in ((samples.x, whole.x), (samples.t, whole.t), (samples.status, whole.status)):
-        torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=0, equal_nan=True)
-    for row, name in ((3, "nfe"), (4, "accepted"), (5, "rejected")):
-        assert torch.equal(samples.counts[row].cpu(), getattr(whole, name)), name
-
-
-def test_a_step_leaves_masked_samples_alone(device, packed):
-    model = NETWORK.build(torch.float32)
-    x0 = states(20, 3, torch.float32)
-    loaded, options = packed(model), options_for("heun")
-    samples, masked = begin(x0.to(device), 0.1), begin(x0.to(device), 0.1)
-    masked.counts[0, 5:18] = -1
-    for each in (samples, masked):
-        step(loaded[0], each, 0.1, 0.8, options, loaded[1])
-    rest = [*range(5), 18, 19]
-    assert torch.equal(masked.x[5:18].cpu(), x0[5:18])
-    assert bool((masked.counts[1:7, 5:18] == 0).all())
-    assert torch.equal(masked.x[rest], samples.x[rest])
-    assert torch.equal(masked.counts[:, rest], samples.counts[:, rest])
-    assert not torch.equal(samples.x[5:18].cpu(), x0[5:18])
-
-
-def test_steps_from_a_start_in_another_memory_order(device, packed):
-    """A transposed start: x and f are rows in one piece whatever x0 is."""
-    x0 = states(3, 20, torch.float32).T[:, :3]
-    loaded = packed(NETWORK.build(torch.float32))
-    ours, theirs = (begin(start.to(device), 0.1) for start in (x0, x0.contiguous()))
-    for _ in range(2):
-        for samples in (ours, theirs):
-            step(loaded[0], samples, 0.1, 0.8, SolveOptions("bosh3", rtol=1e-2), loaded[1])
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a, b)
-        assert a.is_contiguous()
