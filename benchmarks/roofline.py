@@ -3,7 +3,8 @@
 Operations are those of the matrix products alone (`benchmarks.flops`). Bytes through L2 are counted as the kernels move
 them: a tile of samples reads the weights of every product once, its left operand once for each block of columns, and
 writes and reads back what lies between two products; stages and states of a solve beside them. Bytes of device memory
-are the inputs and results alone: everything else is meant to stay in the cache.
+are the inputs and results, and of what lies between two products the share that L2 has no room for: all programs go
+round their scratch memory once in an evaluation, so what is larger than the cache is written to memory and read again.
 
 Kernel times are the profiler's, without the launch; where it sees no kernels, CUDA events around the whole call. The
 roofs are measured in the same run: cuBLAS products of 8192 x 8192 matrices in float32, TF32 and bfloat16, a copy within
@@ -136,6 +137,17 @@ def solve_l2_bytes(evaluations: int, dimension: int, widths: Sequence[int], tile
     fields_ = field_l2_bytes(evaluations, dimension, widths, tile)
     # An evaluation reads the state and, in the mean, half of the stages; it writes where it looks and what it finds.
     return fields_ + int(_FLOAT * evaluations * dimension * (3 + stages / 2))
+
+
+def scratch_bytes(rows: int, dimension: int, widths: Sequence[int], arrays: int) -> int:
+    """Bytes that lie between the products of so many rows: arrays of the network's width, three of the input's."""
+    return _FLOAT * rows * (arrays * max(widths) + 3 * dimension)
+
+
+def spilled_bytes(passes: float, footprint: int, l2_size: int) -> int:
+    """Bytes of device memory that scratch of this size costs: in each pass all of it is written and read, and what is
+    larger than L2 goes through memory both ways."""
+    return int(2 * passes * max(0, footprint - l2_size))
 
 
 def loss_l2_bytes(n: int, dimension: int, widths: Sequence[int], tile: Blocks) -> int:
@@ -342,12 +354,13 @@ def _measure_case(run: str, problem: Problem, tops: Peaks) -> list[Roof]:
     main = seen[-1] if case.job != "loss" else max(seen, key=lambda one: times.get(one.kernel, 0.0))
     blocks = Blocks(main.tile.rows, main.tile.block_n, main.tile.block_k)
     memory = _FLOAT * case.n * (2 * case.dimension + 2)
+    evaluations = int(result.nfe.sum()) if case.job == "solve" else case.n
+    memory += _spilled(case, main, evaluations)
     if case.job == "field":
         counts = field_flops(case.n, *shape), field_l2_bytes(case.n, *shape, blocks), memory
     elif case.job == "loss":
         counts = loss_flops(case.n, *shape), loss_l2_bytes(case.n, *shape, blocks), memory
     else:
-        evaluations = int(result.nfe.sum())
         stages = options.tableau.stages
         counts = field_flops(evaluations, *shape), solve_l2_bytes(evaluations, *shape, blocks, stages), memory
     of_ours = {one.kernel: one for one in seen}
@@ -368,6 +381,20 @@ def _measure_case(run: str, problem: Problem, tops: Peaks) -> list[Roof]:
     return rows
 
 
+def _spilled(case: Case, launch: Launch, evaluations: int) -> int:
+    """Bytes of device memory for what lies between the products of so many evaluations of single samples."""
+    from vapo_fast.kernels.shapes import field_arrays, training_arrays
+
+    l2_size, layers = int(torch.cuda.get_device_properties(0).L2_cache_size), len(case.widths)
+    tiles = math.ceil(case.n / launch.tile.rows)
+    if case.job == "loss":  # every tile has its own
+        rows, arrays = tiles * launch.tile.rows, training_arrays(layers).count
+    else:
+        rows, arrays = min(tiles, launch.programs) * launch.tile.rows, field_arrays(layers).count
+    footprint = scratch_bytes(rows, case.dimension, case.widths, arrays)
+    return spilled_bytes(evaluations / rows, footprint, l2_size)
+
+
 def _other_precisions(run: str, problem: Problem, main: Launch, tops: Peaks) -> list[Roof]:
     """The field's kernel in every precision, with the tile that it then gets, and how wrong each is."""
     from vapo_fast.kernels.field import field
@@ -381,7 +408,7 @@ def _other_precisions(run: str, problem: Problem, main: Launch, tops: Peaks) -> 
         tile = tile_for(network, precision, problem.x0.device)
         try:
             mlp = PackedMlp(problem.potential, tile)
-            program = Program(tile, main.programs)
+            program = Program.filling(tile, problem.x0.device)
 
             def call(mlp: Any = mlp, program: Any = program) -> Any:
                 return field(mlp, problem.x0, problem.times, program)
@@ -394,8 +421,9 @@ def _other_precisions(run: str, problem: Problem, main: Launch, tops: Peaks) -> 
         wrong = float((gradient - exact).abs().max() / exact.abs().max())
         seconds = times.get(main.kernel) or median_event_seconds(call)
         shape, blocks = (case.n, case.dimension, case.widths), Blocks(tile.rows, tile.block_n, tile.block_k)
-        counts = field_flops(*shape), field_l2_bytes(*shape, blocks), _FLOAT * case.n * (2 * case.dimension + 2)
-        launch = Launch(f"{main.kernel} ({precision})", tile)
+        launch = Launch(f"{main.kernel} ({precision})", tile, program.count)
+        memory = _FLOAT * case.n * (2 * case.dimension + 2) + _spilled(case, launch, case.n)
+        counts = field_flops(*shape), field_l2_bytes(*shape, blocks), memory
         rows.append(row(run, case, launch, 1, seconds, "profiler", tops, *counts, wrong))
     return rows
 

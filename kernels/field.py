@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .gauge import coefficients
-from .launch import Program, scratch_for
+from .launch import Program, refuse_derivatives, scratch_for
 from .mlp import PackedMlp
 from .shapes import field_arrays
 from .sweeps import GRADIENT, INPUTS, NARROW_ARRAYS, TANGENT, adjoint, forward
@@ -27,14 +27,14 @@ def clear_inputs(narrow, narrow_step, NET: tl.constexpr, TILE: tl.constexpr):
     tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _field(
     x_ptr,
     x_stride,
     t_ptr,
     phi_ptr,
     gradient_ptr,
-    n,
+    n: tl.int64,
     scratch,
     scratch_step,
     packed,
@@ -87,14 +87,16 @@ def field(mlp: PackedMlp, x: Tensor, t: Tensor, program: Program) -> tuple[Tenso
         t: (n,) float32, contiguous.
         program: tile and number of programs.
     Returns: (n,) and (n, D), float32. Rows have the same bits in any batch.
+    Raises: ValueError if x or t requires grad: see `value`.
     """
+    refuse_derivatives(x=x, t=t)
     n = x.shape[0]
     phi, gradient = x.new_empty(n), torch.empty(n, mlp.net.dimension, dtype=x.dtype, device=x.device)
     if n == 0:
         return phi, gradient
     net, tile, arrays = mlp.net, program.tile, field_arrays(mlp.net.layers)
     step = tile.rows * (arrays.count * net.width + NARROW_ARRAYS * net.columns)
-    programs = min(triton.cdiv(n, tile.rows), program.count)
+    programs = program.programs(n, step, x.device)
     program.launch(
         _field,
         programs,
@@ -119,8 +121,14 @@ def field(mlp: PackedMlp, x: Tensor, t: Tensor, program: Program) -> tuple[Tenso
 def value(mlp: PackedMlp, x: Tensor, t: Tensor, program: Program) -> Tensor:
     """Phi (n,), once differentiable with respect to x; arguments as for `field`.
 
-    Raises: RuntimeError at a second derivative.
+    Raises: ValueError if t or a weight of the potential requires grad; RuntimeError at a second derivative.
     """
+    refuse_derivatives(t=t)
+    if mlp.trainable and torch.is_grad_enabled():
+        raise ValueError(
+            "a weight of the potential requires grad, and this Phi has a derivative by x alone: call "
+            "potential.requires_grad_(False) before it is packed, or use the potential itself"
+        )
     phi: Tensor = _Value.apply(x, t, mlp, program)
     return phi
 

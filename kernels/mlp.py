@@ -20,6 +20,7 @@ class PackedMlp:
         net: the shape. packed: float32, `Net.packed_size` numbers.
         sizes: (layers,) int32, the layers' widths rounded up to the tile's block_n.
         constants: float64, in the order of `gauge.CONSTANTS`.
+        trainable: whether one of the weights that were loaded requires grad.
     """
 
     def __init__(self, potential: MLPPotential, tile: Tile) -> None:
@@ -30,6 +31,7 @@ class PackedMlp:
         self.constants = _upload(_constants(potential), torch.float64, weight)
         self._places = _places(potential, self.net).to(weight.device)
         self.packed = torch.empty(self.net.packed_size, dtype=torch.float32, device=weight.device)
+        self.trainable = False
         self._zero = torch.zeros(1, dtype=torch.float32, device=weight.device)
         self.load(potential)
 
@@ -40,7 +42,9 @@ class PackedMlp:
     @torch.no_grad()
     def load(self, potential: MLPPotential) -> None:
         """Take in the potential's weights of this moment: two launches, nothing waits."""
-        parts = [self._zero, *(p.detach().reshape(-1) for p in _parameters(potential))]
+        parameters = _parameters(potential)
+        self.trainable = any(p.requires_grad for p in parameters)
+        parts = [self._zero, *(p.detach().reshape(-1) for p in parameters)]
         torch.index_select(torch.cat(parts), 0, self._places, out=self.packed)
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import elementary
-from .launch import OPTIONS
+from .launch import run
 
 _BLOCK = 256
 
@@ -61,16 +61,16 @@ def normal_pair(first, second):
     return radius * cosine, radius * sine
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "size", "blocks", "key_low", "key_high", "stream"])
 def _draw(
     out,
     index_ptr,
-    n,
-    size,
-    blocks,
-    key_low,
-    key_high,
-    stream,
+    n: tl.int64,
+    size: tl.int64,
+    blocks: tl.int64,
+    key_low: tl.int64,
+    key_high: tl.int64,
+    stream: tl.int64,
     NORMAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -113,6 +113,6 @@ def _launch(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: 
     n, blocks = index.shape[0], triton.cdiv(size, 4)
     out = torch.empty(n, size, dtype=dtype, device=index.device)
     if n:
-        grid = (triton.cdiv(n * blocks, _BLOCK),)
-        _draw[grid](out, index, n, size, blocks, *key, stream, NORMAL=normal, BLOCK=_BLOCK, **OPTIONS)
+        programs = triton.cdiv(n * blocks, _BLOCK)
+        run(_draw, programs, index.device, out, index, n, size, blocks, *key, stream, NORMAL=normal, BLOCK=_BLOCK)
     return out

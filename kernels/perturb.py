@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .gauge import path_at
-from .launch import OPTIONS
+from .launch import refuse_derivatives, run
 from .noise import normal_pair, words
-from .shapes import InKernel, Net
+from .shapes import Net
 
 # Numbers that a program has at a time, and of one row of them; rows of few numbers come many at a time.
 _BLOCK, _COLUMNS = 1024, 64
@@ -36,7 +36,7 @@ def move(data, noise, alpha, beta, alpha_dot, beta_dot):
     return x, alpha_dot[:, None] * data + beta_dot[:, None] * noise
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "key_low", "key_high", "stream"])
 def _perturb(
     data_ptr,
     t_ptr,
@@ -44,13 +44,13 @@ def _perturb(
     x_ptr,
     velocity_ptr,
     innovation_ptr,
-    n,
+    n: tl.int64,
     dimension,
     constants,
     index_ptr,
-    key_low,
-    key_high,
-    stream,
+    key_low: tl.int64,
+    key_high: tl.int64,
+    stream: tl.int64,
     NET: tl.constexpr,
     DRAW: tl.constexpr,
     ROWS: tl.constexpr,
@@ -105,7 +105,9 @@ def perturb(
         x_data: (n, D) float32, contiguous. t: (n,) float32.
         noise: (n, D) float32, contiguous; or None with draw = (key, index, stream) as for `noise.normal`.
     Returns: `Points`, float32.
+    Raises: ValueError if x_data, t or noise requires grad.
     """
+    refuse_derivatives(x_data=x_data, t=t, noise=noise)
     n, dimension = x_data.shape
     result = Points(torch.empty_like(x_data), torch.empty_like(x_data), x_data.new_empty(n))
     if n == 0:
@@ -113,7 +115,10 @@ def perturb(
     key, index, stream = draw or ((0, 0), t, 0)
     columns = min(_COLUMNS, triton.next_power_of_2(dimension))
     rows = _BLOCK // columns
-    _perturb[(triton.cdiv(n, rows),)](
+    run(
+        _perturb,
+        triton.cdiv(n, rows),
+        x_data.device,
         x_data,
         t,
         x_data if noise is None else noise,
@@ -124,10 +129,9 @@ def perturb(
         index,
         *key,
         stream,
-        NET=InKernel(net),
+        NET=net,
         DRAW=draw is not None,
         ROWS=rows,
         COLUMNS=columns,
-        **OPTIONS,
     )
     return result

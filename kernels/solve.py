@@ -16,7 +16,7 @@ from torch import Tensor
 from vapo_fast.ode import SolveOptions
 
 from .field import clear_inputs
-from .launch import Program, scratch_for
+from .launch import Program, refuse_derivatives, scratch_for
 from .mlp import PackedMlp
 from .shapes import Method, field_arrays, padded, trace_arrays
 from .stepping import (
@@ -154,7 +154,10 @@ def _outputs(
         output += due.to(tl.int64)
         time = tl.load(times + output, mask=output < time_count, other=0.0)
         due = due & (output < time_count) & (direction * (time - end) <= 0.0)
+    # Several threads may hold a lane's number: first all have read it, and the stages; then one writes it.
+    tl.debug_barrier()
     tl.store(counts + OUTPUT * TILE.rows + lane, output)
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -195,11 +198,11 @@ def _write(
     tl.store(rejected_ptr + sample, tl.load(counts + REJECTED * TILE.rows + lane), mask=ended)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "time_count"])
 def _solve(
     x0_ptr,
     x0_stride,
-    n,
+    n: tl.int64,
     x_ptr,
     integrals_ptr,
     t_ptr,
@@ -208,7 +211,7 @@ def _solve(
     accepted_ptr,
     rejected_ptr,
     times,
-    time_count,
+    time_count: tl.int64,
     ys_ptr,
     probes,
     queue,
@@ -338,7 +341,9 @@ def solve(
         trace: "none", "exact" (one integral: of the Laplacian) or "probes".
         probes: (n, m, D) float32, contiguous, for "probes": m integrals of ``v . Hessian v``.
     Returns: `Solved`, not waited for.
+    Raises: ValueError if x0 or probes requires grad.
     """
+    refuse_derivatives(x0=x0, probes=probes)
     net, tile, device = mlp.net, program.tile, x0.device
     n, dimension = x0.shape[0], net.dimension
     traces = 1 if trace == "exact" else 0 if probes is None else probes.shape[1]
@@ -356,8 +361,8 @@ def solve(
     result = Solved(x, integrals, t, status, nfe, accepted, rejected, ys)
     if n == 0:
         return result
-    programs = min(triton.cdiv(n, tile.rows), program.count)
     step = tile.rows * (arrays.count * net.width + NARROW_ARRAYS * net.columns + method.arrays * method.columns)
+    programs = program.programs(n, step, device)
     program.launch(
         _solve,
         programs,

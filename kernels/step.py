@@ -17,7 +17,7 @@ from torch import Tensor
 from vapo_fast.ode import SolveOptions
 
 from .field import clear_inputs
-from .launch import Program, scratch_for
+from .launch import Program, refuse_derivatives, scratch_for
 from .mlp import PackedMlp
 from .shapes import field_arrays
 from .solve import method_for
@@ -65,23 +65,25 @@ class Samples(NamedTuple):
 
 
 def begin(x0: Tensor, t0: float) -> Samples:
-    """Samples (n, D) float32 before their first step."""
+    """Samples (n, D) float32 before their first step. Raises: ValueError if x0 requires grad."""
+    refuse_derivatives(x0=x0)
     n = x0.shape[0]
     clock = torch.zeros(CLOCKS, n, dtype=torch.float64, device=x0.device)
     clock[0], clock[2] = t0, 1.0
     counts = torch.zeros(COUNTS, n, dtype=torch.int64, device=x0.device)
     counts[0] = torch.arange(n, device=x0.device)
     counts[7] = -1
-    return Samples(x0.clone(memory_format=torch.contiguous_format), torch.zeros_like(x0), clock, counts)
+    x = x0.clone(memory_format=torch.contiguous_format)
+    return Samples(x, torch.zeros_like(x), clock, counts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _step(
     x_ptr,
     f_ptr,
     clock_ptr,
     counts_ptr,
-    n,
+    n: tl.int64,
     scratch,
     scratch_step,
     clocks,
@@ -182,15 +184,17 @@ def step(mlp: PackedMlp, samples: Samples, t0: float, t1: float, options: SolveO
         samples: from `begin`.
         t0, t1, options: of the whole solve; ``t_eval`` is not looked at.
         program: tile and number of programs.
+    Raises: ValueError if the samples require grad.
     """
+    refuse_derivatives(x=samples.x, f=samples.f)
     n, dimension = samples.x.shape
     if n == 0:
         return
     net, tile, device = mlp.net, program.tile, samples.x.device
     method = method_for(SolveOptions(**{**vars(options), "t_eval": None}), dimension, tile.block_d)
     arrays = field_arrays(net.layers)
-    programs = min(triton.cdiv(n, tile.rows), program.count)
     size = tile.rows * (arrays.count * net.width + NARROW_ARRAYS * net.columns + method.arrays * method.columns)
+    programs = program.programs(n, size, device)
     program.launch(
         _step,
         programs,

@@ -1,7 +1,8 @@
 """The sweeps through an MLP on one tile of samples: forward, adjoint, tangent, second adjoint.
 
-Device functions only. Every array of a tile lies in global memory, where it stays in the cache: a tile's activations
-are too many for registers, and whole weight matrices for shared memory. Each product makes ``block_n`` columns at a
+Device functions only. Every array of a tile lies in global memory: a tile's activations are too many for registers, and
+whole weight matrices for shared memory. The L2 cache holds all tiles' arrays for small networks, and for larger ones a
+part of them (docs/notes/performance.md has the arithmetic). Each product makes ``block_n`` columns at a
 time, with a loop over ``block_k`` terms; what follows it (bias, activation and derivatives, the adjoint's factor) is
 done on the block while it is in registers. Between two products lies a barrier, because each reads what other threads
 wrote.

@@ -10,6 +10,8 @@ above: the gradient of its weights is ``b h + a h'``, one product over both halv
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from .field import clear_inputs
 from .gauge import coefficients, path_at
-from .launch import Program
+from .launch import Program, refuse_derivatives
 from .mlp import PackedMlp
 from .perturb import move
 from .shapes import padded, training_arrays
@@ -37,7 +39,7 @@ class Trained(NamedTuple):
     gradients: dict[str, Tensor]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _train(
     data_ptr,
     t_ptr,
@@ -47,7 +49,7 @@ def _train(
     quadratic_ptr,
     share_ptr,
     position_ptr,
-    n,
+    n: tl.int64,
     rows,
     wide_arrays,
     narrow_arrays,
@@ -156,7 +158,9 @@ def loss_and_gradients(
         estimator: one of `ESTIMATORS`. weight: "inverse_variance", "uniform", or (n,) float32.
         program: the tile; there are as many programs as tiles.
     Returns: `Trained`. The same bits whenever called with the same numbers on the same device.
+    Raises: ValueError if x_data, t, noise or a weight (n,) requires grad.
     """
+    refuse_derivatives(x_data=x_data, t=t, noise=noise, weight=weight if isinstance(weight, Tensor) else None)
     net, tile, device = mlp.net, program.tile, x_data.device
     n = x_data.shape[0]
     rows, arrays = padded(n, tile.rows), training_arrays(net.layers)
@@ -189,9 +193,31 @@ def loss_and_gradients(
         AT=arrays,
         TILE=tile,
     )
-    return Trained(
-        linear.mean(), quadratic.mean(), _weight_gradients(mlp, widths, features, wide, narrow, share, position)
-    )
+    exact = tile.precision in ("ieee", "tf32x3")
+    with _float32_products() if exact else nullcontext():
+        gradients = _weight_gradients(mlp, widths, features, wide, narrow, share, position)
+    return Trained(linear.mean(), quadratic.mean(), gradients)
+
+
+@contextmanager
+def _float32_products() -> Iterator[None]:
+    """The library's float32 products are that, whatever `torch.set_float32_matmul_precision` allows elsewhere.
+
+    Its own function for reading the setting raises where a program has set one backend's only.
+    """
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        overall = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        overall = "highest"
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(overall)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _weight_gradients(

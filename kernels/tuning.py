@@ -10,13 +10,15 @@ import functools
 import json
 import os
 import statistics
+import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
 import triton
 
+from .launch import on
 from .shapes import PRECISIONS, Tile
 
 Network = tuple[int, tuple[int, ...], int]
@@ -68,9 +70,9 @@ def tile_for(network: Network, precision: str, device: torch.device) -> Tile:
     if device.type != "cuda":
         return _fitted(replace(INTERPRETED, precision="ieee"), network)
     name = torch.cuda.get_device_name(device)
-    remembered = _remembered().get(_key(name, network, precision))
+    remembered = _tile_from(_remembered().get(_key(name, network, precision)), precision)
     if remembered is not None:
-        return Tile(**remembered)
+        return remembered
     measured = MEASURED.get((name, network, precision))
     if measured is not None:
         return measured
@@ -118,17 +120,25 @@ def tune(
     kept[_key(torch.cuda.get_device_name(device), network, precision)] = asdict(best)
     path = _file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept, indent=1, sort_keys=True), encoding="utf-8")
+    # Another process may read at any time, and this one may be ended at any time.
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+        file.write(json.dumps(kept, indent=1, sort_keys=True))
+    written = Path(file.name)
+    try:
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
     return best, times
 
 
 def _milliseconds(run: Callable[[Tile], None], tile: Tile, device: torch.device) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record(torch.cuda.current_stream(device))
-    run(tile)
-    end.record(torch.cuda.current_stream(device))
-    end.synchronize()
-    return float(start.elapsed_time(end))
+    with on(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run(tile)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
 
 
 def _fitted(tile: Tile, network: Network) -> Tile:
@@ -140,7 +150,21 @@ def _file() -> Path:
     return Path(os.environ.get("VAPO_FAST_CACHE") or Path.home() / ".cache" / "vapo_fast") / "tiles.json"
 
 
-def _remembered() -> dict[str, dict[str, int | str]]:
+def _tile_from(entry: object, precision: str) -> Tile | None:
+    """The tile that an entry of the file describes; None if it describes none that kernels can have."""
+    names = [field.name for field in fields(Tile)]
+    if not isinstance(entry, dict) or sorted(entry) != sorted(names) or entry["precision"] != precision:
+        return None
+    sizes = [entry[name] for name in names if name != "precision"]
+    if any(not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 1024 for size in sizes):
+        return None
+    tile = Tile(**entry)
+    powers = (tile.rows, tile.block_n, tile.block_k, tile.block_d, tile.warps)
+    fits = min(tile.rows, tile.block_n, tile.block_k) >= 16 and tile.block_n % tile.block_k == 0
+    return tile if fits and all(size & (size - 1) == 0 for size in powers) else None
+
+
+def _remembered() -> dict[str, object]:
     path = _file()
     try:
         return dict(_read(path, path.stat().st_mtime_ns))
@@ -149,7 +173,7 @@ def _remembered() -> dict[str, dict[str, int | str]]:
 
 
 @functools.lru_cache(maxsize=1)
-def _read(path: Path, changed: int) -> dict[str, dict[str, int | str]]:
+def _read(path: Path, changed: int) -> dict[str, object]:
     """The file, read again only when it has changed: a choice is made before every job."""
     kept = json.loads(path.read_text(encoding="utf-8"))
     return kept if isinstance(kept, dict) else {}

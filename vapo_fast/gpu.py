@@ -13,12 +13,14 @@ SMALLEST_CAPABILITY = (8, 0)
 
 
 @functools.cache
-def unavailable_reason(device_type: str = "cuda") -> str | None:
-    """None if the kernels run on devices of this type, else the reason why not.
+def unavailable_reason(device: torch.device | str = "cuda") -> str | None:
+    """None if the kernels run on this device, else the reason why not.
 
     Args:
-        device_type: "cuda"; or "cpu", which only Triton's interpreter takes.
+        device: of CUDA, with its number, or without for any that there is; or "cpu", which only Triton's interpreter
+            takes.
     """
+    device = torch.device(device)
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; it comes with the CUDA builds of torch"
     import triton
@@ -27,11 +29,12 @@ def unavailable_reason(device_type: str = "cuda") -> str | None:
     if not OLDEST <= found <= NEWEST:
         bounds = " to ".join(".".join(map(str, version)) for version in (OLDEST, NEWEST))
         return f"triton {triton.__version__} is installed; the kernels are for {bounds}"
-    if device_type == "cpu":
+    if device.type == "cpu":
         return None if triton.knobs.runtime.interpret else "the kernels run on CUDA"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    capability = torch.cuda.get_device_capability()
+    asked = range(torch.cuda.device_count()) if device.index is None else (device.index,)
+    capability = max(map(torch.cuda.get_device_capability, asked))
     if capability < SMALLEST_CAPABILITY:
         needed = ".".join(map(str, SMALLEST_CAPABILITY))
         return f"the device's compute capability is {capability[0]}.{capability[1]}; the kernels need {needed}"

@@ -188,7 +188,7 @@ def _draw(
     size = math.prod(shape)
     # Narrow types go through float32 because PyTorch's own conversion does on some devices and not on others.
     drawn = torch.float64 if dtype == torch.float64 else torch.float32
-    if rows.device.type == "cuda" and gpu.unavailable_reason() is None:
+    if rows.device.type == "cuda" and gpu.unavailable_reason(rows.device) is None:
         from vapo_fast.kernels import noise as kernels
 
         values: Tensor = getattr(kernels, distribution.kernel)(key, rows.contiguous(), size, stream_word, drawn)

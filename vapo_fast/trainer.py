@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import warnings
@@ -112,6 +113,7 @@ class Trainer(TrainingRun):
         self._average = RunningAverage(self.ema_model, model)
         few = sum(p.numel() for p in self.parameters.values()) <= _FEW_PARAMETERS
         self._threads_of_update = one_thread if few and self.device.type == "cpu" else nullcontext
+        self._written = [*self.parameters.values(), *self.ema_model.parameters()]
         self._job = Job(
             "loss_and_grads", precision, loss=LossOptions(options.estimator, options.weight, options.baseline)
         )
@@ -201,6 +203,7 @@ class Trainer(TrainingRun):
         with self._threads_of_update():
             self.optimizer.step()
             self._average.update(decay)
+        self._count_writes()
         self.step += 1
         self._updating = False
         return values
@@ -226,6 +229,10 @@ class Trainer(TrainingRun):
             terms += share * torch.stack(loss).to(self.dtype)
             sums = {name: share * grads[name] + sums.get(name, 0.0) for name in self.parameters}
         return terms, list(sums.values())
+
+    def _count_writes(self) -> None:
+        """Count the weights' versions up: fused optimisers and replayed graphs write without, and others go by them."""
+        torch.autograd.graph.increment_version(self._written)
 
     def _reads(self, done: int) -> bool:
         """Whether the host reads the numbers of the step after which ``done`` steps are done."""
@@ -299,6 +306,7 @@ class _DeferredStep:
             self._eager_left = None if self._eager_left is None else self._eager_left - 1
         else:
             values = self._replay(batch)
+        trainer._count_writes()
         trainer.step += 1
         trainer._updating = False
         if trainer._reads(trainer.step):
@@ -323,7 +331,7 @@ class _DeferredStep:
         self._batch = Batch(*(part.clone() for part in batch))
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=_capture_stream(self._trainer.device)):
                 self._values = self._run(self._batch)
         except RuntimeError as error:
             self._eager_left = None
@@ -341,6 +349,12 @@ class _DeferredStep:
         self._trainer._updating = True
         self._graph.replay()
         return self._values.clone()
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream of this device: PyTorch's own one for graphs is of the device that it first recorded on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class _FiniteWatch:

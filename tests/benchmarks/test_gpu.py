@@ -254,6 +254,22 @@ def test_bytes_are_counted_from_shapes():
     assert sum(2 * a * b * c for a, b, c in product_shapes(*shape)) == field_flops(*shape)
 
 
+def test_scratch_beyond_the_cache_goes_through_memory(monkeypatch: pytest.MonkeyPatch):
+    """132 programs of 128 rows, 256x3: two activations and three derivatives, z and two more, 93 MiB."""
+    pytest.importorskip("vapo_fast.kernels.shapes")
+    footprint = roofline.scratch_bytes(132 * 128, 64, (256,) * 3, 5)
+    assert footprint == 4 * 132 * 128 * (5 * 256 + 3 * 64)
+    assert roofline.spilled_bytes(2.5, footprint, footprint) == 0
+    assert roofline.spilled_bytes(2.5, footprint, footprint - 1000) == 5000
+    properties = SimpleNamespace(L2_cache_size=50 * 2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    (case,) = on("cuda", [Case("field", "random", *SHAPES[1], 65_536, 2)])
+    launch = roofline.Launch("_field", SimpleNamespace(rows=128), 132)
+    assert roofline._spilled(case, launch, 65_536) == int(2 * 65_536 / (132 * 128) * (footprint - 50 * 2**20))
+    few = roofline.Launch("_field", SimpleNamespace(rows=128), 10)
+    assert roofline._spilled(case, few, 65_536) == 0
+
+
 def test_a_profiles_kernels_are_added_up_by_name():
     cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
 

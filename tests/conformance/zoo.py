@@ -80,6 +80,17 @@ class Network:
         return model.to(dtype)
 
 
+def cliff() -> MLPPotential:
+    """One coordinate whose slope jumps at 0: it pulls from both sides faster than any step can follow."""
+    steep, force = 1e14, 1e13
+    model = MLPPotential((1,), PATHS["linear"], (2,), False, activation="softplus", fourier_features=0)
+    with torch.no_grad():
+        model.hidden[0].weight.copy_(torch.tensor([[steep], [-steep]]))
+        model.hidden[0].bias.zero_()
+        model.output.weight.fill_(-force / steep)
+    return model
+
+
 def _zoo() -> list[Network]:
     networks = []
     combinations = itertools.product(ACTIVATIONS, FEATURES, (True, False), PATHS)

@@ -77,6 +77,21 @@ def test_measured_once_for_each_state_of_the_weights(model):
     assert len(gradient.calls) == 6
 
 
+def test_writes_that_no_counter_sees_are_measured_again(model):
+    """A replayed CUDA graph, or ``.data``: an untrained output, all zeros, has no noise; later it has."""
+
+    def gradient(model, x, t, precision):
+        size = float(model.output.weight.detach().abs().max())
+        return torch.full_like(x, size * (1.0 + ERRORS[precision]))
+
+    noise, options = Noise(gradient), SolveOptions(rtol=1e-5)
+    assert noise.cheapest(model, 0.0, PATH.t1, options) == "bf16"
+    version = model.output.weight._version
+    model.output.weight.data.fill_(5.0)
+    assert model.output.weight._version == version
+    assert noise.cheapest(model, 0.0, PATH.t1, options) == "float32"
+
+
 def test_points_are_spread_along_the_path(model):
     seen = []
 
@@ -119,6 +134,15 @@ def test_forcing_one_that_is_good_enough_is_not(engine, model, precision, rtol):
         warnings.simplefilter("error")
         job = Job("solve", precision, solve=SolveOptions(rtol=rtol))
         assert engine._precision(model, 0.0, PATH.t1, job) == precision
+
+
+@pytest.mark.parametrize("rtol", [1e-1, 1e-3])
+def test_traces_are_float32_unless_told(engine, model, rtol):
+    """What is measured is the gradient's noise, not the second derivatives'."""
+    options = SolveOptions(rtol=rtol)
+    assert engine._precision(model, 0.0, PATH.t1, Job("solve_with_trace", solve=options)) == "float32"
+    assert engine._precision(model, 0.0, PATH.t1, Job("solve_with_trace", "bf16", solve=options)) == "bf16"
+    assert engine._precision(model, 0.0, PATH.t1, Job("solve", solve=options)) == "bf16"
 
 
 def test_fixed_steps_have_no_tolerance_to_go_by(engine, model):

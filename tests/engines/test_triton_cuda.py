@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -76,7 +78,7 @@ def _refusing_to_wait(call: Callable[[], object]) -> None:
 @pytest.mark.parametrize("options", [SolveOptions(rtol=1e-5), SolveOptions("rk4", steps=8)])
 def test_a_solve_never_waits_for_the_device(options: SolveOptions, trace: bool):
     model = potential(3, (33, 16))
-    job = Job("solve_with_trace" if trace else "solve", solve=options)
+    job = Job("solve_with_trace" if trace else "solve", "float32", solve=options)
     engine = engine_for(model, job)
     x0, end = torch.randn(300, 3, device=CUDA), model.homotopy.t1
 
@@ -88,6 +90,34 @@ def test_a_solve_never_waits_for_the_device(options: SolveOptions, trace: bool):
 
     call()
     _refusing_to_wait(call)
+
+
+def test_choosing_the_precision_waits_once_before_the_launch():
+    """For the weights' fingerprint, which says whether what was measured still holds."""
+    model, job = potential(3, (33, 16)), Job("solve", solve=SolveOptions(rtol=1e-3))
+    engine, x0, end = engine_for(model, job), torch.randn(300, 3, device=CUDA), model.homotopy.t1
+    engine.solve(model, x0, 0.0, end, job)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            engine.solve(model, x0, 0.0, end, job)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([one for one in said if "synchroniz" in str(one.message)]) == 1
+
+
+def test_training_and_sampling_take_turns():
+    """The precision that was measured on untrained weights, whose field has no noise, is not that of trained ones."""
+    torch.manual_seed(0)
+    data = vf.data.load("8gaussians", n=4000).tensor().to(CUDA)
+    trainer = vf.Trainer(vf.MLPPotential((2,), vf.DataHomotopy(), (32, 32)).to(CUDA), batch_size=256)
+    model = trainer.ema_model
+    for _ in range(2):
+        chosen = vf.sample(model, 64, rtol=1e-5, return_solution=True).precision
+        fresh = vf.sample(copy.deepcopy(model), 64, rtol=1e-5, return_solution=True).precision
+        assert chosen == fresh
+        trainer.fit(data, 100)
 
 
 def test_fields_and_losses_never_wait_for_the_device():
@@ -141,8 +171,29 @@ class Curve(Callback):
             self.values.append((metrics.loss, abs(metrics.linear) + metrics.quadratic))
 
 
+class RefusingToWait(Callback):
+    """Steps 12 to 19, between the readings of steps 10 and 20, run under CUDA's error for waiting."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def on_step_end(self, trainer, step, metrics):
+        if 11 <= step < 19:
+            torch.cuda.set_sync_debug_mode("error")
+        else:
+            torch.cuda.set_sync_debug_mode("default")
+        self.steps += 11 < step <= 19
+
+    def on_exception(self, trainer, error):
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_training_follows_the_reference():
-    """Past the steps before the graph is recorded, where the loss is that of the replays."""
+    """Past the steps before the graph is recorded, where the loss is that of the replays.
+
+    A recording that fails only warns, so that training goes on; here it is an error, and a step that is not read may
+    not wait for the device.
+    """
     data = vf.data.load("8gaussians", n=4000).tensor().to(CUDA)
     curves = []
     for name in ("triton", "reference"):
@@ -150,7 +201,12 @@ def test_training_follows_the_reference():
         model = vf.MLPPotential((2,), vf.DataHomotopy(), (32, 32)).to(CUDA)
         trainer = vf.Trainer(model, batch_size=256, engine=name, schedule="constant", log_every=10)
         curve = Curve()
-        trainer.fit(data, 100, callbacks=(curve,))
+        steady = (RefusingToWait(),) if name == "triton" else ()
+        trainer.fit(data, 100, callbacks=(curve, *steady))
         curves.append(curve.values)
+        if name == "triton":
+            assert trainer._deferred is not None
+            assert trainer._deferred._graph is not None
+            assert steady[0].steps == 8
     for (ours, scale), (theirs, _) in zip(*curves, strict=True):
         assert abs(ours - theirs) <= 1e-3 * scale

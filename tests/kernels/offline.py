@@ -3,17 +3,23 @@
     python tests/kernels/offline.py            compare with tests/kernels/limits.csv; 1 if anything got worse
     python tests/kernels/offline.py --quick    the same for a choice of cases that has every kernel, precision, target
     python tests/kernels/offline.py --write    write tests/kernels/limits.csv (20 to 40 minutes; with --jobs, less)
-    python tests/kernels/offline.py --write --missing   add to it what it does not have yet
+    python tests/kernels/offline.py --write --missing   only what it does not have yet, or has of other sources
+    python tests/kernels/offline.py --current  whether the table is of these sources: nothing is compiled
     python tests/kernels/offline.py --explore  many tiles instead of the rule's: benchmarks/results/offline_tiles.csv
 
 A launcher is called as on a device, and the launch caught and compiled (`triton.compile` needs no device) for the
-target, with the tile that `vapo_fast.kernels.tuning.rule` gives it.
+target, with the tile that `vapo_fast.kernels.tuning.rule` gives it. A line of the table has a hash of what the compiler
+was given: the device functions that the kernel reaches, its shapes and its arguments. Change one of them, and the lines
+that depend on it have to be written anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import csv
+import hashlib
+import inspect
 import os
 import re
 import subprocess
@@ -33,11 +39,12 @@ from unittest import mock
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
-from vapo_fast.kernels import film_silu, noise, perturb, residual, silu_map, train, tuning
+from vapo_fast.kernels import film_silu, noise, perturb, residual, shapes, silu_map, train, tuning
 from vapo_fast.kernels.field import field
 from vapo_fast.kernels.launch import Program
 from vapo_fast.kernels.mlp import PackedMlp
@@ -47,6 +54,7 @@ from vapo_fast.kernels.step import begin, step
 
 import vapo_fast as vf
 from vapo_fast.ode import SolveOptions
+from vapo_fast.ode.tableaus import TABLEAUS
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = Path(__file__).with_name("limits.csv")
@@ -59,13 +67,15 @@ SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
 @dataclass(frozen=True)
 class Shape:
-    """A class of networks: D, widths, Fourier features, whether there is a time; and the size of the batch."""
+    """A class of networks: D, widths, Fourier features, time, activation, path; and the size of the batch."""
 
     dimension: int
     widths: tuple[int, ...]
     features: int = 0
     time_dependent: bool = True
     n: int = 100
+    activation: str = "silu"
+    path: str = "data"
 
 
 SHAPES = {
@@ -74,6 +84,8 @@ SHAPES = {
     "d512": Shape(512, (512,) * 4),
     "features": Shape(2, (128,) * 3, 64, time_dependent=False),
     "wide": Shape(64, (1024,) * 3),
+    "linear": Shape(2, (128,) * 3, activation="tanh", path="linear"),
+    "softplus": Shape(64, (256,) * 3, 16, activation="softplus"),
     # Arguments that are 1 are constants for the compiler, which some expressions do not take.
     "one": Shape(1, (16,), n=1),
 }
@@ -148,17 +160,27 @@ def _solve_fixed(mlp: PackedMlp, x: Tensor, program: Program) -> None:
     solve(mlp, x, 0.0, 1.0, SolveOptions(method="rk4", steps=24), program)
 
 
+def _solve_by(method: str) -> Callable[[PackedMlp, Tensor, Program], None]:
+    steps = None if TABLEAUS[method].adaptive else 24
+
+    def call(mlp: PackedMlp, x: Tensor, program: Program) -> None:
+        solve(mlp, x, 0.0, 1.0, SolveOptions(method, steps=steps), program)
+
+    return call
+
+
 def _step(mlp: PackedMlp, x: Tensor, program: Program) -> None:
     step(mlp, begin(x, 0.0), 0.0, 1.0, SolveOptions(), program)
 
 
-def _train(mlp: PackedMlp, x: Tensor, program: Program, estimator: str = "velocity") -> None:
+def _train(estimator: str, weight: str) -> Callable[[PackedMlp, Tensor, Program], None]:
     nothing: Any = None  # what comes after the launch is not reached
-    train.loss_and_gradients(mlp, nothing, 0, x, x.new_zeros(len(x)), x, estimator, "uniform", program)
 
+    def call(mlp: PackedMlp, x: Tensor, program: Program) -> None:
+        t = x.new_zeros(len(x))
+        train.loss_and_gradients(mlp, nothing, 0, x, t, x, estimator, t if weight == "given" else weight, program)
 
-def _train_covariance(mlp: PackedMlp, x: Tensor, program: Program) -> None:
-    _train(mlp, x, program, "covariance")
+    return call
 
 
 PRODUCTS: dict[str, Callable[[PackedMlp, Tensor, Program], None]] = {
@@ -169,8 +191,11 @@ PRODUCTS: dict[str, Callable[[PackedMlp, Tensor, Program], None]] = {
     "solve_probes": _solve_probes,
     "solve_fixed": _solve_fixed,
     "step": _step,
-    "train": _train,
-    "train_covariance": _train_covariance,
+    "train": _train("velocity", "uniform"),
+    "train_covariance": _train("covariance", "uniform"),
+    **{f"solve_{method}": _solve_by(method) for method in ("bosh3", "tsit5", "euler", "heun")},
+    "train_balanced": _train("velocity", "inverse_variance"),
+    "train_given": _train("covariance", "given"),
 }
 
 _KEY = (12345, 67890)
@@ -238,16 +263,37 @@ OTHERS: dict[str, Callable[[int, int], None]] = {
 """Kernels without products, by the batch's size and numbers of a sample, or of a pixel."""
 
 
+WHOLE = ("field", "solve", "train")
+"""Compiled for every shape of a SiLU on the data's path, every precision and target."""
+VARIANTS = ("solve_outputs", "solve_exact", "solve_probes", "solve_fixed", "step", "train_covariance")
+"""Compiled for these shapes too, on one target; they differ from the former in what is around the products."""
+OTHER_SHAPES = ("linear", "softplus")
+
+
 def every_case() -> Iterator[Case]:
     """The table's rows."""
     for target in TARGETS:
         yield from (Case(kernel, shape, "-", target) for kernel, shape in product(OTHERS, ("d64", "one")))
         for kernel, shape, precision in product(PRODUCTS, SHAPES, PRECISIONS):
-            # Variants of a kernel differ in what is around the products, for which two compilations will do.
-            whole = kernel in ("field", "solve", "train") and shape != "one"
-            if whole or (shape, precision) in (("d64", "tf32x3"), ("features", "bf16")):
+            if _chosen(kernel, shape, precision, target):
                 yield Case(kernel, shape, precision, target)
     yield from (Case(kernel, "one", "tf32", 80) for kernel in PRODUCTS)
+
+
+def _chosen(kernel: str, shape: str, precision: str, target: int) -> bool:
+    """Whether a compilation is in the table: what the long ones of all the others would tell is told by these."""
+    middle = (shape, precision) == ("d64", "tf32x3")
+    if shape == "one":
+        return False
+    if shape in OTHER_SHAPES:
+        return kernel in WHOLE and (precision == "tf32x3" or (precision == "bf16" and target == 90))
+    if kernel in WHOLE:
+        return True
+    if kernel in VARIANTS and target == 90:
+        return shape == "d64" or precision == "tf32x3" or (precision == "bf16" and shape in ("d2", "features"))
+    if kernel in VARIANTS:
+        return middle or (shape, precision) == ("features", "bf16")
+    return middle if target == 90 else (shape, precision) == ("features", "bf16")
 
 
 def quick_cases() -> list[Case]:
@@ -285,8 +331,9 @@ def _launch(self: JITFunction[Any], *args: Any, grid: object, warmup: bool, **na
 @cache
 def _packed(shape: str, tile: Tile) -> PackedMlp:
     s = SHAPES[shape]
+    path = vf.DataHomotopy() if s.path == "data" else vf.LinearHomotopy()
     potential = vf.MLPPotential(
-        (s.dimension,), vf.DataHomotopy(), s.widths, s.time_dependent, fourier_features=s.features
+        (s.dimension,), path, s.widths, s.time_dependent, activation=s.activation, fourier_features=s.features
     )
     return PackedMlp(potential, tile)
 
@@ -330,16 +377,61 @@ def source(launch: _Launch) -> ASTSource:
     attributes: dict[tuple[int, ...], list[list[object]]] = {}
     for i, (parameter, name) in enumerate(zip(launch.kernel.params, launch.kernel.arg_names, strict=True)):
         value = launch.arguments[name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not parameter.do_not_specialize):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[name] = _TYPES[value.dtype]
         else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            signature[name] = parameter.annotation_type or ("i32" if -(2**31) <= value < 2**31 else "i64")
+        if signature[name] == "constexpr" or parameter.do_not_specialize:
+            continue
         # The device's allocator gives addresses that are multiples of 512.
-        if signature[name] != "constexpr" and (isinstance(value, Tensor) or value % 16 == 0):
+        if isinstance(value, Tensor) or value % 16 == 0:
             attributes[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def fingerprint(case: Case, tile: Tile | None = None) -> str:
+    """A hash of what the compiler is given for a case, but for comments, docstrings and what never runs on a device."""
+    launch = caught(case, tile)
+    given = source(launch)
+    parts = [*reached(launch.kernel), _code(shapes), given.signature, given.constants, given.attrs, launch.options]
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:12]
+
+
+@cache
+def reached(kernel: JITFunction[Any]) -> tuple[str, ...]:
+    """The code of a kernel, of the device functions that it calls, and theirs; and the constants in them."""
+    todo, known, constants = [kernel], {kernel}, set()
+    for function in todo:
+        scope = function.fn.__globals__
+        for node in ast.walk(ast.parse(inspect.getsource(function.fn).strip())):
+            if isinstance(node, ast.Name):
+                name, value = node.id, scope.get(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                name, value = node.attr, getattr(scope.get(node.value.id), node.attr, None)
+            else:
+                continue
+            if isinstance(value, JITFunction) and value not in known and not value.__module__.startswith("triton"):
+                known.add(value)
+                todo.append(value)
+            elif isinstance(value, tl.constexpr):
+                constants.add(f"{name} = {value.value!r}")
+    return (*(_code(function.fn) for function in todo), *sorted(constants))
+
+
+def _code(thing: Any) -> str:
+    """Source without comments, docstrings and layout."""
+    tree = ast.parse(inspect.getsource(thing).strip())
+    for node in ast.walk(tree):
+        for body in (getattr(node, "body", None),):
+            if isinstance(body, list):
+                body[:] = [one for one in body if not _is_text(one)] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def compiled(case: Case, tile: Tile | None = None) -> Any:
@@ -448,7 +540,7 @@ def _product_loops(assembly: str) -> Iterator[list[str]]:
 
 _TILE = ("rows", "block_n", "block_k", "warps", "stages")
 _KEY_COLUMNS = tuple(f.name for f in fields(Case))
-_COLUMNS = (*_KEY_COLUMNS, *_TILE, *(f.name for f in fields(Figures)), "triton")
+_COLUMNS = (*_KEY_COLUMNS, *_TILE, *(f.name for f in fields(Figures)), "triton", "source")
 
 
 def row(case: Case, tile: Tile | None, figures: Figures) -> dict[str, object]:
@@ -543,8 +635,28 @@ def write(cases: Sequence[Case], jobs: int, keep: bool) -> int:
         failed += bool(error)
         if figures:
             tile = ruled(case) if case.kernel in PRODUCTS else None
-            merge(LIMITS, [row(case, tile, figures)], _KEY_COLUMNS, _COLUMNS)
+            merge(LIMITS, [row(case, tile, figures) | {"source": fingerprint(case)}], _KEY_COLUMNS, _COLUMNS)
     return int(failed > 0)
+
+
+def stale(cases: Sequence[Case]) -> list[Case]:
+    """Those that the table does not have, or has of other sources."""
+    known = {tuple(line[k] for k in _KEY_COLUMNS): line.get("source") for line in read(LIMITS)}
+    return [case for case in cases if known.get(tuple(map(str, asdict(case).values()))) != fingerprint(case)]
+
+
+def current(cases: Sequence[Case]) -> int:
+    """1 if a line of the table is of other sources than these, or is no case at all."""
+    old = stale(cases)
+    keys = {tuple(map(str, asdict(case).values())) for case in every_case()}
+    extra = [line for line in read(LIMITS) if tuple(line[k] for k in _KEY_COLUMNS) not in keys]
+    for case in old:
+        print(f"{case}: not in {LIMITS.name}, or of other sources")
+    for line in extra:
+        print(f"{line}: no case of this table")
+    if old or extra:
+        print(f"\n{len(old)} of {len(cases)} lines to write: python tests/kernels/offline.py --write --missing")
+    return int(bool(old or extra))
 
 
 def explore(cases: Sequence[Case], tiles: Sequence[tuple[int, ...]], jobs: int) -> int:
@@ -569,7 +681,8 @@ def explore(cases: Sequence[Case], tiles: Sequence[tuple[int, ...]], jobs: int) 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--missing", action="store_true", help="only cases that have no line in limits.csv")
+    parser.add_argument("--missing", action="store_true", help="only cases without a line of these sources")
+    parser.add_argument("--current", action="store_true")
     parser.add_argument("--explore", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name, as printed, matches")
@@ -581,9 +694,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
     cases = [case for case in (quick_cases() if options.quick else every_case()) if re.search(options.only, str(case))]
+    if options.current:
+        return current(cases)
     if options.missing:
-        known = {tuple(line[k] for k in _KEY_COLUMNS) for line in read(LIMITS)}
-        cases = [case for case in cases if tuple(map(str, asdict(case).values())) not in known]
+        cases = stale(cases)
     if options.explore:
         tiles = [tuple(map(int, tile.split(","))) for tile in options.tiles.split(";") if tile] or EXPLORED
         return explore([case for case in cases if case.kernel in PRODUCTS], tiles, options.jobs)

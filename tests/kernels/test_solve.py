@@ -8,13 +8,11 @@ import torch
 from tolerances import TOLERANCES, assert_rows_close
 from vapo_fast.kernels.solve import solve
 from vapo_fast.kernels.step import begin, step
-from zoo import Network, states
+from zoo import Network, cliff, states
 
 from vapo_fast.engines import Job, ReferenceEngine
-from vapo_fast.homotopy import LinearHomotopy
 from vapo_fast.ode import SolveOptions, Status
 from vapo_fast.ode.tableaus import TABLEAUS
-from vapo_fast.potentials import MLPPotential
 
 TOLERANCE = TOLERANCES[torch.float32]
 REFERENCE = ReferenceEngine()
@@ -158,14 +156,7 @@ def test_max_steps(device, packed):
 
 
 def test_a_step_too_small(device, packed):
-    """One unit whose slope jumps at 0: samples are pushed to 0 from both sides faster than any step can follow."""
-    steep, force = 1e14, 1e13
-    model = MLPPotential((1,), LinearHomotopy(), (2,), False, activation="softplus", fourier_features=0)
-    with torch.no_grad():
-        model.hidden[0].weight.copy_(torch.tensor([[steep], [-steep]]))
-        model.hidden[0].bias.zero_()
-        model.output.weight.fill_(-force / steep)
-    x0 = torch.tensor([[1e-3], [-0.5], [2.0]])
+    model, x0 = cliff(), torch.tensor([[1e-3], [-0.5], [2.0]])
     options = SolveOptions("bosh3", rtol=1e-5)
     solved = run(device, packed(model), x0, 0.0, 1.0, options)
     assert solved.status.tolist() == [int(Status.STEP_TOO_SMALL)] * 3
@@ -201,6 +192,47 @@ def test_nothing_is_written_outside_the_scratch_memory(device, packed, monkeypat
     for memory in kept:
         assert bool((memory[:guard] == 7.0).all())
         assert bool((memory[-guard:] == 7.0).all())
+
+
+def test_barriers_stand_around_the_count_of_outputs(device, packed, monkeypatch):
+    """The interpreter has no threads to race, but what is read and written between two barriers can be listed."""
+    if device.type == "cuda":
+        pytest.skip("barriers are compiled in")
+    from triton.runtime.interpreter import InterpreterBuilder
+    from vapo_fast.kernels import solve as module
+
+    events, inside = [], []
+
+    def log(name, kind):
+        original = getattr(InterpreterBuilder, name)
+
+        def logged(self, *arguments):
+            if inside:
+                events.append((kind, arguments[0].data.flat[0] if arguments else 0))
+            return original(self, *arguments)
+
+        monkeypatch.setattr(InterpreterBuilder, name, logged)
+
+    def outputs(*arguments):
+        inside.append(True)
+        original(*arguments)
+        inside.pop()
+        counts, rows = arguments[5].handle.data.item(), loaded[1].tile.rows
+        written = counts + 8 * 6 * rows
+        (place,) = [i for i, event in enumerate(events) if event == ("store", written)]
+        assert events[place - 1][0] == "barrier", "others may still read what is written"
+        assert events[place + 1 :] == [("barrier", 0)], "what follows overwrites what others may still read"
+        calls.append(len(events))
+        events.clear()
+
+    for name, kind in (("create_load", "load"), ("create_masked_load", "load"), ("create_barrier", "barrier")):
+        log(name, kind)
+    log("create_store", "store")
+    original, calls = module._outputs, []
+    monkeypatch.setattr(module, "_outputs", outputs)
+    loaded = packed(NETWORK.build(torch.float32))
+    run(device, loaded, states(3, 3, torch.float32), 0.1, 0.3, SolveOptions("euler", steps=2, t_eval=(0.2,)))
+    assert len(calls) == 2
 
 
 def test_tiles_programs_and_batches_change_nothing(device, packed):
@@ -290,41 +322,3 @@ def test_the_integral_is_part_of_the_state(device, packed, probes):
     job = Job("solve_with_trace", solve=options)
     twin, _ = REFERENCE.solve_with_trace(model, x0, 0.5, 0.1, job, None if probes is None else signs(5, probes, 3))
     assert_same_counts(solved, twin)
-
-
-@pytest.mark.parametrize("method", ["bosh3", "heun", "euler"])
-def test_steps_one_by_one_have_the_bits_of_the_solve(device, packed, method):
-    model = NETWORK.build(torch.float32)
-    x0 = states(20, 3, torch.float32) * torch.logspace(-2, 1, 20)[:, None]
-    x0[4, 1] = math.nan
-    options = options_for(method)
-    loaded = packed(model)
-    whole = run(device, loaded, x0, 0.1, 0.8, options)
-    samples = begin(x0.to(device), 0.1)
-    steps = 0
-    while bool((samples.status == -1).any()):
-        step(loaded[0], samples, 0.1, 0.8, options, loaded[1])
-        steps += 1
-        tried = samples.counts[4] + samples.counts[5]
-        assert bool((tried[samples.status == -1] == steps).all())
-    assert steps == int((whole.accepted + whole.rejected).max())
-    for ours, theirs in ((samples.x, whole.x), (samples.t, whole.t), (samples.status, whole.status)):
-        torch.testing.assert_close(ours.cpu(), theirs, rtol=0, atol=0, equal_nan=True)
-    for row, name in ((3, "nfe"), (4, "accepted"), (5, "rejected")):
-        assert torch.equal(samples.counts[row].cpu(), getattr(whole, name)), name
-
-
-def test_a_step_leaves_masked_samples_alone(device, packed):
-    model = NETWORK.build(torch.float32)
-    x0 = states(20, 3, torch.float32)
-    loaded, options = packed(model), options_for("heun")
-    samples, masked = begin(x0.to(device), 0.1), begin(x0.to(device), 0.1)
-    masked.counts[0, 5:18] = -1
-    for each in (samples, masked):
-        step(loaded[0], each, 0.1, 0.8, options, loaded[1])
-    rest = [*range(5), 18, 19]
-    assert torch.equal(masked.x[5:18].cpu(), x0[5:18])
-    assert bool((masked.counts[1:7, 5:18] == 0).all())
-    assert torch.equal(masked.x[rest], samples.x[rest])
-    assert torch.equal(masked.counts[:, rest], samples.counts[:, rest])
-    assert not torch.equal(samples.x[5:18].cpu(), x0[5:18])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from tolerances import TOLERANCES
+from vapo_fast.kernels import train as module
 from vapo_fast.kernels.train import ESTIMATORS, loss_and_gradients
 from zoo import Network, states, times
 
@@ -81,3 +82,37 @@ def test_the_same_bits_again(device, packed):
     assert torch.equal(first.quadratic, second.quadratic)
     for name, grad in first.gradients.items():
         assert torch.equal(grad, second.gradients[name]), name
+
+
+@pytest.fixture
+def products():
+    """How the library's float32 products are computed, as (legacy, CUDA's, the CPU's); put back afterwards."""
+
+    def settings():
+        try:
+            overall = torch.get_float32_matmul_precision()
+        except RuntimeError:
+            overall = "mixed"
+        return overall, torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+
+    before = settings()
+    yield settings
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = before[1:]
+
+
+@pytest.mark.parametrize("allow", ["high", "medium", "highest", "cuda only"])
+def test_products_are_float32_whatever_the_program_allows(device, packed, products, monkeypatch, allow):
+    network = Network(2, (7, 5))
+    model, seen = network.build(torch.float32), []
+    weight_gradients = module._weight_gradients
+    monkeypatch.setattr(module, "_weight_gradients", lambda *of: (seen.append(products()), weight_gradients(*of))[1])
+    if allow == "cuda only":
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    else:
+        torch.set_float32_matmul_precision(allow)
+    before = products()
+    train(device, packed(model), network, batch_of(network, model, 5), "velocity", "uniform")
+    assert seen == [("highest", "ieee", "ieee")]
+    assert products() == before

@@ -1,6 +1,7 @@
 """Which tile a network gets: by rule, or what a tuning run remembered."""
 
 import json
+from dataclasses import asdict
 from itertools import product
 
 import pytest
@@ -82,6 +83,51 @@ def test_no_tile_that_runs_is_an_error(cache):
 def test_a_spoilt_file_is_as_good_as_none(cache, text):
     cache.write_text(text)
     assert tuning.tile_for(NARROW, "tf32", CUDA) == tuning.rule(NARROW, "tf32", (9, 0))
+
+
+GOOD = asdict(Tile(64, 64, 32, 2, "tf32", 4, 2))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        5,
+        None,
+        {"rows": 64},
+        GOOD | {"extra": 1},
+        GOOD | {"rows": "x"},
+        GOOD | {"rows": 48},
+        GOOD | {"rows": 0},
+        GOOD | {"rows": 8},
+        GOOD | {"block_k": 128},
+        GOOD | {"stages": 2.0},
+        GOOD | {"warps": True},
+        GOOD | {"warps": 4096},
+        GOOD | {"precision": "ieee"},
+    ],
+    ids=str,
+)
+def test_a_spoilt_entry_is_as_good_as_none(cache, entry):
+    key = tuning._key("Some GPU", NARROW, "tf32")
+    cache.write_text(json.dumps({key: entry}))
+    assert tuning.tile_for(NARROW, "tf32", CUDA) == tuning.rule(NARROW, "tf32", (9, 0))
+    cache.write_text(json.dumps({key: GOOD | {"stages": 3}}))
+    assert tuning.tile_for(NARROW, "tf32", CUDA) == Tile(64, 64, 32, 2, "tf32", 4, 3)
+
+
+def test_an_interrupted_write_leaves_the_old_file(cache, monkeypatch):
+    monkeypatch.setattr(tuning, "_milliseconds", lambda run, tile, device: float(tile.rows))
+    tuning.tune(NARROW, "tf32", CUDA, lambda tile: None)
+    before = cache.read_text()
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning.Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tuning.tune(WIDE, "tf32", CUDA, lambda tile: None)
+    assert cache.read_text() == before
+    assert list(cache.parent.iterdir()) == [cache]
 
 
 def test_interpreted_tiles_are_for_the_cpu():

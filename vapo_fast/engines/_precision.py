@@ -44,7 +44,7 @@ class Noise:
         )
 
     def cheapest(self, model: MLPPotential, t0: float, t1: float, options: SolveOptions) -> str:
-        """The cheapest arithmetic whose noise the tolerances do not see. Reads the device once for a new model."""
+        """The cheapest arithmetic whose noise the tolerances do not see. Reads one fingerprint from the device."""
         for precision in self.REDUCED:
             if self.share(model, precision, t0, t1, options) <= self.ALLOWED:
                 return precision
@@ -62,7 +62,7 @@ class Noise:
 
     def _measured(self, model: MLPPotential, precision: str) -> tuple[Tensor, Tensor]:
         """Points (n, D), and by how much the precision changes the gradient there; on the host."""
-        state = tuple((p.data_ptr(), p._version) for p in model.parameters())
+        state = _state(model)
         kept = self._known.setdefault(model, {})
         key = (precision, state)
         if key not in kept:
@@ -72,6 +72,17 @@ class Noise:
             exact = self._gradient(model, x, t, "ieee")
             kept[key] = (x.cpu(), (self._gradient(model, x, t, precision) - exact).cpu())
         return kept[key]
+
+
+def _state(model: MLPPotential) -> tuple[object, ...]:
+    """What a measurement holds for: where the weights lie, how often they were written to, and each one's norm.
+
+    A replayed CUDA graph and a write through ``.data`` change the weights behind the counter's back, which the norms
+    show; the host reads them once.
+    """
+    weights = [p.detach() for p in (*model.parameters(), *model.buffers())]
+    norms = torch.stack([norm.double() for norm in torch._foreach_norm(weights)]).tolist()
+    return (*((p.data_ptr(), p._version) for p in weights), *norms)
 
 
 def _points(model: MLPPotential, n: int) -> tuple[Tensor, Tensor]:

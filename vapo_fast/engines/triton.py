@@ -36,8 +36,6 @@ LARGEST_WIDTH = 1024
 MOST_LAYERS = 64
 # Bytes of a sample's time, status and counts.
 _COUNTS_BYTES = 40
-# Programs for each multiprocessor: what the registers of the tiles leave room for.
-_PROGRAMS_PER_MULTIPROCESSOR = 2
 _KERNEL_PRECISIONS = {"float32": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
 
 
@@ -62,6 +60,8 @@ class TritonEngine(Engine):
     def supports(self, potential: Potential, device: torch.device, dtype: torch.dtype, job: Job) -> str | None:
         if device.type != self._device_type:
             return f"the model is on {device}; this engine runs on {self._device_type.upper()}"
+        if device.type == "cuda" and (reason := gpu.unavailable_reason(device)) is not None:
+            return reason
         if dtype != torch.float32:
             return f"the model's dtype is {dtype}; this engine computes in float32 (convert with .float())"
         if job.precision == "float64":
@@ -172,6 +172,9 @@ class TritonEngine(Engine):
         if not options.tableau.adaptive or self._device_type == "cpu":
             return "float32" if job.precision == "auto" else job.precision
         if job.precision == "auto":
+            # The noise that is measured is the gradient's; a second derivative has its own.
+            if job.kind == "solve_with_trace":
+                return "float32"
             return self._noise.cheapest(_mlp(potential), t0, t1, options)
         share = self._noise.share(_mlp(potential), job.precision, t0, t1, options)
         if share > Noise.ALLOWED:
@@ -208,7 +211,7 @@ class TritonEngine(Engine):
             packed = known[tile] = PackedMlp(model, tile)
         else:
             packed.load(model)
-        return packed, Program(tile, _programs(device))
+        return packed, Program.filling(tile, device)
 
 
 TRITON = TritonEngine()
@@ -241,7 +244,7 @@ def tune(model: MLPPotential, precision: str = "float32", n: int = 16_384) -> di
     def run(tile: Tile) -> None:
         if tile not in packed:
             packed[tile] = PackedMlp(model, tile)
-        field(packed[tile], x, t, Program(tile, _programs(weight.device)))
+        field(packed[tile], x, t, Program.filling(tile, weight.device))
 
     network = (math.prod(model.event_shape), model.widths, model.fourier_features)
     _, times = fastest(network, _KERNEL_PRECISIONS[precision], weight.device, run)
@@ -258,12 +261,6 @@ def energy_loss(
 ) -> EnergyLoss:
     """`vapo_fast.energy_loss` of an `MLPPotential` on CUDA; see `vapo_fast.engines.energy_loss.energy_loss_of`."""
     return energy_loss_of(TRITON, model, x_data, t, noise, estimator, weight)
-
-
-def _programs(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 2
-    return _PROGRAMS_PER_MULTIPROCESSOR * int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _mlp(potential: Potential) -> MLPPotential:
