@@ -8,6 +8,7 @@ from benchmarks import measure
 from benchmarks.cases import Case
 from benchmarks.peers import ARMS
 from benchmarks.peers.base import Arm, DisagreementError, UnavailableError
+from benchmarks.peers.vapo_arms import OTHER_TOLERANCES
 from benchmarks.workloads import Problem, Workloads
 from vapo_fast import native
 
@@ -49,7 +50,9 @@ def test_solves_come_close_to_the_float64_solution(arm: Arm, workloads: Workload
     assert outcome.x is not None
     assert outcome.x.shape == (5, 3)
     assert outcome.failed == 0
-    assert measure.Error.of(outcome.x, problem.reference).largest < 1e-4
+    # Twenty times the tolerance of the case, or of an arm that has a looser one.
+    looser = max(1.0, OTHER_TOLERANCES.get(arm.name.rpartition(" ")[2], 1.0))
+    assert measure.Error.of(outcome.x, problem.reference).largest < 1e-4 * looser
     assert outcome.evaluations is not None
     assert np.all(outcome.evaluations >= 20)
     assert np.all(outcome.evaluations < 400)
