@@ -7,6 +7,7 @@ numbers that the processes must agree on travel in one buffer, by one all-reduce
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,10 +62,12 @@ class DataParallel:
         first = parameters[0]
         sizes = [parameter.numel() for parameter in parameters]
         self._buffer = torch.zeros(_TERMS + _NOTES + sum(sizes), dtype=first.dtype, device=first.device)
-        self._terms, self._heard, self._gradients = torch.split(self._buffer, [_TERMS, _NOTES, sum(sizes)])
+        self._terms, self._heard = self._buffer[:_TERMS], self._buffer[_TERMS : _TERMS + _NOTES]
+        self._gradients = self._buffer[_TERMS + _NOTES :]
+        ends = list(itertools.accumulate(sizes))
         self._views = [
-            _shaped_like(parameter, piece)
-            for parameter, piece in zip(parameters, self._gradients.split(sizes), strict=True)
+            _shaped_like(parameter, self._gradients[end - size : end])
+            for parameter, size, end in zip(parameters, sizes, ends, strict=True)
         ]
         # What this process says with every step, where a captured step finds it.
         self._said = torch.zeros(_NOTES, dtype=first.dtype, device=first.device)
@@ -168,7 +171,7 @@ def check_alike(description: dict[str, Any]) -> None:
     dist.all_gather_object(found, description)
     first = found[0]
     for rank, other in enumerate(found):
-        for name in first.keys() | other.keys():
+        for name in first | other:
             ours, theirs = first.get(name, "nothing"), other.get(name, "nothing")
             if ours != theirs:
                 raise ValueError(

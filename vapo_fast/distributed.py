@@ -67,6 +67,11 @@ def launched() -> bool:
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
+def process_number() -> int:
+    """This process's number in the group or, before there is one, as the launcher says."""
+    return int(os.environ["RANK"]) if world().size == 1 and launched() else world().rank
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[World]:
     """The default group while inside: the one that exists, or one that is made as the launcher's environment says.
