@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from vapo_fast import noise
-from vapo_fast.batches import Batch, as_source, training_batch
+from vapo_fast.batches import Batch, Batches, as_source, training_batch
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.noise import Stream
 
@@ -100,6 +100,59 @@ def test_strata_move_between_rows_from_step_to_step() -> None:
     ranks = torch.stack([make(rows(8), step).t.argsort().argsort() for step in range(40)])
     # Were row 0 always in one stratum, an ordered loader would tie its first class to one range of times.
     assert len(ranks[:, 0].unique()) >= 7
+
+
+@pytest.mark.parametrize("kind", ["tensor", "dataset", "loader"])
+def test_parts_of_a_batch_are_its_rows(kind: str) -> None:
+    data = torch.randn(20, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+
+    def batches(part: range | None) -> Batches:
+        dataset = TensorDataset(data)
+        given: object = {"tensor": data, "dataset": Images(data), "loader": DataLoader(dataset, batch_size=3)}[kind]
+        source = as_source(given, (1, 2, 3))  # type: ignore[arg-type]
+        device = torch.device("cpu")
+        return Batches(source, PATHS[0], 5, 7, "log_noise", device, torch.float32, "flip", part)
+
+    whole = batches(None)
+    parts = [batches(part) for part in (range(3), range(3, 4), range(4, 7))]
+    for step in range(6):
+        expected, found = whole(step), [part(step) for part in parts]
+        for values, value in zip(zip(*found, strict=True), expected, strict=True):
+            assert torch.equal(torch.cat(values), value)
+        digests = {part.source.digest for part in parts}
+        assert len(digests) == 1
+        assert (digests == {0}) == (kind != "loader")
+    assert whole.source.digest == 0
+
+
+class Images(Dataset[torch.Tensor]):
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return self.x[i]
+
+
+def test_a_checksum_sees_every_row_of_a_loaders_batch() -> None:
+    digests = []
+    for changed in (None, 0, 6):
+        data = rows(7)
+        if changed is not None:
+            data[changed, 1] += 1e-3
+        source = as_source(DataLoader(TensorDataset(data), batch_size=4), (2,))
+        source.rows(0, 7, 0, range(2, 3))
+        digests.append(source.digest)
+    assert len(set(digests)) == 3
+
+
+def test_a_loader_that_shards_is_refused() -> None:
+    dataset = TensorDataset(rows(10))
+    sampler = DistributedSampler(dataset, num_replicas=2, rank=1)
+    with pytest.raises(ValueError, match="a DistributedSampler, which gives each process other rows; pass the loader"):
+        as_source(DataLoader(dataset, sampler=sampler), (2,))
 
 
 def test_split_keeps_rows_and_order() -> None:

@@ -37,7 +37,7 @@ class Source(ABC):
     """A stream of data rows: step k of a run takes the rows [k B, (k + 1) B).
 
     Attributes:
-        held_on: the device of rows that lie in memory; None if getting them may take time.
+        held_on: the device of rows that lie in memory, else None.
         digest: a 32-bit checksum of all rows of the step last asked for, if only a part of them was and they come
             in an order that is not this library's; else 0.
     """

@@ -88,7 +88,7 @@ class TrainConfig:
     seed: int = _setting(0, "Training", "Decides initial weights, data order, times and noise.")
     augment: str | None = _setting(None, "Training", "flip: mirror each image left to right with probability 1/2.")
     prefetch: int | None = _setting(
-        None, "Training", "Batches prepared ahead by a thread; by default 2 for data that is not in memory."
+        None, "Training", "Batches that a thread prepares ahead; by default 2 on CUDA, 0 on the CPU."
     )
 
     device: str = _setting("auto", "Machine", "auto (CUDA if there is one), cpu, cuda, cuda:1, ...")

@@ -174,7 +174,7 @@ def sample(
 
     Sample i depends on (seed, i) alone, so that the result is that of one process. With an engine whose rows have the
     same bits in any batch (native, triton) it is the same to the last bit; with the others, whose libraries choose
-    kernels by shape, it is if ``batch_size`` is given (processes take whole batches of it), else to rounding.
+    kernels by shape, it is if ``batch_size`` is given (processes take whole batches of it), else within the tolerance.
 
     Args: as for `vapo_fast.sample`, alike on every process; the model's weights too. ``progress`` shows process 0's.
     Returns: as `vapo_fast.sample`.

@@ -21,16 +21,16 @@ _PATIENCE_SECONDS = 10.0
 
 
 def batches_ahead(prefetch: int | None, source: Source, device: torch.device) -> int:
-    """How many batches to prepare ahead: ``prefetch``, by default 2 where getting one makes the device wait.
+    """How many batches to prepare ahead: ``prefetch``, by default 2 for an accelerator and none for the CPU.
 
-    Rows in memory are there at once for training on the CPU, and rows on an accelerator are never asked for by another
-    thread.
+    On the CPU, whoever prepares takes the time from whoever computes; a thread gains there only while it waits for a
+    disk. Rows that lie on an accelerator are never asked for by another thread.
     """
     if source.held_on is not None and source.held_on.type != "cpu":
         return 0
     if prefetch is not None:
         return prefetch
-    return 0 if source.held_on is not None and device.type == "cpu" else _DEFAULT_AHEAD
+    return 0 if device.type == "cpu" else _DEFAULT_AHEAD
 
 
 @contextmanager

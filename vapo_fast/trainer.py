@@ -59,8 +59,8 @@ class Trainer(TrainingRun):
         seed: 0 <= seed < 2**64: decides data order, times and noise. A network's own randomness (dropout) is not
             covered.
         augment: None, or "flip": each image (C, H, W) is mirrored left to right with probability 1/2, on the device.
-        prefetch: batches that a thread reads and draws ahead of their use, >= 0; None for 2 where rows come from
-            elsewhere than the memory they are used in, else 0. Does not change them.
+        prefetch: batches that a thread reads and draws ahead of their use, >= 0; None for 2 on an accelerator and 0 on
+            the CPU, where it gains only what a disk makes wait. Does not change them.
         log_every: steps between two readings of the loss by the host; None for 1 on the CPU and 20 on an accelerator.
             On CUDA the steps between are not waited for; a non-finite step is noticed on the device, freezes model,
             average and optimiser from that step on, and is reported at the next reading.

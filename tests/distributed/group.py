@@ -1,4 +1,4 @@
-"""Run with two numbers and two paths: one of the processes of a group that meets at a file and does every scenario.
+"""One of the processes of a group that does scenarios: arguments RANK SIZE MEETING_FILE FOLDER SCENARIO...
 
 A scenario is a function of the process's number and the number of processes whose result, tensors and plain values, is
 kept for the tests to look at. Each group is started once, as starting Python and PyTorch takes longer than all of them.
@@ -6,6 +6,7 @@ kept for the tests to look at. Each group is started once, as starting Python an
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
@@ -20,7 +21,6 @@ import numpy as np
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 import vapo_fast as vf
@@ -28,17 +28,19 @@ from vapo_fast import cli, distributed
 from vapo_fast import trainer as trainer_module
 from vapo_fast.callbacks import Callback, Checkpointer, CSVLogger
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "distributed_loop.py"
 PATH = vf.DataHomotopy(sigma=0.1)
 POINTS = torch.randn(96, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).abs()
 IMAGES = torch.randn(40, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).clamp(-1, 1)
 # Shares of 14 rows are of different sizes in every group.
 OPTIONS: dict[str, Any] = {"lr": 3e-3, "batch_size": 14, "warmup_steps": 5, "grad_clip": 1.0, "seed": 11}
 
-SCENARIOS: list[Callable[[int, int, Path], Any]] = []
+Scenario = Callable[[int, int, Path], Any]
+SCENARIOS: dict[str, Scenario] = {}
 
 
-def scenario(function: Callable[[int, int, Path], Any]) -> Callable[[int, int, Path], Any]:
-    SCENARIOS.append(function)
+def scenario(function: Scenario) -> Scenario:
+    SCENARIOS[function.__name__] = function
     return function
 
 
@@ -140,36 +142,21 @@ def from_a_loader(rank: int, size: int, folder: Path) -> Any:
 
 @scenario
 def own_loop(rank: int, size: int, folder: Path) -> Any:
-    """DistributedDataParallel around the loss, ours and an engine's."""
-    from vapo_fast.batches import Batches, as_source
+    """DistributedDataParallel around the loss, ours and an engine's, as the example does it."""
     from vapo_fast.engines.native import energy_loss as native_energy_loss
 
-    class Loss(nn.Module):
-        def __init__(self, model: vf.Potential, function: Any) -> None:
-            super().__init__()
-            self.model, self.function = model, function
-
-        def forward(self, x: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-            return self.function(self.model, x, t, noise).total
-
-    here, results = distributed.World(rank, size), {}
+    specification = importlib.util.spec_from_file_location("distributed_loop", EXAMPLE)
+    assert specification is not None
+    assert specification.loader is not None
+    example = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(example)
+    results = {}
     functions = {"reference": vf.energy_loss}
     if vf.engines()["native"] == "usable":
         functions["native"] = native_energy_loss
     for name, function in functions.items():
-        model, n = mlp(), 14
-        loss = Loss(model, function)
-        wrapped = DistributedDataParallel(loss) if size > 1 else loss
-        optimizer = torch.optim.Adam(wrapped.parameters(), lr=3e-3)
-        part = here.share(n)
-        batches = Batches(
-            as_source(POINTS, (2,)), PATH, 11, n, "log_noise", torch.device("cpu"), torch.float64, part=part
-        )
-        for step in range(10):
-            optimizer.zero_grad()
-            # DistributedDataParallel takes the mean over processes, whose shares are not all of one size.
-            (wrapped(*batches(step)) * (size * len(part) / n)).backward()
-            optimizer.step()
+        model = mlp()
+        example.train(example.Loss(model, function), POINTS, steps=10, batch_size=14, seed=11)
         results[name] = [p.detach().clone() for p in model.parameters()]
     return results
 
@@ -359,17 +346,16 @@ def main() -> None:
     if size > 1:
         # A process that waits for one that will not come is ended by this, and the test fails.
         dist.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=timedelta(seconds=40)
+            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=timedelta(seconds=25)
         )
     results = {}
-    for function in SCENARIOS:
-        own = folder / function.__name__
+    for name in sys.argv[5:]:
+        own = folder / name
         own.mkdir(exist_ok=True)
         try:
-            results[function.__name__] = function(rank, size, own)
+            results[name] = SCENARIOS[name](rank, size, own)
         except BaseException:
-            results[function.__name__] = traceback.format_exc()
-            print(function.__name__, results[function.__name__], file=sys.stderr)
+            results[name] = traceback.format_exc()
         torch.save(results, folder / f"{rank}.pt")
     if size > 1:
         dist.destroy_process_group()
