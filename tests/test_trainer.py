@@ -20,7 +20,7 @@ from vapo_fast import noise
 from vapo_fast import trainer as trainer_module
 from vapo_fast.batches import as_source, training_batch
 from vapo_fast.callbacks import Callback, Checkpointer, Metrics
-from vapo_fast.checkpoint import CheckpointError
+from vapo_fast.checkpoint import CheckpointError, save_training
 from vapo_fast.engines import UnsupportedJobError
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.loss import energy_loss
@@ -426,6 +426,16 @@ def test_a_loss_that_fails_ends_the_thread() -> None:
 
 def threads_that_prepare() -> list[str]:
     return [thread.name for thread in threading.enumerate() if "prefetch" in thread.name]
+
+
+def test_an_option_that_a_file_does_not_know_had_its_default(tmp_path: Path) -> None:
+    trainer = Trainer(mlp(), batch_size=16)
+    trainer.fit(DATA, 2)
+    known = {name: value for name, value in trainer.options.config().items() if name not in ("augment", "grad_clip")}
+    training = {"step": 2, "start_step": 0, "options": known}
+    save_training(tmp_path / "s.safetensors", trainer.model, trainer.ema_model, trainer.optimizer, training)
+    with pytest.warns(UserWarning, match=r"with other options \(grad_clip None -> 2.0\): the result differs"):
+        Trainer(mlp(), batch_size=16, grad_clip=2.0).fit(DATA, 4, resume=tmp_path / "s.safetensors")
 
 
 # Going wrong

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from vapo_fast.batches import to_device
 from vapo_fast.distributed import (
     ProcessFailedError,
     copy_from_first,
@@ -87,7 +88,8 @@ class DataParallel:
         if digest != self._digest:
             self._digest = digest
             digits = [digest >> 4 * i & 15 for i in range(_DIGITS)]
-            self._said[_DIGEST:].copy_(torch.tensor([*digits, *(digit**2 for digit in digits)]))
+            numbers = torch.tensor([*digits, *(digit**2 for digit in digits)], dtype=self._said.dtype)
+            self._said[_DIGEST:].copy_(to_device(numbers, self._said.device))
 
     def average(self, terms: Tensor, gradients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
         """Loss terms and gradients of the whole batch from those of this process's rows.
@@ -159,6 +161,8 @@ class DataParallel:
         try:
             dist.all_reduce(self._buffer)
         except RuntimeError as error:
+            if self._buffer.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise  # the step cannot be captured; that is no news of the others
             self.over = True
             raise ProcessFailedError(
                 f"another process has ended, or cannot be reached; what it reported says why ({error})"

@@ -169,15 +169,20 @@ class Trainer(TrainingRun):
             source, self.model.homotopy, o.seed, o.batch_size, o.time_sampling, self.device, self.dtype, o.augment, part
         )
         ahead, left = batches_ahead(o.prefetch, source, self.device), range(self.step, self.end_step)
-        with self._running(callbacks) as after_step, prepared(batches.draw, left, ahead, self.device) as drawn:
-            while self.step < self.end_step:
-                values, rate, decay = self._update(batches, drawn)
-                if self._reads(self.step):
-                    loss, linear, quadratic, norm = values.tolist()
-                    speed, seconds = clock.read(self.step * self.options.batch_size)
-                    after_step(Metrics(loss, linear, quadratic, norm, rate, decay, speed, seconds))
-                else:
-                    after_step(None)
+        try:
+            with self._running(callbacks) as after_step, prepared(batches.draw, left, ahead, self.device) as drawn:
+                while self.step < self.end_step:
+                    values, rate, decay = self._update(batches, drawn)
+                    if self._reads(self.step):
+                        loss, linear, quadratic, norm = values.tolist()
+                        speed, seconds = clock.read(self.step * self.options.batch_size)
+                        after_step(Metrics(loss, linear, quadratic, norm, rate, decay, speed, seconds))
+                    else:
+                        after_step(None)
+        finally:
+            if self._parallel is not None:
+                # A graph with the group's exchange in it must not outlive the group.
+                self._parallel = self._deferred = None
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         self._raise_if_failed()

@@ -6,6 +6,7 @@ Both trainers are runs; they differ in how one step is computed.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import signal
 import threading
@@ -94,9 +95,11 @@ class TrainingRun:
         self.step, self.start_step = int(training["step"]), int(training["start_step"])
         self.last_checkpoint = path
         now = self.options.config()
+        # An option that is newer than the file had its default then.
+        defaults = {f.name: f.default for f in dataclasses.fields(self.options) if f.default is not dataclasses.MISSING}
         changed = [
             f"{name} {then!r} -> {now.get(name)!r}"
-            for name, then in training["options"].items()
+            for name, then in (defaults | training["options"]).items()
             if then != now.get(name) and name not in _FREE_OPTIONS
         ]
         if changed:
