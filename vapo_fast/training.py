@@ -95,11 +95,13 @@ class TrainingRun:
         self.step, self.start_step = int(training["step"]), int(training["start_step"])
         self.last_checkpoint = path
         now = self.options.config()
-        # An option that is newer than the file had its default then.
-        defaults = {f.name: f.default for f in dataclasses.fields(self.options) if f.default is not dataclasses.MISSING}
+        saved = dict(training["options"])
+        for option in dataclasses.fields(self.options):
+            if option.default is not dataclasses.MISSING:
+                saved.setdefault(option.name, option.default)  # one that is newer than the file had its default
         changed = [
             f"{name} {then!r} -> {now.get(name)!r}"
-            for name, then in (defaults | training["options"]).items()
+            for name, then in saved.items()
             if then != now.get(name) and name not in _FREE_OPTIONS
         ]
         if changed:
