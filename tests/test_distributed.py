@@ -25,7 +25,7 @@ from torch import distributed as dist
 from typer.testing import CliRunner
 
 import vapo_fast as vf
-from vapo_fast import cli, config, distributed
+from vapo_fast import _flow, cli, config, distributed
 from vapo_fast.batches import as_source
 from vapo_fast.config import ConfigError
 from vapo_fast.data_parallel import DataParallel
@@ -34,11 +34,20 @@ from vapo_fast.distributed import World
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 
 GROUP = Path(__file__).parent / "distributed" / "group.py"
-# Seconds after which a group is ended. Within it, a wait for a process that does not come fails after 25.
+# Seconds after which a group is ended. Within it, a wait for a process that does not come fails after 45.
 LIMIT = 240
 TRAINING = ("plain", "by_the_reference_engine", "in_float32", "images", "deferred", "from_a_loader")
 ENDS = ("interrupted_and_resumed", "all_interrupted_at_the_last_step", "stopped_by_a_callback", "not_finite")
-SCENARIOS = (*TRAINING, "own_loop", *ENDS, "not_finite_and_noticed_late", "a_process_that_fails", "unlike_processes")
+SCENARIOS = (
+    *TRAINING,
+    "own_loop",
+    *ENDS,
+    "not_finite_and_noticed_late",
+    "a_process_that_fails",
+    "unlike_processes",
+    "samples",
+    "joined",
+)
 
 
 def _group_module() -> Any:
@@ -68,7 +77,7 @@ def ended(processes: list[subprocess.Popen[str]]) -> list[str]:
 def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, list[dict[str, Any]]]]:
     """By size: the folder of a group, and what each of its processes found."""
     started = {}
-    for size, names in ((2, (*SCENARIOS, "samples", "command_line")), (3, (*SCENARIOS, "samples"))):
+    for size, names in ((2, (*SCENARIOS, "command_line")), (3, (*SCENARIOS, "killed"))):
         folder = tmp_path_factory.mktemp(f"group{size}")
         started[size] = (
             folder,
@@ -84,7 +93,8 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, li
             ],
         )
     said = ended([process for _, processes in started.values() for process in processes])
-    assert all(process.returncode == 0 for _, processes in started.values() for process in processes), said
+    codes = [process.returncode for _, processes in started.values() for process in processes]
+    assert codes == [0, 0, 0, 0, -signal.SIGKILL], said
     return {
         size: (folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)])
         for size, (folder, _) in started.items()
@@ -226,6 +236,16 @@ def test_when_one_process_fails_all_are_told_why(found: Any) -> None:
     assert all("OSError: row 41 cannot be read" in message for kind, message in readers if kind != "OSError")
 
 
+def test_a_process_that_is_killed_is_missed_at_once(groups: Any) -> None:
+    for result in groups[3][1][:2]:
+        kind, message = result["killed"]["error"]
+        assert kind == "ProcessFailedError"
+        assert message.startswith("another process has ended, or cannot be reached; what it reported says why")
+        assert result["killed"]["steps"] == 4
+        assert result["killed"]["seconds"] < 20
+    assert "killed" not in groups[3][1][2]
+
+
 def test_processes_that_do_not_fit_are_told_what_differs(found: Any) -> None:
     results = found("unlike_processes")
     last = len(results) - 1
@@ -290,6 +310,24 @@ def test_a_process_whose_samples_cannot_be_drawn_is_named(found: Any) -> None:
         assert "model parameter 'output.weight' has NaN" in result["broken"][1]
         assert result["failing"][0] == "SolveError"
         assert result["failing"][1].startswith("9 of 9 samples did not reach the end time")
+
+
+def test_the_states_on_the_way_are_joined_too(found: Any) -> None:
+    for result in found("joined"):
+        assert result["x"].tolist() == [[0.0], [1.0], [2.0], [3.0], [4.0]]
+        assert result["ys"][:, :, 0].tolist() == [[i + 10.0 * k for i in range(5)] for k in range(3)]
+        assert (result["nfe"].tolist(), result["engine"]) == ([1, 2, 3, 4, 5], "native")
+
+
+def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    whole = _flow._free_memory(cpu)
+    if whole is None:
+        pytest.skip("this system does not say how much memory is free")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    part = _flow._free_memory(cpu)
+    assert part is not None
+    assert 0.1 * whole < part < 0.5 * whole
 
 
 def test_without_a_group_sampling_is_sampling() -> None:

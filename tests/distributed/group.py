@@ -10,6 +10,7 @@ import importlib.util
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -310,6 +311,30 @@ def samples(rank: int, size: int, folder: Path) -> Any:
 
 
 @scenario
+def joined(rank: int, size: int, folder: Path) -> Any:
+    """A solution with states on the way, of which each process has its share."""
+    shares = [distributed.World(r, size).share(5) for r in range(size)]
+    rows = torch.arange(5.0)[shares[rank].start : shares[rank].stop]
+    states = torch.stack([rows, rows + 10.0, rows + 20.0])[:, :, None]
+    counts = rows.long()
+    own = vf.Solution(rows[:, None], rows.double(), counts, counts + 1, counts, counts, states, "native", "float32")
+    return vars(distributed._gathered(own, shares))
+
+
+@scenario
+def killed(rank: int, size: int, folder: Path) -> Any:
+    """The last process is ended in the middle of a fit; it is the last scenario of a group."""
+
+    def die(trainer: Any) -> None:
+        if rank == size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer, began = vf.Trainer(mlp(), **OPTIONS), time.monotonic()
+    error = error_of(lambda: trainer.fit(POINTS, 10, callbacks=[At(4, die), Checkpointer(folder / "run", every=3)]))
+    return {"error": error, "steps": trainer.step, "seconds": time.monotonic() - began}
+
+
+@scenario
 def command_line(rank: int, size: int, folder: Path) -> Any:
     from typer.testing import CliRunner
 
@@ -346,7 +371,7 @@ def main() -> None:
     if size > 1:
         # A process that waits for one that will not come is ended by this, and the test fails.
         dist.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=timedelta(seconds=25)
+            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=timedelta(seconds=45)
         )
     results = {}
     for name in sys.argv[5:]:
@@ -357,6 +382,8 @@ def main() -> None:
         except BaseException:
             results[name] = traceback.format_exc()
         torch.save(results, folder / f"{rank}.pt")
+    if "killed" in results:
+        os._exit(0)  # a group that has lost a process cannot be taken down in order
     if size > 1:
         dist.destroy_process_group()
 
