@@ -125,6 +125,29 @@ def test_parts_of_a_batch_are_its_rows(kind: str) -> None:
     assert whole.source.digest == 0
 
 
+def test_what_the_host_draws_for_cuda_waits_in_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's half of a batch touches CUDA by pinning alone, so that another thread may do it."""
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    source = as_source(rows(9), (2,))
+    cpu, cuda = (
+        Batches(source, PATHS[0], 3, 8, "log_noise", torch.device(name), torch.float32) for name in ("cpu", "cuda")
+    )
+    expected = cpu.draw(2)
+    assert pinned == []
+    drawn = cuda.draw(2)
+    assert [tensor is held for tensor, held in zip(pinned, drawn, strict=False)] == [True, True]
+    assert torch.equal(drawn.x_data, expected.x_data)
+    assert torch.equal(drawn.t, expected.t)
+    assert drawn.noise is None  # drawn on the device
+    assert expected.noise is not None
+
+
 class Images(Dataset[torch.Tensor]):
     def __init__(self, x: torch.Tensor) -> None:
         self.x = x
