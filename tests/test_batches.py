@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from vapo_fast import noise
-from vapo_fast.batches import Batch, as_source, training_batch
+from vapo_fast.batches import Batch, Batches, as_source, training_batch
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.noise import Stream
 
@@ -100,6 +100,82 @@ def test_strata_move_between_rows_from_step_to_step() -> None:
     ranks = torch.stack([make(rows(8), step).t.argsort().argsort() for step in range(40)])
     # Were row 0 always in one stratum, an ordered loader would tie its first class to one range of times.
     assert len(ranks[:, 0].unique()) >= 7
+
+
+@pytest.mark.parametrize("kind", ["tensor", "dataset", "loader"])
+def test_parts_of_a_batch_are_its_rows(kind: str) -> None:
+    data = torch.randn(20, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+
+    def batches(part: range | None) -> Batches:
+        dataset = TensorDataset(data)
+        given: object = {"tensor": data, "dataset": Images(data), "loader": DataLoader(dataset, batch_size=3)}[kind]
+        source = as_source(given, (1, 2, 3))  # type: ignore[arg-type]
+        device = torch.device("cpu")
+        return Batches(source, PATHS[0], 5, 7, "log_noise", device, torch.float32, "flip", part)
+
+    whole = batches(None)
+    parts = [batches(part) for part in (range(3), range(3, 4), range(4, 7))]
+    for step in range(6):
+        expected, found = whole(step), [part(step) for part in parts]
+        for values, value in zip(zip(*found, strict=True), expected, strict=True):
+            assert torch.equal(torch.cat(values), value)
+        digests = {part.source.digest for part in parts}
+        assert len(digests) == 1
+        assert (digests == {0}) == (kind != "loader")
+    assert whole.source.digest == 0
+
+
+def test_what_the_host_draws_for_cuda_waits_in_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's half of a batch touches CUDA by pinning alone, so that another thread may do it."""
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    source = as_source(rows(9), (2,))
+    cpu, cuda = (
+        Batches(source, PATHS[0], 3, 8, "log_noise", torch.device(name), torch.float32) for name in ("cpu", "cuda")
+    )
+    expected = cpu.draw(2)
+    assert pinned == []
+    drawn = cuda.draw(2)
+    assert [tensor is held for tensor, held in zip(pinned, drawn, strict=False)] == [True, True]
+    assert torch.equal(drawn.x_data, expected.x_data)
+    assert torch.equal(drawn.t, expected.t)
+    assert drawn.noise is None  # drawn on the device
+    assert expected.noise is not None
+
+
+class Images(Dataset[torch.Tensor]):
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return self.x[i]
+
+
+def test_a_checksum_sees_every_row_of_a_loaders_batch() -> None:
+    digests = []
+    for changed in (None, 0, 6):
+        data = rows(7)
+        if changed is not None:
+            data[changed, 1] += 1e-3
+        source = as_source(DataLoader(TensorDataset(data), batch_size=4), (2,))
+        source.rows(0, 7, 0, range(2, 3))
+        digests.append(source.digest)
+    assert len(set(digests)) == 3
+
+
+def test_a_loader_that_shards_is_refused() -> None:
+    dataset = TensorDataset(rows(10))
+    sampler = DistributedSampler(dataset, num_replicas=2, rank=1)
+    with pytest.raises(ValueError, match="a DistributedSampler, which gives each process other rows; pass the loader"):
+        as_source(DataLoader(dataset, sampler=sampler), (2,))
 
 
 def test_split_keeps_rows_and_order() -> None:

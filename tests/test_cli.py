@@ -73,6 +73,24 @@ def test_flags_override_the_file(trained_images):
     assert not (trained_images / "samples").exists()
 
 
+def test_augmentation_and_precision_reach_the_run_and_its_checkpoint(tmp_path):
+    command = ["--data", "digits", "--n", 40, "--channels", 4, "--multipliers", "1", "--blocks", 1, "--batch-size", 8]
+    weights = {}
+    for name, extra in (("plain", []), ("both", ["--augment", "flip", "--precision", "bf16", "--prefetch", 2])):
+        out = tmp_path / name
+        outcome = run("train", *command, "--steps", 3, "--sample-every", 0, "--out", out, "--no-progress", *extra)
+        assert outcome.code == 0, outcome.all
+        weights[name] = list(checkpoint.load(out / "model.safetensors").parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(*weights.values(), strict=True))
+    resolved = yaml.safe_load((out / "resolved.yaml").read_text())
+    assert (resolved["augment"], resolved["precision"], resolved["prefetch"]) == ("flip", "bf16", 2)
+    saved = checkpoint.describe(out / "step-00000003.safetensors").training
+    assert saved["options"]["augment"] == "flip"
+    outcome = run("train", "--resume", tmp_path / "plain", "--steps", 5, "--augment", "flip", "--no-progress")
+    assert outcome.code == 0, outcome.all
+    assert "with other options (augment None -> 'flip')" in outcome.plain
+
+
 def test_minutes_become_steps(tmp_path):
     outcome = run("train", "--data", "2moons", "--minutes", 0.01, "--sample-every", 0, "--out", tmp_path / "r", *TINY)
     assert outcome.code == 0, outcome.all
@@ -291,6 +309,14 @@ def test_help(command):
         (["train", "--data", "8gaussians", "--widths", "8,x"], "widths must be a list such as [128, 128], got '8,x'"),
         (["train", "--data", "8gaussians", "--steps", "1", "--minutes", "1"], "give steps or minutes, not both"),
         (["train", "--data", "8gaussians", "--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["train", "--data", "8gaussians", "--augment", "flip"], "augment='flip' is for images"),
+        (["train", "--data", "digits", "--augment", "crop"], "augment must be one of 'flip', got 'crop'"),
+        (["train", "--data", "8gaussians", "--prefetch", "-2"], "prefetch must be a non-negative integer, got -2"),
+        (["train", "--data", "8gaussians", "--precision", "half"], "precision must be one of 'auto', 'float64'"),
+        (
+            ["train", "--data", "8gaussians", "--engine", "reference", "--precision", "float64"],
+            "precision='float64' is not the model's own, float32",
+        ),
         (["train", "--data", "8gaussians", "--model", "unet"], "event_shape"),
         (["train", "--data", "8gaussians", "--t1", "2", "--homotopy", "linear"], "t1 must be below 1"),
         (["train", "--config", "none.yaml"], "there is no configuration file at none.yaml"),

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from vapo_fast import noise
 from vapo_fast import trainer as trainer_module
 from vapo_fast.batches import as_source, training_batch
 from vapo_fast.callbacks import Callback, Checkpointer, Metrics
-from vapo_fast.checkpoint import CheckpointError
+from vapo_fast.checkpoint import CheckpointError, save_training
 from vapo_fast.engines import UnsupportedJobError
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.loss import energy_loss
@@ -361,6 +361,83 @@ def test_resuming_with_other_options_warns(tmp_path: Path) -> None:
     Trainer(mlp(), batch_size=16, accumulate=4, log_every=2).fit(DATA, 4, resume=tmp_path / "s.safetensors")
 
 
+@pytest.mark.parametrize("kind", ["tensor", "dataset", "loader"])
+@pytest.mark.parametrize("deferred", [False, True])
+def test_batches_prepared_ahead_are_the_same(kind: str, deferred: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "_defers", lambda model: deferred)
+    dataset = TensorDataset(DATA, torch.zeros(len(DATA)))
+    data: Any = {"tensor": DATA, "dataset": dataset, "loader": DataLoader(dataset, batch_size=7)}[kind]
+    runs = []
+    for prefetch in (0, 1, 3, None):
+        trainer, readings = Trainer(mlp(), batch_size=16, accumulate=3, prefetch=prefetch), Readings()
+        trainer.fit(data, 30, callbacks=[readings])
+        runs.append((weights(trainer.model), [row[:4] for row in readings.rows]))
+    for found, curve in runs[1:]:
+        assert equal(found, runs[0][0])
+        assert curve == runs[0][1]
+
+
+def test_a_run_interrupted_while_batches_are_ready_resumes_bit_for_bit(tmp_path: Path) -> None:
+    whole = Trainer(mlp(), batch_size=16)
+    whole.fit(DATA, 12)
+    press = At(5, lambda t: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(TrainingInterrupted, match="after step 5 of 12"):
+        Trainer(mlp(), batch_size=16, prefetch=4).fit(DATA, 12, callbacks=[press, Checkpointer(tmp_path)])
+    assert not threads_that_prepare()
+    again = Trainer(mlp(), batch_size=16, prefetch=2)
+    again.fit(DATA, 12, resume=tmp_path)
+    assert equal(weights(whole.model), weights(again.model))
+
+
+class Torn(Dataset[Tensor]):
+    """A data set that cannot be read from its 58th row asked for on: in the fourth batch of 16."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __len__(self) -> int:
+        return len(DATA)
+
+    def __getitem__(self, index: int) -> Tensor:
+        self.asked += 1
+        if self.asked >= 58:
+            raise OSError(f"row {index} is gone")
+        return DATA[index]
+
+
+@pytest.mark.parametrize("prefetch", [0, 2, 50])
+def test_a_row_that_cannot_be_read_ends_the_run_at_its_step(prefetch: int, tmp_path: Path) -> None:
+    trainer = Trainer(mlp(), batch_size=16, prefetch=prefetch, schedule="constant")
+    with pytest.raises(OSError, match="is gone"):
+        trainer.fit(Torn(), 10, callbacks=[Checkpointer(tmp_path, every=3)])
+    assert trainer.step == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003.safetensors"]
+    assert not threads_that_prepare()
+    whole = Trainer(mlp(), batch_size=16, schedule="constant")
+    whole.fit(DATA, 3)
+    assert equal(weights(whole.model), weights(trainer.model))
+
+
+def test_a_loss_that_fails_ends_the_thread() -> None:
+    with pytest.raises(NonFiniteLossError, match="step 2"):
+        Trainer(mlp(), batch_size=16, weight=sometimes_infinite(2), prefetch=3).fit(DATA, 50)
+    assert not threads_that_prepare()
+
+
+def threads_that_prepare() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "prefetch" in thread.name]
+
+
+def test_an_option_that_a_file_does_not_know_had_its_default(tmp_path: Path) -> None:
+    trainer = Trainer(mlp(), batch_size=16)
+    trainer.fit(DATA, 2)
+    known = {name: value for name, value in trainer.options.config().items() if name not in ("augment", "grad_clip")}
+    training = {"step": 2, "start_step": 0, "options": known}
+    save_training(tmp_path / "s.safetensors", trainer.model, trainer.ema_model, trainer.optimizer, training)
+    with pytest.warns(UserWarning, match=r"with other options \(grad_clip None -> 2.0\): the result differs"):
+        Trainer(mlp(), batch_size=16, grad_clip=2.0).fit(DATA, 4, resume=tmp_path / "s.safetensors")
+
+
 # Going wrong
 
 
@@ -635,6 +712,11 @@ def test_jobs_that_the_engine_cannot_do_are_refused(arguments: dict[str, Any], m
         ({"seed": -1}, ValueError, "seed must be a non-negative integer, got -1"),
         ({"seed": 2**64}, ValueError, r"seed must be below 2\*\*64"),
         ({"log_every": 0}, ValueError, "log_every must be a positive integer, got 0"),
+        ({"augment": "rotate"}, ValueError, "augment must be one of 'flip', got 'rotate'"),
+        ({"augment": "flip"}, ValueError, r"augment='flip' is for images, events of shape \(C, H, W\); this model has"),
+        ({"augment": True}, ValueError, "augment must be one of 'flip', got True"),
+        ({"prefetch": -1}, ValueError, "prefetch must be a non-negative integer, got -1"),
+        ({"prefetch": 1.0}, TypeError, "prefetch must be a non-negative integer, got 1.0"),
         ({"engine": "gpu"}, ValueError, "engine must be one of .* got 'gpu'"),
         ({"precision": "half"}, ValueError, "precision must be one of .* got 'half'"),
     ],

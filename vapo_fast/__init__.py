@@ -1,6 +1,6 @@
 """vapo_fast: train and sample energy-based potential-flow models. The public API; everything here is re-exported."""
 
-from vapo_fast import data, metrics, ode, reference
+from vapo_fast import data, distributed, metrics, ode, reference
 from vapo_fast.checkpoint import CheckpointError, load, save
 from vapo_fast.density import log_density, log_likelihood
 from vapo_fast.engines import engines
@@ -35,6 +35,7 @@ __all__ = [
     "UNetPotential",
     "WideResNetPotential",
     "data",
+    "distributed",
     "energy_loss",
     "engines",
     "interpolate",

@@ -148,6 +148,8 @@ def _saved_bytes_per_sample(model: Potential, dtype: torch.dtype, device: torch.
 def _free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    # As many as a launcher has started on this machine want their part of its memory.
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
         lines = _MEMORY_INFO.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -155,9 +157,9 @@ def _free_memory(device: torch.device) -> int | None:
     # Free pages alone leave out the cache of files, which Linux gives back when asked: most of a busy machine's memory.
     for line in lines:
         if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
+            return 1024 * int(line.split()[1]) // processes
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
     except (AttributeError, ValueError, OSError):  # not every system tells
         return None
 

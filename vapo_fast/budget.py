@@ -7,7 +7,7 @@ import copy
 import time
 from typing import Any
 
-from vapo_fast import _checks
+from vapo_fast import _checks, distributed
 from vapo_fast.batches import Data
 from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.potentials.base import Potential
@@ -24,7 +24,8 @@ def steps_within(seconds: float, model: Potential, data: Data, **options: Any) -
     """Steps that `vapo_fast.Trainer` can do in ``seconds`` on this machine as it is now, at least 1.
 
     The first steps are done on a copy of the model and timed (median, after a warm-up), so the model is unchanged and
-    the answer varies from call to call; a learning-rate schedule needs the number before training begins.
+    the answer varies from call to call; a learning-rate schedule needs the number before training begins. Processes
+    that train together are given the first one's answer.
 
     Args:
         seconds: wall-clock time, > 0. The trial's own time is taken off.
@@ -39,7 +40,7 @@ def steps_within(seconds: float, model: Potential, data: Data, **options: Any) -
         trainer.fit(data, _TRIAL_STEPS, callbacks=[watch])
     durations = sorted(b - a for a, b in zip(watch.times[:-1], watch.times[1:], strict=True))
     left = seconds - (time.perf_counter() - began)
-    return max(1, int(left / max(durations[len(durations) // 2], 1e-6)))
+    return distributed.from_first(lambda: max(1, int(left / max(durations[len(durations) // 2], 1e-6))))
 
 
 class _EnoughError(Exception):
@@ -59,5 +60,5 @@ class _Watch(Callback):
         if step == _WARM_UP_STEPS:
             self.times.clear()
         self.times.append(now)
-        if now > self.deadline and len(self.times) >= 2:
+        if distributed.from_first(lambda: now > self.deadline and len(self.times) >= 2):
             raise _EnoughError

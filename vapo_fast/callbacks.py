@@ -47,7 +47,14 @@ class Metrics(NamedTuple):
 
 
 class Callback:
-    """Does nothing; override what you need. A fit ends with exactly one of `on_fit_end` and `on_exception`."""
+    """Does nothing; override what you need. A fit ends with exactly one of `on_fit_end` and `on_exception`.
+
+    Attributes:
+        on_every_process: of processes that train together, whether each calls it or the first alone, which writes the
+            files.
+    """
+
+    on_every_process: bool = True
 
     def on_fit_start(self, trainer: TrainingRun) -> None:
         """Before the first step; ``trainer.step`` is where the fit begins."""
@@ -67,6 +74,8 @@ class ProgressBar(Callback):
 
     Args: console: a ``rich.console.Console``; by default one on standard error.
     """
+
+    on_every_process = False
 
     def __init__(self, console: Any = None) -> None:
         self._console = console
@@ -124,6 +133,8 @@ class CSVLogger(Callback):
         every: write only steps divisible by this, and the last of the fit.
     Raises: ValueError at the start of a fit if the file exists and is not such a log.
     """
+
+    on_every_process = False
 
     COLUMNS = ("step", *Metrics._fields)
 
@@ -187,6 +198,8 @@ class TensorBoardLogger(Callback):
     Raises: ImportError if the package tensorboard is missing.
     """
 
+    on_every_process = False
+
     def __init__(self, directory: PathLike, every: int = 1) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -232,6 +245,8 @@ class SampleGrid(Callback):
     Raises: ValueError at the start of a fit for other event shapes or a t_end off the path; ImportError without
         matplotlib.
     """
+
+    on_every_process = False
 
     def __init__(
         self,
@@ -296,6 +311,8 @@ class Checkpointer(Callback):
         every: steps between two saves, >= 1.
         keep: how many training files to keep, >= 1; older ones are removed after a newer one is complete.
     """
+
+    on_every_process = False
 
     def __init__(self, directory: PathLike, every: int = 1000, keep: int = 2) -> None:
         self.directory = Path(directory)

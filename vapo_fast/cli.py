@@ -29,7 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from vapo_fast import callbacks, checkpoint, config, data, metrics, native, noise, plots
+from vapo_fast import callbacks, checkpoint, config, data, distributed, metrics, native, noise, plots
 from vapo_fast.budget import steps_within
 from vapo_fast.config import ConfigError, TrainConfig
 from vapo_fast.engines import UnsupportedJobError, engines
@@ -37,7 +37,6 @@ from vapo_fast.ode import Solution
 from vapo_fast.optim import NonFiniteLossError
 from vapo_fast.potentials.base import Potential
 from vapo_fast.sampling import interpolate as interpolate_samples
-from vapo_fast.sampling import sample as draw_samples
 from vapo_fast.trainer import Trainer
 from vapo_fast.training import TrainingRun
 
@@ -157,8 +156,10 @@ def train(
       vapo-fast train --data fashion-mnist --model unet --channels 32 --minutes 30 --out runs/fashion
 
       vapo-fast train --resume runs/fashion
+
+      torchrun --nproc-per-node 2 -m vapo_fast train --data fashion-mnist --out runs/fashion
     """
-    with _reporting(debug):
+    with _reporting(debug), contextlib.ExitStack() as stack:
         with _usage():
             given = config.check({k: v for k, v in settings.items() if v is not None}, "command line")
             layers = [config.read_file(config_file)] if config_file is not None else []
@@ -167,6 +168,7 @@ def train(
                 given["out"] = str(resume)
             run = config.merge(*layers, given)
             device = config.build_device(run.device)
+            stack.enter_context(distributed.process_group(device))
             dataset = config.build_data(run)
             model = config.build_model(run, dataset).to(device)
             options = config.trainer_options(run)
@@ -182,23 +184,28 @@ def train(
         events = config.training_data(dataset)
         if run.minutes is not None:
             steps = steps_within(60.0 * run.minutes, model, events, **options)
-            _note(f"{run.minutes:g} minutes hold about {steps} steps on this machine now")
+            _tell(f"{run.minutes:g} minutes hold about {steps} steps on this machine now")
             # From here on the run is one of that many steps: a resumed one must follow the same schedule.
             run.steps, run.minutes = steps, None
         steps = int(run.steps or 0)
-        _write_text(out / _RESOLVED, config.as_yaml(run))
+        here = distributed.world()
+        if here.is_first:
+            _write_text(out / _RESOLVED, config.as_yaml(run))
         parameters = sum(p.numel() for p in model.parameters())
-        _note(
+        among = "" if here.size == 1 else f" in {here.size} processes"
+        _tell(
             f"{type(model).__name__} with {parameters:,} parameters on {run.data} ({len(dataset)} events of shape "
-            f"{tuple(dataset.event_shape)}), {steps} steps of {run.batch_size} on {device}, into {out}"
+            f"{tuple(dataset.event_shape)}), {steps} steps of {run.batch_size} on {device}{among}, into {out}"
         )
         try:
             trainer.fit(events, steps, _callbacks(run, out, steps, _shown(progress)), resume=resume)
         except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(f"{error}\nContinue with: vapo-fast train --resume {out}") from None
-        with contextlib.suppress(ImportError):
-            plots.training_curve(out / _LOG, out / "training.png", title=str(out))
-        typer.echo(str(out / "model.safetensors"))
+            command = "vapo-fast" if here.size == 1 else f"torchrun --nproc-per-node {here.size} -m vapo_fast"
+            raise KeyboardInterrupt(f"{error}\nContinue with: {command} train --resume {out}") from None
+        if here.is_first:
+            with contextlib.suppress(ImportError):
+                plots.training_curve(out / _LOG, out / "training.png", title=str(out))
+            typer.echo(str(out / "model.safetensors"))
 
 
 @app.command()
@@ -228,12 +235,15 @@ def sample(
       vapo-fast sample runs/digits -n 100 -o digits.png
 
       vapo-fast sample runs/digits/model.safetensors -n 10000 --seed 1 -o digits.npy
+
+      torchrun --nproc-per-node 2 -m vapo_fast sample runs/digits -n 10000 -o digits.npy
     """
-    with _reporting(debug):
+    with _reporting(debug), contextlib.ExitStack() as stack:
         with _usage():
             if out.suffix.lower() not in (".npy", ".png"):
                 raise ConfigError(f"--out must end in .npy or .png, got {str(out)!r}")
             where = config.build_device(device)
+            stack.enter_context(distributed.process_group(where))
         potential = _load_model(model, where)
         # Before the work, not after it.
         _make_folder(out.parent)
@@ -247,8 +257,9 @@ def sample(
                     engine=engine != "auto",
                     precision=precision != "auto",
                 )
-            plots.samples_2d(potential, out, n=n, t_end=t_end, seed=seed, rtol=rtol)
-            typer.echo(str(out))
+            if distributed.world().is_first:
+                plots.samples_2d(potential, out, n=n, t_end=t_end, seed=seed, rtol=rtol)
+                typer.echo(str(out))
             return
         solution = _solve(
             potential,
@@ -263,6 +274,8 @@ def sample(
             precision=precision,
             progress=_shown(progress),
         )
+        if not distributed.world().is_first:
+            return
         nfe = solution.nfe
         _note(
             f"{n} samples by engine {solution.engine} in {solution.precision}, "
@@ -340,9 +353,10 @@ def evaluate(
 
       vapo-fast evaluate samples.npy --data digits
     """
-    with _reporting(debug):
+    with _reporting(debug), contextlib.ExitStack() as stack:
         with _usage():
             where = config.build_device(device)
+            stack.enter_context(distributed.process_group(where))
             if out is not None and out.suffix.lower() != ".json":
                 raise ConfigError(f"--out must end in .json, got {str(out)!r}")
             known = _settings_beside(generated)
@@ -364,6 +378,9 @@ def evaluate(
             count = n if n is not None else len(held_out)
             options = {"rtol": rtol, "t_end": t_end, "seed": seed, "batch_size": batch_size, "engine": engine}
             fake = _solve(potential, count, progress=shown, **options).x.float().cpu()
+        if not distributed.world().is_first:
+            # The others have done their share of the samples.
+            return
         labelled = len(real.event_shape) == 3 and real.labels is not None and min(real.event_shape[1:]) >= 8
         chosen: Any = extractor or (_CNN if labelled else "pixels")
         if chosen == _CNN:
@@ -573,6 +590,8 @@ def _callbacks(run: TrainConfig, out: Path, steps: int, progress: bool) -> list[
 class _Lines(callbacks.Callback):
     """About ten lines in all, for terminals that are files."""
 
+    on_every_process = False
+
     def __init__(self, steps: int) -> None:
         self.every = max(1, steps // 10)
 
@@ -602,7 +621,7 @@ def _load_model(path: Path, device: torch.device) -> Potential:
 
 
 def _solve(model: Potential, n: int, **options: Any) -> Solution:
-    solution = draw_samples(model, n, return_solution=True, **options)
+    solution = distributed.sample(model, n, return_solution=True, **options)
     if not isinstance(solution, Solution):
         raise TypeError(f"sample returned {type(solution).__name__} although a Solution was asked for")
     return solution
@@ -672,8 +691,15 @@ def _shown(progress: bool | None) -> bool:
     return sys.stderr.isatty() if progress is None else progress
 
 
+def _tell(text: str) -> None:
+    """What one of several processes says for all."""
+    if distributed.process_number() == 0:
+        _note(text)
+
+
 def _note(text: str) -> None:
-    typer.echo(text, err=True)
+    number = distributed.process_number()
+    typer.echo(text if number == 0 else f"process {number}: {text}", err=True)
 
 
 @contextlib.contextmanager
@@ -715,7 +741,7 @@ def _reporting(debug: bool) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt as error:
-            _note(f"interrupted: {error}" if str(error) else "interrupted")
+            _tell(f"interrupted: {error}" if str(error) else "interrupted")
             raise typer.Exit(INTERRUPTED) from None
         except (typer.Exit, typer.Abort):
             raise
@@ -725,5 +751,7 @@ def _reporting(debug: bool) -> Iterator[None]:
             # A message of several lines (a compiler's, say) is told in one; --debug shows it as it is.
             text = " ".join(str(error).split()) or type(error).__name__
             expected = isinstance(error, _EXPECTED)
-            _note(f"error: {text}" if expected else f"error: {type(error).__name__}: {text} (--debug shows where)")
+            # Of several processes all find the same step not finite.
+            say = _tell if isinstance(error, NonFiniteLossError) else _note
+            say(f"error: {text}" if expected else f"error: {type(error).__name__}: {text} (--debug shows where)")
             raise typer.Exit(USAGE if _is_usage(error) else FAILED) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from vapo_fast import noise
+from vapo_fast import distributed, noise
 from vapo_fast.data import Dataset, Mirrored, load
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.potentials import MLPPotential, Potential, UNetPotential, WideResNetPotential
@@ -85,6 +86,10 @@ class TrainConfig:
         None, "Training", "inverse_variance or uniform; by default what weighs all noise levels of the path alike."
     )
     seed: int = _setting(0, "Training", "Decides initial weights, data order, times and noise.")
+    augment: str | None = _setting(None, "Training", "flip: mirror each image left to right with probability 1/2.")
+    prefetch: int | None = _setting(
+        None, "Training", "Batches that a thread prepares ahead; by default 2 on CUDA, 0 on the CPU."
+    )
 
     device: str = _setting("auto", "Machine", "auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
     engine: str = _setting("auto", "Machine", "Engine for loss and gradients, see `vapo-fast info`.")
@@ -237,6 +242,8 @@ TRAINER_KEYS = (
     "estimator",
     "weight",
     "seed",
+    "augment",
+    "prefetch",
     "log_every",
     "engine",
     "precision",
@@ -249,9 +256,16 @@ def trainer_options(config: TrainConfig) -> dict[str, Any]:
 
 
 def build_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" is CUDA if there is one, else the CPU. ConfigError if it is not there."""
+    """The device called ``name``; "auto" is CUDA if there is one, else the CPU. ConfigError if it is not there.
+
+    Of several processes that a launcher has started on one machine, each has a GPU of its own.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if distributed.launched() and name.startswith("cuda"):
+        if ":" in name and os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
+            raise ConfigError(f"device {name!r} would put every process on one GPU; 'cuda' gives each its own")
+        name = name if ":" in name else f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

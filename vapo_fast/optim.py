@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vapo_fast import _checks
 from vapo_fast._flow import check_model
+from vapo_fast.augment import AUGMENTATIONS, check_augment
 from vapo_fast.loss import ESTIMATORS, WEIGHTS, Baseline, Weight
 from vapo_fast.potentials.base import Potential
 
@@ -53,6 +54,9 @@ class TrainingOptions:
         estimator, weight, baseline: as for `vapo_fast.energy_loss`.
         time_sampling: "log_noise" (times uniform in ln beta) or "uniform" (in the path's own time).
         seed: 0 <= seed < 2**64; with the step number it decides data order, times and noise.
+        augment: None, or "flip" for images mirrored at random; see `vapo_fast.augment.augmented`.
+        prefetch: batches prepared ahead of their use, >= 0; None for what suits the data, see
+            `vapo_fast.prefetch.batches_ahead`.
         log_every: steps between two readings of the loss; None for 1 on the CPU, 20 on an accelerator.
     """
 
@@ -70,6 +74,8 @@ class TrainingOptions:
     baseline: Baseline | None = None
     time_sampling: str = "log_noise"
     seed: int = 0
+    augment: str | None = None
+    prefetch: int | None = None
     log_every: int | None = None
 
     @classmethod
@@ -77,7 +83,7 @@ class TrainingOptions:
         cls, model: Potential, *, lr: float | None, batch_size: int | None, weight: Weight | None, **options: Any
     ) -> TrainingOptions:
         """Options with what suits the model and its path where lr, batch_size or weight is None."""
-        check_model(model)
+        check_augment(options.get("augment"), check_model(model).event_shape)
         defaults = model.training_defaults
         return cls(
             lr=defaults.lr if lr is None else lr,
@@ -107,6 +113,10 @@ class TrainingOptions:
         _checks.one_of("time_sampling", self.time_sampling, TIME_SAMPLINGS)
         if _checks.non_negative_int("seed", self.seed) >= 2**64:
             raise ValueError(f"seed must be below 2**64, got {self.seed!r}")
+        if self.augment is not None:
+            _checks.one_of("augment", self.augment, AUGMENTATIONS)
+        if self.prefetch is not None:
+            _checks.non_negative_int("prefetch", self.prefetch)
         if self.log_every is not None:
             _checks.positive_int("log_every", self.log_every)
 

@@ -61,8 +61,44 @@ def sample(
         TypeError, ValueError: bad argument, or a model with NaN parameters.
         MemoryError: not even one sample at a time fits.
     """
+    solution = solve_samples(
+        model,
+        range(_checks.positive_int("n", n)),
+        rtol=rtol,
+        atol=atol,
+        method=method,
+        steps=steps,
+        t_end=t_end,
+        seed=seed,
+        batch_size=batch_size,
+        engine=engine,
+        precision=precision,
+        progress=progress,
+        max_steps=max_steps,
+    )
+    if throw:
+        solution.raise_for_failures()
+    return solution if return_solution else solution.x
+
+
+def solve_samples(
+    model: Potential,
+    rows: range,
+    *,
+    rtol: float,
+    atol: float | None,
+    method: str,
+    steps: int | None,
+    t_end: float | None,
+    seed: int,
+    batch_size: int | None,
+    engine: str,
+    precision: str,
+    progress: bool,
+    max_steps: int,
+) -> Solution:
+    """The solution of the samples with the consecutive numbers ``rows``; arguments and errors as for `sample`."""
     check_model(model)
-    n = _checks.positive_int("n", n)
     end = end_time(model, t_end)
     job = Job("solve", precision, solve_options(method, rtol, atol, steps, max_steps))
     dtype, device = model_dtype_device(model)
@@ -70,15 +106,12 @@ def sample(
     noise.check_seed(seed)
 
     def start(first: int, last: int) -> Tensor:
-        draw = noise.normal(seed, range(first, last), model.event_shape, dtype=dtype, device=device)
-        return model.homotopy.omega * draw
+        numbers = range(rows.start + first, rows.start + last)
+        return model.homotopy.omega * noise.normal(seed, numbers, model.event_shape, dtype=dtype, device=device)
 
-    solution = solve_in_batches(
-        chosen, model, start, n, model.homotopy.t0, end, job, batch_size=batch_size, progress=progress
+    return solve_in_batches(
+        chosen, model, start, len(rows), model.homotopy.t0, end, job, batch_size=batch_size, progress=progress
     )
-    if throw:
-        solution.raise_for_failures()
-    return solution if return_solution else solution.x
 
 
 def interpolate(

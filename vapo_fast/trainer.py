@@ -6,15 +6,16 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vapo_fast import data_parallel, distributed
 from vapo_fast._threads import one_thread
-from vapo_fast.batches import Batch, Data, Source, as_source, training_batch
+from vapo_fast.batches import Batch, Batches, Data, Drawn, Source, as_source
 from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.engines import Job, LossOptions, choose
 from vapo_fast.loss import Baseline, Weight
@@ -28,10 +29,12 @@ from vapo_fast.optim import (
     set_gradients,
 )
 from vapo_fast.potentials.base import Potential
+from vapo_fast.prefetch import batches_ahead, prepared
 from vapo_fast.training import Clock, TrainingRun
 
 # Up to as many parameters, one thread updates them about as fast as several, and leaves the others to the next step.
 _FEW_PARAMETERS = 1 << 18
+_SAME_DATA = "same data on every process"
 
 
 class Trainer(TrainingRun):
@@ -39,6 +42,10 @@ class Trainer(TrainingRun):
 
     Each step takes one batch (a function of (seed, step) alone, see `vapo_fast.batches.training_batch`), the gradient
     of `vapo_fast.energy_loss`, one Adam step and one update of the averaged weights. The model is trained in place.
+
+    If `torch.distributed` has a process group, the processes train together: each computes its share of every batch,
+    gradients are averaged, and all do the same steps, so that the result is that of one process to rounding. All must
+    call ``fit`` alike; process 0's weights and checkpoint count. See docs/training.md.
 
     Args:
         model: the potential; its initial weights are the caller's.
@@ -51,12 +58,15 @@ class Trainer(TrainingRun):
         grad_clip: largest 2-norm of the whole gradient, or None.
         ema_decay: in [0, 1); after k updates the decay in use is ``min(ema_decay, (1 + k)/(10 + k))``.
         accumulate: compute each batch in this many micro-batches, for less memory; the result is the whole batch's to
-            rounding.
+            rounding. Of several processes each computes its share of the batch in so many.
         estimator, weight, baseline: as for `vapo_fast.energy_loss`; weight None for the path's own
             (`Homotopy.balanced_weight`: "inverse_variance" for `DataHomotopy`, "uniform" for `LinearHomotopy`).
         time_sampling: "log_noise" (stratified uniform in ln beta) or "uniform" (stratified uniform in the path's time).
         seed: 0 <= seed < 2**64: decides data order, times and noise. A network's own randomness (dropout) is not
             covered.
+        augment: None, or "flip": each image (C, H, W) is mirrored left to right with probability 1/2, on the device.
+        prefetch: batches that a thread reads and draws ahead of their use, >= 0; None for 2 on an accelerator and 0 on
+            the CPU, where it gains only what a disk makes wait. Does not change them.
         log_every: steps between two readings of the loss by the host; None for 1 on the CPU and 20 on an accelerator.
             On CUDA the steps between are not waited for; a non-finite step is noticed on the device, freezes model,
             average and optimiser from that step on, and is reported at the next reading.
@@ -85,6 +95,8 @@ class Trainer(TrainingRun):
         baseline: Baseline | None = None,
         time_sampling: str = "log_noise",
         seed: int = 0,
+        augment: str | None = None,
+        prefetch: int | None = None,
         log_every: int | None = None,
         engine: str = "auto",
         precision: str = "auto",
@@ -105,6 +117,8 @@ class Trainer(TrainingRun):
             baseline=baseline,
             time_sampling=time_sampling,
             seed=seed,
+            augment=augment,
+            prefetch=prefetch,
             log_every=log_every,
         )
         deferred = _defers(model)
@@ -119,9 +133,11 @@ class Trainer(TrainingRun):
         )
         self._engine_asked = engine
         self.engine = choose(engine, model, self.device, self.dtype, self._job)
-        names = ("linear term", "quadratic term", *(f"gradient of {name}" for name in self.parameters))
+        names = ("linear term", "quadratic term", *(f"gradient of {name}" for name in self.parameters), _SAME_DATA)
         self._watch = _FiniteWatch(names, self.device, deferred=deferred)
+        self._same_data = torch.zeros((), dtype=self.dtype, device=self.device)
         self._deferred: _DeferredStep | None = None
+        self._parallel: data_parallel.DataParallel | None = None
 
     def fit(
         self,
@@ -146,43 +162,69 @@ class Trainer(TrainingRun):
             TrainingInterrupted (a KeyboardInterrupt): Ctrl-C. The step is finished first, a Checkpointer among the
                 callbacks saves, and the message says how to go on. A second Ctrl-C stops at once, without saving.
             CheckpointError: ``resume`` cannot be read or does not fit; nothing was changed.
+            ProcessFailedError: of processes that train together, another one failed.
         """
-        # The model may have got a hook, say, that the engine of the last fit would not call.
-        self.engine = choose(self._engine_asked, self.model, self.device, self.dtype, self._job)
-        source = as_source(data, self.model.event_shape, seed=self.options.seed)
-        self._begin(steps, resume)
+        source = distributed.together(lambda: self._source(data))
+        if distributed.world().size == 1:
+            self._parallel, self._same_data = None, torch.zeros_like(self._same_data)
+            self._begin(steps, resume)
+        else:
+            self._begin_together(source, steps, resume)
         # Made for each fit: what was loaded, or changed by hand, lies elsewhere in memory.
         self._deferred = _DeferredStep(self) if self._watch.deferred else None
-        clock = Clock(self.step * self.options.batch_size)
-        with self._running(callbacks) as after_step:
-            while self.step < self.end_step:
-                values, rate, decay = self._update(source)
-                if self._reads(self.step):
-                    loss, linear, quadratic, norm = values.tolist()
-                    speed, seconds = clock.read(self.step * self.options.batch_size)
-                    after_step(Metrics(loss, linear, quadratic, norm, rate, decay, speed, seconds))
-                else:
-                    after_step(None)
+        o, clock = self.options, Clock(self.step * self.options.batch_size)
+        part = None if self._parallel is None else self._parallel.rows
+        batches = Batches(
+            source, self.model.homotopy, o.seed, o.batch_size, o.time_sampling, self.device, self.dtype, o.augment, part
+        )
+        ahead, left = batches_ahead(o.prefetch, source, self.device), range(self.step, self.end_step)
+        try:
+            with self._running(callbacks) as after_step, prepared(batches.draw, left, ahead, self.device) as drawn:
+                while self.step < self.end_step:
+                    values, rate, decay = self._update(batches, drawn)
+                    if self._reads(self.step):
+                        loss, linear, quadratic, norm = values.tolist()
+                        speed, seconds = clock.read(self.step * self.options.batch_size)
+                        after_step(Metrics(loss, linear, quadratic, norm, rate, decay, speed, seconds))
+                    else:
+                        after_step(None)
+        finally:
+            if self._parallel is not None:
+                # A graph with the group's exchange in it must not outlive the group.
+                self._parallel = self._deferred = None
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         self._raise_if_failed()
         super().save_state(path)
 
-    def _update(self, source: Source) -> tuple[Tensor, float, float]:
+    def _source(self, data: Data) -> Source:
+        # The model may have got a hook, say, that the engine of the last fit would not call.
+        self.engine = choose(self._engine_asked, self.model, self.device, self.dtype, self._job)
+        return as_source(data, self.model.event_shape, seed=self.options.seed)
+
+    def _begin_together(self, source: Source, steps: int, resume: str | os.PathLike[str] | None) -> None:
+        """`_begin` on process 0, whose state the others take."""
+        description: dict[str, Any] = {"data": source.describe(), "steps": steps, **self.options.config()}
+        for name, parameter in self.parameters.items():
+            description[f"parameter {name}"] = f"{parameter.dtype} of shape {tuple(parameter.shape)}"
+        data_parallel.check_alike(description)
+        distributed.from_first(lambda: self._begin(steps, resume))
+        data_parallel.share_state(self)
+        self.end_step = self.start_step + steps
+        self._updating = False
+        parameters = list(self.parameters.values())
+        self._parallel = data_parallel.DataParallel(parameters, self.options.batch_size, self.step)
+
+    def _update(self, batches: Batches, drawn: Callable[[int], Drawn]) -> tuple[Tensor, float, float]:
         """One step: (loss, linear, quadratic, gradient norm) on the device, the learning rate and the EMA decay."""
-        options = self.options
-        batch = training_batch(
-            source,
-            self.step,
-            homotopy=self.model.homotopy,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            time_sampling=options.time_sampling,
-            device=self.device,
-            dtype=self.dtype,
-        )
-        rate = learning_rate(options, self.step, self.start_step, self.end_step)
-        decay = ema_decay_at(options, self.step)
+        prepared = drawn(self.step)
+        batch = batches.place(self.step, prepared)
+        if self._parallel is not None:
+            self._parallel.say_digest(prepared.digest)
+            if self._interrupted:
+                self._parallel.say_interrupted()
+        rate = learning_rate(self.options, self.step, self.start_step, self.end_step)
+        decay = ema_decay_at(self.options, self.step)
         values = self._step(batch, rate, decay) if self._deferred is None else self._deferred(batch, rate, decay)
         return values, rate, decay
 
@@ -192,8 +234,8 @@ class Trainer(TrainingRun):
         norm = torch.linalg.vector_norm(norms)
         values = torch.cat([terms, norm[None]])
         # A sum of finite numbers may overflow as well: which number is at fault, if any, the watch finds out.
-        if not math.isfinite(sum(values.tolist())):
-            self._watch.update(self.step, torch.cat([terms[1:], norms]))
+        if not math.isfinite(sum(values.tolist()) + float(self._same_data)):
+            self._watch.update(self.step, torch.cat([terms[1:], norms, self._same_data[None]]))
             self._raise_if_failed()
         if self.options.grad_clip is not None:
             clip_gradients(self.parameters, norm, self.options.grad_clip)
@@ -213,18 +255,22 @@ class Trainer(TrainingRun):
         for parameter in self.parameters.values():
             parameter.grad = None
         terms, gradients = self._loss_and_grads(batch)
+        if self._parallel is not None:
+            terms, gradients, self._same_data = self._parallel.average(terms, gradients)
+            self._parallel.step = self.step + 1
         set_gradients(self.parameters.values(), gradients)
         return terms, gradient_norms(self.parameters)
 
     def _loss_and_grads(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """(loss, linear, quadratic) of a batch on the device, and the gradients of `parameters` in their order."""
+        rows = batch.x_data.shape[0]
         if self.options.accumulate == 1:
             loss, grads = self.engine.loss_and_grads(self.model, batch, self._job)
             return torch.stack(loss).to(self.dtype), [grads[name] for name in self.parameters]
         terms = torch.zeros(3, dtype=self.dtype, device=self.device)
         sums: dict[str, Tensor] = {}
-        for part in batch.split(self.options.accumulate):
-            share = part.x_data.shape[0] / self.options.batch_size
+        for part in batch.split(min(self.options.accumulate, rows)):
+            share = part.x_data.shape[0] / rows
             loss, grads = self.engine.loss_and_grads(self.model, part, self._job)
             terms += share * torch.stack(loss).to(self.dtype)
             sums = {name: share * grads[name] + sums.get(name, 0.0) for name in self.parameters}
@@ -240,11 +286,50 @@ class Trainer(TrainingRun):
 
     def _raise_if_failed(self) -> None:
         failure = self._watch.failure()
-        if failure is not None:
-            self.step, term = failure
-            self._watch.reset()
-            self.optimizer.zero_grad(set_to_none=True)
-            raise self._non_finite(self.step + 1, term)
+        if failure is None:
+            return
+        self.step, name = failure
+        self._watch.reset()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._parallel is not None:
+            self._parallel.raise_if_failed()
+            if self._heeded(self._parallel.step):
+                self._parallel.end_alike()
+        if name == _SAME_DATA:
+            raise ValueError(
+                f"step {self.step + 1}: processes that train together read different batches from the DataLoader. Each "
+                "must get the whole stream in the same order: seed it alike (generator=torch.Generator().manual_seed"
+                "(...), and whatever else draws in it), or pass the Dataset itself"
+            )
+        raise self._non_finite(self.step + 1, name)
+
+    # Of processes that train together:
+
+    def _heeded(self, step: int) -> bool:
+        """Whether the host looks at what the others said with that step."""
+        return self._deferred is None or self._reads(step) or step > self.end_step
+
+    def _stops(self) -> bool:
+        if self._parallel is None:
+            return super()._stops()
+        return self._heeded(self.step) and self._parallel.interrupted()
+
+    def _meet(self) -> None:
+        if self._parallel is None:
+            return
+        if self._interrupted:
+            self._parallel.say_interrupted()
+        self._parallel.meet()
+        if self._parallel.interrupted():
+            raise KeyboardInterrupt
+
+    def _leave(self, error: BaseException) -> None:
+        if self._parallel is not None and not self._parallel.over:
+            self._parallel.leave(error, self._heeded)
+
+    def _part(self) -> None:
+        if self._parallel is not None:
+            self._parallel.wait()
 
 
 def train(
@@ -285,7 +370,9 @@ class _DeferredStep:
         self._rate = torch.zeros((), dtype=torch.float32, device=device)
         self._decay = torch.zeros((), dtype=dtype, device=device)
         self._step = torch.zeros((), dtype=torch.int64, device=device)
-        self._eager_left = self.EAGER_STEPS if trainer.engine.capturable and device.type == "cuda" else None
+        parallel = trainer._parallel
+        capturable = trainer.engine.capturable and (parallel is None or parallel.capturable)
+        self._eager_left = self.EAGER_STEPS if capturable and device.type == "cuda" else None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch: Batch | None = None
         self._values = torch.empty(0)
@@ -317,7 +404,7 @@ class _DeferredStep:
         trainer = self._trainer
         terms, norms = trainer._gradients(batch)
         norm = torch.linalg.vector_norm(norms)
-        failed = trainer._watch.update(self._step, torch.cat([terms[1:], norms]))
+        failed = trainer._watch.update(self._step, torch.cat([terms[1:], norms, trainer._same_data[None]]))
         if trainer.options.grad_clip is not None:
             clip_gradients(trainer.parameters, norm, trainer.options.grad_clip)
         trainer._updating = True
@@ -331,7 +418,9 @@ class _DeferredStep:
         self._batch = Batch(*(part.clone() for part in batch))
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=_capture_stream(self._trainer.device)):
+            # Other threads, such as the one that pins batches ahead and NCCL's own, may go on with theirs.
+            stream = _capture_stream(self._trainer.device)
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._values = self._run(self._batch)
         except RuntimeError as error:
             self._eager_left = None
@@ -348,6 +437,8 @@ class _DeferredStep:
             place.copy_(part)
         self._trainer._updating = True
         self._graph.replay()
+        if self._trainer._parallel is not None:
+            self._trainer._parallel.step = self._trainer.step + 1
         return self._values.clone()
 
 

@@ -6,6 +6,7 @@ Both trainers are runs; they differ in how one step is computed.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import signal
 import threading
@@ -18,14 +19,16 @@ from types import FrameType
 
 import torch
 
-from vapo_fast import _checks, checkpoint
+from vapo_fast import _checks, checkpoint, distributed
 from vapo_fast._flow import check_model
 from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.optim import NonFiniteLossError, TrainingOptions, make_optimizer, trainable_parameters
 from vapo_fast.potentials.base import Potential
 
 # Options that may differ between a checkpoint and the run that resumes it without changing what is computed.
-_FREE_OPTIONS = ("accumulate", "log_every")
+_FREE_OPTIONS = ("accumulate", "log_every", "prefetch")
+
+_FIRST_SAVES = "process 0 writes the checkpoints"
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -56,6 +59,7 @@ class TrainingRun:
         self.end_step = 0
         self.last_checkpoint: Path | None = None
         self._updating = False
+        self._interrupted = False
 
     @property
     def device(self) -> torch.device:
@@ -91,9 +95,13 @@ class TrainingRun:
         self.step, self.start_step = int(training["step"]), int(training["start_step"])
         self.last_checkpoint = path
         now = self.options.config()
+        saved = dict(training["options"])
+        for option in dataclasses.fields(self.options):
+            if option.default is not dataclasses.MISSING:
+                saved.setdefault(option.name, option.default)  # one that is newer than the file had its default
         changed = [
             f"{name} {then!r} -> {now.get(name)!r}"
-            for name, then in training["options"].items()
+            for name, then in saved.items()
             if then != now.get(name) and name not in _FREE_OPTIONS
         ]
         if changed:
@@ -123,18 +131,18 @@ class TrainingRun:
         Ctrl-C is held back until the end of the step, so that what is saved is the state between two steps; a second
         one stops at once.
         """
-        interrupted = False
+        self._interrupted = False
+        stop_at_once = KeyboardInterrupt()
 
         def hold_back(number: int, frame: FrameType | None) -> None:
-            nonlocal interrupted
-            if interrupted:
-                raise KeyboardInterrupt
-            interrupted = True
+            if self._interrupted:
+                raise stop_at_once
+            self._interrupted = True
 
         def after_step(metrics: Metrics | None) -> None:
             for callback in callbacks:
                 callback.on_step_end(self, self.step, metrics)
-            if interrupted:
+            if self._stops():
                 raise KeyboardInterrupt
 
         if isinstance(callbacks, Callback):
@@ -142,6 +150,8 @@ class TrainingRun:
         for callback in callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be vapo_fast callbacks, got {type(callback).__name__}")
+        if not distributed.world().is_first:
+            callbacks = [callback for callback in callbacks if callback.on_every_process]
         was_training = self.model.training
         self.model.train()
         try:
@@ -149,25 +159,47 @@ class TrainingRun:
                 callback.on_fit_start(self)
             with _handled_sigint(hold_back):
                 yield after_step
+            self._meet()
             for callback in callbacks:
                 callback.on_fit_end(self)
+            self._meet()
         except BaseException as raised:
             # Ctrl-C also ends a DataLoader's workers, whose loss then raises an error here before the step is done.
-            error = KeyboardInterrupt() if interrupted and isinstance(raised, Exception) else raised
+            error = KeyboardInterrupt() if self._interrupted and isinstance(raised, Exception) else raised
+            if error is not stop_at_once:
+                self._leave(error)
             for callback in callbacks:
                 try:
                     callback.on_exception(self, error)
                 except Exception as second:  # the first error is the one to report, with what else went wrong
                     error.add_note(f"{type(callback).__name__}: {second}")
+            self._part()
             if isinstance(error, KeyboardInterrupt):
                 raise self._interruption(error) from None
             raise
         finally:
             self.model.train(was_training)
 
+    # What processes that train together do where one alone does nothing.
+
+    def _stops(self) -> bool:
+        """Whether to stop after this step because of Ctrl-C."""
+        return self._interrupted
+
+    def _meet(self) -> None:
+        """Wait for the other processes, and raise if one of them failed or got Ctrl-C."""
+
+    def _leave(self, error: BaseException) -> None:
+        """Let the other processes know that this one goes."""
+
+    def _part(self) -> None:
+        """Wait for the other processes at an end that came to all alike, so that none is ended while it saves."""
+
     def _interruption(self, error: KeyboardInterrupt) -> TrainingInterrupted:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         stopped = f"interrupted after step {self.step} of {self.end_step}{notes}; "
+        if not distributed.world().is_first:
+            return TrainingInterrupted(stopped + _FIRST_SAVES)
         if self.last_checkpoint is None:
             return TrainingInterrupted(stopped + "no checkpoint was written (add a Checkpointer to the callbacks)")
         return TrainingInterrupted(
@@ -177,7 +209,9 @@ class TrainingRun:
 
     def _non_finite(self, step: int, term: str) -> NonFiniteLossError:
         """The error for the 1-based step, which says where to go on from."""
-        if self.last_checkpoint is None:
+        if not distributed.world().is_first:
+            saved = f"{_FIRST_SAVES[0].upper()}{_FIRST_SAVES[1:]}."
+        elif self.last_checkpoint is None:
             saved = "No checkpoint was written."
         else:
             saved = f"The last good checkpoint is {self.last_checkpoint}."

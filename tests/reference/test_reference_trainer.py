@@ -14,7 +14,7 @@ from vapo_fast import reference
 from vapo_fast.callbacks import Callback, Checkpointer, Metrics
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
 from vapo_fast.optim import NonFiniteLossError
-from vapo_fast.potentials import MLPPotential
+from vapo_fast.potentials import MLPPotential, UNetPotential
 from vapo_fast.trainer import Trainer
 
 
@@ -73,6 +73,22 @@ def test_linear_path_and_accumulation_agree() -> None:
     _, first = curve(Trainer, model, data, 40, accumulate=5)
     _, second = curve(reference.Trainer, model, data, 40, accumulate=5)
     torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
+
+
+def test_flipped_images_agree() -> None:
+    torch.manual_seed(1)
+    model = UNetPotential((1, 4, 4), DataHomotopy(sigma=0.1), 4, (1,), 1).double()
+    data = torch.randn(30, 1, 4, 4, dtype=torch.float64)
+    curves = [
+        curve(kind, model, data, 12, **options)[1]
+        for kind, options in (
+            (Trainer, {"augment": "flip", "accumulate": 3, "prefetch": 2}),
+            (reference.Trainer, {"augment": "flip", "accumulate": 3, "prefetch": 2}),
+            (Trainer, {}),
+        )
+    ]
+    torch.testing.assert_close(curves[0], curves[1], rtol=1e-9, atol=1e-9)
+    assert float((curves[0] - curves[2]).abs().max()) > 1e-3
 
 
 def test_signatures_differ_by_engine_and_precision_only() -> None:

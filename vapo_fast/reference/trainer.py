@@ -19,7 +19,8 @@ from vapo_fast.training import Clock, TrainingRun
 class Trainer(TrainingRun):
     """Train a potential; arguments, attributes and errors are those of `vapo_fast.Trainer`, minus engine and precision.
 
-    ``accumulate`` is accepted and has no effect: micro-batches give the gradient of the whole batch, taken here.
+    ``accumulate`` is accepted and has no effect: micro-batches give the gradient of the whole batch, taken here; so is
+    ``prefetch``. Each of several processes does the whole run.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Trainer(TrainingRun):
         baseline: Baseline | None = None,
         time_sampling: str = "log_noise",
         seed: int = 0,
+        augment: str | None = None,
+        prefetch: int | None = None,
         log_every: int | None = None,
     ) -> None:
         options = TrainingOptions.for_model(
@@ -58,6 +61,8 @@ class Trainer(TrainingRun):
             baseline=baseline,
             time_sampling=time_sampling,
             seed=seed,
+            augment=augment,
+            prefetch=prefetch,
             log_every=log_every,
         )
         super().__init__(model, options)
@@ -86,6 +91,7 @@ class Trainer(TrainingRun):
                     time_sampling=o.time_sampling,
                     device=self.device,
                     dtype=self.dtype,
+                    augment=o.augment,
                 )
                 # x = alpha x_data + beta noise, u = alpha' x_data + beta' noise.
                 point = path.perturb(x_data, t, noise)
