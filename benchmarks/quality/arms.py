@@ -21,6 +21,7 @@ from vapo_fast.ode import Solution
 from vapo_fast.training import TrainingRun
 
 AfterStep = Callable[[int], None]
+Clock = Callable[[], float]
 # The first steps of a fit compile and capture; they are not timed.
 _WARM_UP, _TIMED = 4, 8
 
@@ -134,9 +135,9 @@ def make(
 
 
 def step_seconds(
-    makers: dict[str, Callable[[], Arm]], data: Data, device: torch.device, rounds: int
+    makers: dict[str, Callable[[], Arm]], data: Data, device: torch.device, clock: Clock, rounds: int
 ) -> dict[str, float]:
-    """Seconds of a training step of each arm: medians over rounds in which the arms take turns.
+    """Seconds of a training step of each arm, by ``clock``: medians over rounds in which the arms take turns.
 
     Taking turns, they meet the same load of a machine that others use too.
     """
@@ -144,15 +145,16 @@ def step_seconds(
     found: dict[str, list[float]] = {name: [] for name in trials}
     for _ in range(rounds):
         for name, arm in trials.items():
-            watch = _Watch(device)
+            watch = _Watch(device, clock)
             arm.fit(data, _WARM_UP + _TIMED, watch)
             found[name].append(watch.seconds / _TIMED)
     return {name: median(values) for name, values in found.items()}
 
 
 class _Watch:
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, clock: Clock) -> None:
         self._device = device
+        self._clock = clock
         self._calls = 0
         self._began = 0.0
         self.seconds = 0.0
@@ -162,7 +164,7 @@ class _Watch:
         if self._calls in (_WARM_UP, _WARM_UP + _TIMED):
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
-            now = time.perf_counter()
+            now = self._clock()
             self._began, self.seconds = now, now - self._began
 
 
