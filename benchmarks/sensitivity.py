@@ -37,6 +37,7 @@ MAX_STEPS = 1000
 POINTS = 8192
 LIKELIHOOD_POINTS = 2048
 DIGITS_LIKELIHOOD_POINTS = 64
+DIGITS_CHANNELS = 32
 NEAR = 0.2
 
 
@@ -118,7 +119,7 @@ def run_digits(factors: Factors, steps: int, seed: int) -> dict[str, object]:
     model = vf.UNetPotential(
         train.event_shape,
         vf.DataHomotopy(sigma=factors.sigma),
-        channels=32,
+        channels=DIGITS_CHANNELS,
         multipliers=(1, 2),
         blocks=1,
         time_dependent=factors.time_dependent,
@@ -287,7 +288,7 @@ the path's end of the true ln rho less the model's: it estimates the KL divergen
 """,
     "digits": """## Digits
 
-`UNetPotential` (32 channels, multipliers 1 and 2, one block), batch 64, Adam 2e-3, {steps} steps. 360 samples (rtol
+`UNetPotential` ({channels} channels, multipliers 1 and 2, one block), batch 64, Adam 2e-3, {steps} steps. 360 samples (rtol
 1e-3) against the training digits; floors are of the 360 test digits. bits/dim: uniformly dequantised (17 levels) test
 digits, {digits} of them, Hutchinson trace.
 """,
@@ -336,6 +337,7 @@ def write_docs(rows: list[dict[str, str]], path: Path = DOCS) -> None:
             "near": NEAR,
             "likelihood": LIKELIHOOD_POINTS,
             "digits": DIGITS_LIKELIHOOD_POINTS,
+            "channels": DIGITS_CHANNELS,
         }
         lines.append(_INTRODUCTION[name].format(**facts))
         for factor in VARIED:
