@@ -288,9 +288,9 @@ the path's end of the true ln rho less the model's: it estimates the KL divergen
 """,
     "digits": """## Digits
 
-`UNetPotential` ({channels} channels, multipliers 1 and 2, one block), batch 64, Adam 2e-3, {steps} steps. 360 samples (rtol
-1e-3) against the training digits; floors are of the 360 test digits. bits/dim: uniformly dequantised (17 levels) test
-digits, {digits} of them, Hutchinson trace.
+`UNetPotential` ({channels} channels, multipliers 1 and 2, one block), batch 64, Adam 2e-3, {steps} steps. 360 samples
+(rtol 1e-3) against the training digits; floors are of the 360 test digits. bits/dim: uniformly dequantised (17 levels)
+test digits, {digits} of them, Hutchinson trace.
 """,
 }
 
