@@ -96,8 +96,8 @@ in [-1, 1]; flips are the test images upside down.
 
 `vf.SumPotential`: read-outs add exactly, so that the sum stands for a product of densities; its flow is exact only in
 special cases, and MALA on the product's density is what repairs its samples. Rows: the samples of each model, of the
-sum's flow, and those after MALA. Weights that sum to 1 give a geometric mean; with 1 and 1 the product is taken over the
-Gaussian of the data's scale.
+sum's flow, and those after MALA. Weights that sum to 1 give a geometric mean; with 1 and 1 the product is taken over
+the Gaussian of the data's scale.
 """,
     "refine": """## Langevin refinement
 
@@ -112,7 +112,12 @@ def run(words: list[str], shown: str) -> dict[str, Any]:
     began = time.perf_counter()
     environment = os.environ | {"COLUMNS": "110"}
     done = subprocess.run(
-        [sys.executable, "-m", "vapo_fast", *words], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-m", "vapo_fast", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=ROOT,
     )
     if done.returncode:
         raise SystemExit(f"{shown} failed with {done.returncode}:\n{done.stderr}")
@@ -155,10 +160,10 @@ def write_docs(results: dict[str, Any], path: Path = DOCS) -> None:
         "# What a potential gives beyond samples",
         "",
         "Commands and what they printed, written by `python benchmarks/potential_uses.py` from",
-        "`benchmarks/results/potential_uses.json`. The models are small and briefly trained (the first four commands; the",
-        "Fashion-MNIST potential, FASHION, is that of [quality.md](quality.md)): they show what each command does, not",
-        "what the method can reach. A flow-matching model has no read-out, and so none of this but interpolation and the",
-        "likelihood.",
+        "`benchmarks/results/potential_uses.json`. The models are small and briefly trained (the first four commands;",
+        "the Fashion-MNIST potential, FASHION, is that of [quality.md](quality.md)): they show what each command does,",
+        "not what the method can reach. A flow-matching model has no read-out, and so none of this but interpolation",
+        "and the likelihood.",
         "",
         f"{facts['machine']}, torch {facts['torch']}, {facts['date']}, commit {facts['commit']}.",
         "",
@@ -187,14 +192,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[one.name for one in USES], help="run only these uses")
     parser.add_argument("--report", action="store_true", help="run nothing, only write the page")
     options = parser.parse_args()
+    out, fashion = options.out.resolve(), options.fashion and options.fashion.resolve()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"trainings": {}, "uses": {}}
     if not options.report:
         results["provenance"] = {key: str(value) for key, value in provenance.provenance().items()}
-        results["trainings"] = {name: train(name, options.out) for name in TRAININGS}
+        results["trainings"] = {name: train(name, out) for name in TRAININGS}
         for one in USES:
             wanted = options.only is None or one.name in options.only
-            if wanted and (options.fashion is not None or "{fashion}" not in one.words):
-                results["uses"][one.name] = use(one, options.out, options.fashion, options.root)
+            if wanted and (fashion is not None or "{fashion}" not in one.words):
+                results["uses"][one.name] = use(one, out, fashion, options.root)
                 RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     write_docs(results)
 
