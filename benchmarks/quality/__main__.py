@@ -144,6 +144,7 @@ def _train_and_score(task: _Task, name: str, steps: int, seed: int) -> Tensor:
             "rtol": setting.rtol,
             "nfe": float(solution.nfe.double().mean()),
             "sample_seconds": drawn,
+            "engine": arm.engine,
         }
         results.append(row, scores, options.csv)
         print(results.line(row, scores), flush=True)

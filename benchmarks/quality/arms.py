@@ -30,10 +30,12 @@ class Arm(ABC):
     """A model in training.
 
     Attributes:
-        name: one of `ARMS`. network: what is trained, or its averaged copy in ``averaged()``.
+        name: one of `ARMS`. network: what is trained, or its averaged copy in ``averaged()``. engine: what computes
+            losses and gradients.
     """
 
     name: str
+    engine: str
     network: nn.Module
 
     @abstractmethod
@@ -66,6 +68,7 @@ class PotentialArm(Arm):
             seed=seed,
             precision=precision,
         )
+        self.engine = self._trainer.engine.name
 
     def fit(self, data: Data, steps: int, after_step: AfterStep | None = None) -> None:
         self._trainer.fit(data, steps, () if after_step is None else (_Teller(after_step),))
@@ -97,6 +100,7 @@ class FlowArm(Arm):
         self.network = network_of(name, setting, event_shape).to(device)
         assert isinstance(self.network, flow_matching.VelocityUNet)
         options = options_of(name, setting, seed)
+        self.engine = "autograd" + ", compiled" * compiled
         self._run = FlowMatching(self.network, options, bf16=precision == "bf16", compiled=compiled)
 
     def fit(self, data: Data, steps: int, after_step: AfterStep | None = None) -> None:

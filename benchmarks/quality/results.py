@@ -37,6 +37,7 @@ COLUMNS = (
     "n_fake",
     "n_real",
     *(name + end for name in METRICS for end in ("", "_floor", "_floor_sd")),
+    "engine",
 )
 
 

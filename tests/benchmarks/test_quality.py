@@ -149,7 +149,7 @@ def test_step_times_take_turns_and_leave_out_the_first():
 
     class Counted(arms.Arm):
         def __init__(self, name, cost):
-            self.name, self.cost = name, cost
+            self.name, self.cost, self.engine = name, cost, "none"
 
         def fit(self, data, steps, after_step=None):
             calls.append(self.name)
@@ -192,6 +192,8 @@ def test_the_whole_command_on_a_tiny_budget(tmp_path, capsys):
     assert [(row["arm"], row["fraction"]) for row in rows] == [(arm, f) for arm in ARMS for f in ("0.5", "1.0")]
     assert {row["images"] for row in rows} == {"64", "128"}
     assert {row["steps"] for row in rows} == {"2"}
+    assert rows[0]["engine"] in vf.engines()
+    assert {row["engine"] for row in rows[2:]} == {"autograd"}
     assert all(float(row[name]) == float(row[name]) for row in rows for name in results.METRICS)
     assert all(0 <= float(row["recall"]) <= 1 for row in rows)
     assert isinstance(vf.load(tmp_path / "kept" / "digits-seed0.safetensors"), vf.UNetPotential)
