@@ -107,6 +107,21 @@ They move samples by about the path's last noise, so what changes is the grain a
 }
 
 
+_NOT_RUN = """## Not run yet
+
+CIFAR-10 against its own held-out classes, on one GPU (FOLDER: an image folder of CIFAR-10, with train/CLASS/ and
+test/CLASS/); classes are numbered in alphabetic order:
+
+```bash
+vapo-fast train --data FOLDER --classes 0,1,2,3,4,5,6 --mirror --model unet --channels 128 --multipliers 1,2,2 \\
+    --blocks 2 --batch-size 128 --lr 4e-4 --ema-decay 0.9995 --precision bf16 --minutes 25 --device cuda --out runs/cifar7
+vapo-fast ood runs/cifar7 --outside held-out --outside noise --outside flip -n 3000 --noise-levels 0.01,0.05,0.2,0.5 \\
+    --n-likelihood 500 --probes 4 --out ood_cifar7.png --json ood_cifar7.json
+vapo-fast likelihood runs/cifar7 -n 1000 --probes 4 --out likelihood_cifar7.png
+```
+"""
+
+
 def run(words: list[str], shown: str) -> dict[str, Any]:
     """Run one command of the command line; what it printed, without the names of the files it wrote."""
     began = time.perf_counter()
@@ -180,6 +195,7 @@ def write_docs(results: dict[str, Any], path: Path = DOCS) -> None:
             entry = results["uses"][one.name]
             lines += [f"`{entry['command']}`", "", "```text", *entry["printed"], "```", ""]
             lines += [f"![{one.name}](images/uses_{one.name}.png)", ""]
+    lines.append(_NOT_RUN)
     path.write_text("\n".join(lines), encoding="utf-8")
 
 

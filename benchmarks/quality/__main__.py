@@ -70,8 +70,8 @@ class _Task:
 
     options: argparse.Namespace
     setting: Setting
-    train: data.Dataset
-    test: data.Dataset
+    event_shape: tuple[int, ...]
+    real: dict[str, Tensor]
     events: data.Dataset | Tensor
     extract: vf.metrics.Extractor
     device: torch.device
@@ -84,13 +84,16 @@ class _Task:
         device = config.build_device(options.device)
         where = {"root": options.root, "image_size": setting.image_size}
         train, test = data.load(setting.data, n=options.n, **where), data.load(setting.data, split="test", **where)
-        events = config.training_data(data.Mirrored(train) if setting.mirror else train)
-        return cls(options, setting, train, test, events, _extractor(setting, train, options, device), device)
+        # Every score compares with all of both splits: files are decoded once.
+        real = {"train": train.tensor(), "test": test.tensor()}
+        events = config.training_data(data.Mirrored(train)) if setting.mirror else real["train"]
+        extract = _extractor(setting, train, options, device)
+        return cls(options, setting, train.event_shape, real, events, extract, device)
 
     def arm(self, name: str, seed: int) -> arms.Arm:
         options = self.options
-        shape = self.train.event_shape
-        return arms.make(name, self.setting, shape, self.device, seed, options.precision, options.compile)
+        shape, device = self.event_shape, self.device
+        return arms.make(name, self.setting, shape, device, seed, options.precision, options.compile)
 
     def steps(self, seed: int) -> dict[str, int]:
         """Optimiser steps that the budget buys each arm."""
@@ -106,8 +109,10 @@ def _run(options: argparse.Namespace) -> None:
     task = _Task.prepare(options)
     for seed in options.seeds:
         steps = task.steps(seed)
-        drawn = {name: _train_and_score(task, name, steps[name], seed) for name in options.arms}
-        _draw(drawn, task.test, options)
+        drawn: dict[str, Tensor] = {}
+        for name in options.arms:
+            drawn[name] = _train_and_score(task, name, steps[name], seed)
+            _draw(drawn, task.real["test"], options)
 
 
 def _train_and_score(task: _Task, name: str, steps: int, seed: int) -> Tensor:
@@ -123,7 +128,8 @@ def _train_and_score(task: _Task, name: str, steps: int, seed: int) -> Tensor:
         solution = arm.sample(model, setting.samples, setting.rtol, seed)
         drawn = time.perf_counter() - began
         samples = arms.images(solution.x)
-        scores = vf.metrics.evaluate(samples, task.train, reference_split=task.test, extractor=task.extract, seed=seed)
+        train, test = task.real["train"], task.real["test"]
+        scores = vf.metrics.evaluate(samples, train, reference_split=test, extractor=task.extract, seed=seed)
         row = {
             "set": options.setting,
             "arm": name,
@@ -145,6 +151,7 @@ def _train_and_score(task: _Task, name: str, steps: int, seed: int) -> Tensor:
             "nfe": float(solution.nfe.double().mean()),
             "sample_seconds": drawn,
             "engine": arm.engine,
+            "warm_up_seconds": snapshots.warm_up,
         }
         results.append(row, scores, options.csv)
         print(results.line(row, scores), flush=True)
@@ -174,8 +181,8 @@ def _extractor(
     return trained
 
 
-def _draw(rows: dict[str, Tensor], test: data.Dataset, options: argparse.Namespace) -> None:
-    real = test.batch(permutation(0, len(test), 0)[: 2 * _PICTURED])
+def _draw(rows: dict[str, Tensor], test: Tensor, options: argparse.Namespace) -> None:
+    real = test[permutation(0, len(test), 0)[: 2 * _PICTURED]]
     pictures = torch.cat([real, *(samples[: 2 * _PICTURED] for samples in rows.values())])
     names = ", ".join(f"{2 * i + 3}-{2 * i + 4} {name}" for i, name in enumerate(rows))
     path = options.pictures / f"quality_{options.setting}.png"

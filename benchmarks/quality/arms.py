@@ -175,7 +175,8 @@ class _Watch:
 class Snapshots:
     """Copies of the averaged model after given steps, with the seconds of training up to each.
 
-    The time that copying takes is not counted.
+    The time that copying takes is not counted; nor are the first steps, which compile and capture, unless one of them
+    is to be copied: their seconds are ``warm_up``.
     """
 
     def __init__(self, arm: Arm, steps: set[int], device: torch.device) -> None:
@@ -184,15 +185,21 @@ class Snapshots:
         self._device = device
         self._paused = self._paused_cpu = 0.0
         self._began, self._began_cpu = time.perf_counter(), time.process_time()
+        self.warm_up = 0.0
         self.taken: list[tuple[int, float, float, nn.Module]] = []
 
     def __call__(self, step: int) -> None:
         """After each step; ``taken`` gets (step, wall-clock seconds, the process's CPU seconds, model)."""
-        if step not in self._steps:
+        first = step == _WARM_UP and step < min(self._steps)
+        if step not in self._steps and not first:
             return
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now, now_cpu = time.perf_counter(), time.process_time()
+        if first:
+            self.warm_up = now - self._began
+            self._began, self._began_cpu = now, now_cpu
+            return
         model = copy.deepcopy(self._arm.averaged()).eval()
         elapsed, elapsed_cpu = now - self._began - self._paused, now_cpu - self._began_cpu - self._paused_cpu
         self.taken.append((step, elapsed, elapsed_cpu, model))

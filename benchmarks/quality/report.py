@@ -19,7 +19,9 @@ is trained. All arms have the layers and initial weights of one U-Net, and the s
 averaging. *potential* is this project's; *flow matching* puts out a velocity in the same gauge, on the same path and
 times; *flow matching, plain* is the linear path with uniform times and weight and no preconditioning. Samples are drawn
 by the same per-sample dopri5. The floor is what as many real images score; no Fréchet distance here is an FID. Seconds
-are wall-clock of training alone, CPU seconds the process's own (they differ where a machine is shared).
+are wall-clock of training without the first steps, which compile; CPU seconds are the process's own (they differ where
+a machine is shared). How the potential's loss and gradient are computed decides what its budget buys; the file says
+which engine did.
 """
 
 _LATER = {

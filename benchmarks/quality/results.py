@@ -38,6 +38,7 @@ COLUMNS = (
     "n_real",
     *(name + end for name in METRICS for end in ("", "_floor", "_floor_sd")),
     "engine",
+    "warm_up_seconds",
 )
 
 
