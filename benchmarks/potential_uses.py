@@ -114,7 +114,8 @@ test/CLASS/); classes are numbered in alphabetic order:
 
 ```bash
 vapo-fast train --data FOLDER --classes 0,1,2,3,4,5,6 --mirror --model unet --channels 128 --multipliers 1,2,2 \\
-    --blocks 2 --batch-size 128 --lr 4e-4 --ema-decay 0.9995 --precision bf16 --minutes 25 --device cuda --out runs/cifar7
+    --blocks 2 --batch-size 128 --lr 4e-4 --ema-decay 0.9995 --precision bf16 --minutes 25 --device cuda \\
+    --out runs/cifar7
 vapo-fast ood runs/cifar7 --outside held-out --outside noise --outside flip -n 3000 --noise-levels 0.01,0.05,0.2,0.5 \\
     --n-likelihood 500 --probes 4 --out ood_cifar7.png --json ood_cifar7.json
 vapo-fast likelihood runs/cifar7 -n 1000 --probes 4 --out likelihood_cifar7.png

@@ -92,7 +92,7 @@ def refine(
     if not isinstance(adjusted, bool):
         raise TypeError(f"adjusted must be True or False, got {adjusted!r}")
     if adapting and not adjusted:
-        raise ValueError("adapt_steps tunes an acceptance rate, which adjusted=False has none; leave one of them out")
+        raise ValueError("adapt_steps tunes an acceptance rate, and adjusted=False has none; leave one of them out")
     dimension = math.prod(model.event_shape)
     if step_size is None:
         step_size = _OPTIMAL_STEP * dimension ** (-1.0 / 3.0)
