@@ -263,3 +263,47 @@ def test_unsuitable_logs(tmp_path, text, message):
 def test_a_missing_log(tmp_path):
     with pytest.raises(ValueError, match=r"there is no training log at .*none\.csv"):
         plots.training_curve(tmp_path / "none.csv", tmp_path / "curve.png")
+
+
+def test_image_rows_put_each_set_in_its_row_beside_its_name(tmp_path):
+    rows = {"dark": -torch.ones(3, 1, 8, 8), "bright rows": torch.zeros(2, 1, 8, 8)}
+    drawn = pixels(plots.image_rows(rows, tmp_path / "rows.png"))
+    tile, margin = 42, drawn.shape[1] - 3 * 42
+    assert drawn.shape[0] == 2 * tile
+    assert margin > 40
+    assert drawn[20, margin + 20].tolist() == drawn[20, margin + 2 * tile + 20].tolist() == [0, 0, 0]
+    assert drawn[tile + 20, margin + tile + 20].tolist() == pytest.approx([128] * 3, abs=1)
+    assert drawn[tile + 20, margin + 2 * tile + 20].tolist() == [255, 255, 255]  # the shorter row is padded
+    assert (drawn[:tile, :margin] < 128).any()
+    assert (drawn[tile:, :margin] < 128).any()
+
+
+def test_image_rows_refuse_what_is_no_table(tmp_path):
+    with pytest.raises(ValueError, match="at least one set"):
+        plots.image_rows({}, tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"images of one size, got \(4, 4\), \(8, 8\)"):
+        plots.image_rows({"a": torch.zeros(1, 1, 8, 8), "b": torch.zeros(1, 1, 4, 4)}, tmp_path / "a.png")
+    with pytest.raises(ValueError, match="NaN"):
+        plots.image_rows({"a": torch.full((1, 1, 4, 4), math.nan)}, tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_score_histograms_show_every_set(tmp_path):
+    scores = {"inside": torch.linspace(0.0, 1.0, 50), "outside": torch.linspace(5.0, 6.0, 50, dtype=torch.float64)}
+    drawn = pixels(plots.score_histograms(scores, tmp_path / "s.png", "score", title="two sets"))
+    coloured = (drawn.max(axis=2).astype(int) - drawn.min(axis=2)) > 40
+    third = drawn.shape[1] // 3
+    assert coloured[:, :third].any()
+    assert coloured[:, 2 * third :].any()
+    # A single score, and one far away, still make a picture.
+    plots.score_histograms({"one": torch.zeros(1)}, tmp_path / "one.png", "score")
+    plots.score_histograms({"far": torch.tensor([0.0, 0.1, 1e9])}, tmp_path / "far.png", "score")
+
+
+def test_score_histograms_refuse_bad_scores(tmp_path):
+    with pytest.raises(ValueError, match="at least one set"):
+        plots.score_histograms({}, tmp_path / "a.png", "score")
+    with pytest.raises(TypeError, match="scores\\['a'\\] must be a floating-point tensor"):
+        plots.score_histograms({"a": torch.zeros(2, 2)}, tmp_path / "a.png", "score")
+    with pytest.raises(ValueError, match="scores\\['a'\\] has NaN"):
+        plots.score_histograms({"a": torch.tensor([math.nan])}, tmp_path / "a.png", "score")

@@ -5,12 +5,16 @@ from vapo_fast.checkpoint import CheckpointError, load, save
 from vapo_fast.density import log_density, log_likelihood
 from vapo_fast.engines import engines
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
+from vapo_fast.langevin import Refined, refine
+from vapo_fast.likelihood import BitsPerDim, bits_per_dim, dequantise
 from vapo_fast.loss import EnergyLoss, energy_loss
 from vapo_fast.ode import Solution, SolveError, Status
+from vapo_fast.ood import auroc, ood_scores, typicality
 from vapo_fast.potentials import (
     GaussianMixturePotential,
     MLPPotential,
     Potential,
+    SumPotential,
     UNetPotential,
     WideResNetPotential,
 )
@@ -20,6 +24,7 @@ from vapo_fast.trainer import Trainer, train
 __version__ = "0.1.0"
 
 __all__ = [
+    "BitsPerDim",
     "CheckpointError",
     "DataHomotopy",
     "EnergyLoss",
@@ -28,13 +33,18 @@ __all__ = [
     "LinearHomotopy",
     "MLPPotential",
     "Potential",
+    "Refined",
     "Solution",
     "SolveError",
     "Status",
+    "SumPotential",
     "Trainer",
     "UNetPotential",
     "WideResNetPotential",
+    "auroc",
+    "bits_per_dim",
     "data",
+    "dequantise",
     "distributed",
     "energy_loss",
     "engines",
@@ -44,9 +54,12 @@ __all__ = [
     "log_likelihood",
     "metrics",
     "ode",
+    "ood_scores",
     "reference",
+    "refine",
     "sample",
     "save",
     "train",
+    "typicality",
     "validate_t_end",
 ]

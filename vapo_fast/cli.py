@@ -1,4 +1,5 @@
-"""The command line: ``vapo-fast train | sample | evaluate | plot | info``.
+"""The command line: ``vapo-fast train | sample | evaluate | plot | info``, and what a potential gives beyond samples:
+``likelihood | ood | interpolate | compose | refine``.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage (flags, configuration, arguments), 130 interrupted by Ctrl-C. Results go to
 standard output, everything else (progress, warnings, errors) to standard error.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import math
 import os
 import platform
 import sys
@@ -32,9 +34,14 @@ from torch import Tensor
 from vapo_fast import callbacks, checkpoint, config, data, distributed, metrics, native, noise, plots
 from vapo_fast.budget import steps_within
 from vapo_fast.config import ConfigError, TrainConfig
+from vapo_fast.density import log_density as read_out
 from vapo_fast.engines import UnsupportedJobError, engines
+from vapo_fast.langevin import refine as refine_samples
+from vapo_fast.likelihood import bits_per_dim
 from vapo_fast.ode import Solution
+from vapo_fast.ood import auroc, ood_scores, typicality
 from vapo_fast.optim import NonFiniteLossError
+from vapo_fast.potentials import SumPotential
 from vapo_fast.potentials.base import Potential
 from vapo_fast.sampling import interpolate as interpolate_samples
 from vapo_fast.trainer import Trainer
@@ -105,7 +112,7 @@ def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
         kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind) if _optional(kind) else kind
         is_list = typing.get_origin(kind) is list
         default = getattr(TrainConfig(), name)
-        shown = ",".join(f"{v:g}" for v in default) if is_list else default
+        shown = ",".join(f"{v:g}" for v in default) if is_list and default is not None else default
         option = typer.Option(
             None,
             f"--{name.replace('_', '-')}" + (f"/--no-{name.replace('_', '-')}" if kind is bool else ""),
@@ -366,7 +373,10 @@ def evaluate(
             if data_name in (None, known.get("data")):
                 root, image_size = root or known.get("root"), image_size or known.get("image_size")
             real = data.load(name, root=root, image_size=image_size)
-            held_out = _at_most(_test_data(name, test_data, root, image_size), _EVALUATED)
+            held_out = _test_data(name, test_data, root, image_size)
+            if data_name in (None, known.get("data")) and known.get("classes"):
+                real, held_out = (data.of_classes(part, known["classes"]) for part in (real, held_out))
+            held_out = _at_most(held_out, _EVALUATED)
         if len(real.event_shape) == 1:
             # Sets of points are generated, far more of them than the scores need.
             real = _at_most(real, _EVALUATED)
@@ -755,3 +765,445 @@ def _reporting(debug: bool) -> Iterator[None]:
             say = _tell if isinstance(error, NonFiniteLossError) else _note
             say(f"error: {text}" if expected else f"error: {type(error).__name__}: {text} (--debug shows where)")
             raise typer.Exit(USAGE if _is_usage(error) else FAILED) from None
+
+
+DataOption = Annotated[
+    str | None, typer.Option("--data", show_default="that of the run", help="Data set, as for train; its test split.")
+]
+RootOption = Annotated[str | None, typer.Option(show_default=False, help="Folder with the files of a named image set.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", show_default=False, help="Also write a .json file.")]
+ProbesOption = Annotated[
+    int | None, typer.Option(show_default="exact trace", help="Hutchinson probes for the Laplacian, for large events.")
+]
+StepSizeOption = Annotated[
+    float | None,
+    typer.Option(show_default="1.36 D^(-1/3)", help="Of Langevin steps, in units of the noise variance at that time."),
+]
+
+
+@app.command()
+def likelihood(
+    model: CheckpointPath,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", show_default=False, help="Picture of the most and the least likely images."),
+    ] = None,
+    data_name: DataOption = None,
+    root: RootOption = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="How many events of the test split, at random.")] = 64,
+    levels: Annotated[
+        int | None, typer.Option(show_default="17 for digits, else 256", help="Grey levels of the data.")
+    ] = None,
+    probes: ProbesOption = None,
+    rtol: RtolOption = 1e-4,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+    device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
+    debug: DebugFlag = False,
+) -> None:
+    """Likelihood of held-out quantised data (images) in bits per dimension.
+
+    Data are dequantised by uniform noise of one step's width, so that the number bounds the bits of the quantised data
+    from above (in expectation); the model's density is that of its samples, which carry the noise of the path's end.
+
+    Examples:
+
+      vapo-fast likelihood runs/digits --n 100 --out likelihood.png
+
+      vapo-fast likelihood runs/fashion --probes 4 --json likelihood.json
+    """
+    with _reporting(debug):
+        with _usage():
+            where = config.build_device(device)
+        potential = _load_model(model, where)
+        with _usage():
+            events = _at_most(_known_events(model, potential, data_name, root), n)
+            levels = levels or (17 if (data_name or _settings_beside(model).get("data")) == "digits" else 256)
+        x = events.tensor().to(_like(potential))
+        trace: dict[str, Any] = {} if probes is None else {"trace": "hutchinson", "probes": probes}
+        found = bits_per_dim(potential, x, levels=levels, seed=seed, rtol=rtol, engine=engine, **trace)
+        bits = found.values.double()
+        error = float(bits.std() / math.sqrt(len(bits))) if len(bits) > 1 else math.nan
+        report = {
+            "model": str(model),
+            "data": events.name,
+            "n": len(x),
+            "levels": levels,
+            "trace": "exact" if probes is None else f"hutchinson, {probes} probes",
+            "bits_per_dim": float(bits.mean()),
+            "standard_error": None if math.isnan(error) else error,
+        }
+        typer.echo(f"{report['bits_per_dim']:.4f} +- {error:.4f} bits per dimension ({len(x)} events of {events.name})")
+        if json_file is not None:
+            _write_text(json_file, json.dumps(report, indent=2) + "\n")
+            typer.echo(str(json_file))
+        if out is not None:
+            order = bits.argsort()
+            shown = min(12, len(x) // 2 or 1)
+            rows = {
+                f"{float(bits[order[0]]):.2f} - {float(bits[order[shown - 1]]):.2f}": x[order[:shown]],
+                f"{float(bits[order[-shown]]):.2f} - {float(bits[order[-1]]):.2f}": x[order[-shown:]],
+            }
+            title = f"most and least likely of {len(x)}, bits/dim"
+            typer.echo(str(plots.image_rows(rows, out, title)))
+
+
+@app.command()
+def ood(
+    model: CheckpointPath,
+    outside: Annotated[
+        list[str],
+        typer.Option(
+            "--outside",
+            help="Foreign data, repeatable: a data set (resized to the model's images), noise (uniform), flip (the "
+            "inside images upside down), or held-out (classes that the run was not trained on).",
+        ),
+    ],
+    inside: Annotated[
+        str | None, typer.Option(show_default="that of the run", help="Data set that the model was trained on.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", show_default=False, help="Picture of the scores' distributions.")
+    ] = None,
+    root: RootOption = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="Events of each set.")] = 1000,
+    noise_levels: Annotated[
+        str | None,
+        typer.Option(
+            "--noise-levels",
+            show_default="the path's end",
+            help="Of the read-outs, such as 0.02,0.1,0.5; one AUROC each.",
+        ),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Noise draws that a read-out is the mean of.")] = 1,
+    n_likelihood: Annotated[
+        int, typer.Option(help="Score also the likelihood, an integration, of so many of them; 0 for none.")
+    ] = 0,
+    probes: ProbesOption = None,
+    rtol: RtolOption = 1e-3,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+    device: DeviceOption = "auto",
+    debug: DebugFlag = False,
+) -> None:
+    """How well the model's density tells foreign data from the data it was trained on: AUROC, 0.5 being chance.
+
+    Scores: the log-density read-out at the end of the path or at given noise levels, and the likelihood; each as it is
+    (data should be likelier than foreign events) and by its distance to the median of training events (typicality).
+
+    Examples:
+
+      vapo-fast ood runs/fashion --outside digits --outside noise --outside flip --noise-levels 0.02,0.1,0.5 -o ood.png
+
+      vapo-fast ood runs/cifar-seven-classes --outside held-out --n 2000
+    """
+    with _reporting(debug):
+        with _usage():
+            where = config.build_device(device)
+            levels = None if noise_levels is None else [float(part) for part in noise_levels.split(",")]
+        potential = _load_model(model, where)
+        with _usage():
+            known = _at_most(_known_events(model, potential, inside, root), n)
+            calibration = _at_most(_known_events(model, potential, inside, root, "train"), n)
+            sets = {f"{known.name} (inside)": known.tensor(), "training": calibration.tensor()}
+            sets |= {name: _foreign(name, model, potential, inside, root, known, n, seed) for name in outside}
+
+        def score(name: str, x: Tensor) -> dict[str, Tensor]:
+            _note(f"scoring {name}: {len(x)} events")
+            x = x.to(_like(potential))
+            read_outs = ood_scores(potential, x, noise_level=levels, draws=draws, seed=seed)
+            columns = [read_outs] if levels is None else list(read_outs.unbind(1))
+            names = ["read-out"] if levels is None else [f"read-out at {level:g}" for level in levels]
+            found = dict(zip(names, columns, strict=True))
+            if n_likelihood:
+                trace: dict[str, Any] = {} if probes is None else {"trace": "hutchinson", "probes": probes}
+                found["likelihood"] = ood_scores(
+                    potential, x[:n_likelihood], "likelihood", rtol=rtol, seed=seed, **trace
+                )
+            return found
+
+        scores = {name: score(name, x) for name, x in sets.items()}
+        own, reference = scores.pop(f"{known.name} (inside)"), scores.pop("training")
+        report: dict[str, Any] = {"model": str(model), "inside": known.name, "n": n, "n_likelihood": n_likelihood}
+        report["auroc"] = {
+            name: {
+                kind + suffix: auroc(*pair)
+                for kind, values in foreign.items()
+                for suffix, pair in (
+                    ("", (own[kind], values)),
+                    (
+                        ", typicality",
+                        [typicality(part, reference[kind]) for part in (own[kind], values)],
+                    ),
+                )
+            }
+            for name, foreign in scores.items()
+        }
+        table = Table(title=f"AUROC, inside {escape(known.name)} ({len(known)} events)", title_justify="left")
+        table.add_column("score")
+        for name in scores:
+            table.add_column(escape(name), justify="right")
+        for kind in next(iter(report["auroc"].values())):
+            table.add_row(kind, *(f"{report['auroc'][name][kind]:.3f}" for name in scores))
+        Console().print(table)
+        if json_file is not None:
+            _write_text(json_file, json.dumps(report, indent=2) + "\n")
+            typer.echo(str(json_file))
+        if out is not None:
+            kind = next(iter(own))
+            drawn = {f"{known.name} (inside)": own[kind], **{name: foreign[kind] for name, foreign in scores.items()}}
+            typer.echo(str(plots.score_histograms(drawn, out, f"log-density {kind}, nats + constant")))
+
+
+@app.command()
+def interpolate(
+    model: CheckpointPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help=".png, or .npy (pairs, n, *event).")] = Path(
+        "interpolations.png"
+    ),
+    pairs: Annotated[int, typer.Option(help="How many interpolations, a row each.")] = 4,
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of images, both ends included.")] = 9,
+    data_name: Annotated[
+        str | None,
+        typer.Option("--data", show_default=False, help="Between this set's test images; by default between samples."),
+    ] = None,
+    root: RootOption = None,
+    rtol: RtolOption = 1e-4,
+    t_end: TEndOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    debug: DebugFlag = False,
+) -> None:
+    """Interpolate between images: back to the noise, around the sphere there, and forward again.
+
+    Examples:
+
+      vapo-fast interpolate runs/digits --data digits --out interpolations.png
+    """
+    with _reporting(debug):
+        with _usage():
+            where = config.build_device(device)
+            if out.suffix.lower() not in (".npy", ".png"):
+                raise ConfigError(f"--out must end in .npy or .png, got {str(out)!r}")
+            if pairs < 1:
+                raise ConfigError(f"--pairs must be 1 or more, got {pairs}")
+        potential = _load_model(model, where)
+        if data_name is None:
+            ends = _solve(potential, 2 * pairs, rtol=rtol, t_end=t_end, seed=seed).x
+        else:
+            with _usage():
+                events = _known_events(model, potential, data_name, root)
+                chosen = noise.permutation(seed, len(events), 0)[: 2 * pairs]
+                ends = events.batch(chosen).to(_like(potential))
+        frames = interpolate_samples(potential, ends[:pairs], ends[pairs : 2 * pairs], n, rtol=rtol, t_end=t_end)
+        if out.suffix.lower() == ".npy":
+            _write_npy(out, frames)
+        else:
+            plots.sample_grid(frames.flatten(0, 1), out, columns=n)
+        typer.echo(str(out))
+
+
+@app.command()
+def compose(
+    models: Annotated[list[Path], typer.Argument(show_default=False, help="Two or more checkpoints or runs.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help=".png: rows of samples of each model, of their sum, and refined; or .npy."),
+    ] = Path("composed.png"),
+    weights: Annotated[
+        str | None, typer.Option(show_default="1 each", help="Exponents of the densities, such as 1,1 or 0.5,0.5.")
+    ] = None,
+    reference_scale: Annotated[
+        float | None,
+        typer.Option(show_default="the first model's data_scale", help="Of the Gaussian that weights are relative to."),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="Samples of each.")] = 12,
+    refine_steps: Annotated[int, typer.Option("--refine", help="MALA steps on the product's density; 0: none.")] = 0,
+    step_size: StepSizeOption = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", show_default=False, help="Also save the composed potential here.")
+    ] = None,
+    rtol: RtolOption = 1e-4,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    debug: DebugFlag = False,
+) -> None:
+    """Compose models of one path and shape: the sum of their potentials, the product of their densities.
+
+    Log-density read-outs add exactly; the sum's flow reaches their product exactly only in special cases, and --refine
+    runs MALA, which keeps that product, from there. See `vapo_fast.SumPotential` for what holds and what does not.
+
+    Examples:
+
+      vapo-fast compose runs/threes runs/eights --weights 0.5,0.5 --refine 200 --out both.png --save both.safetensors
+    """
+    with _reporting(debug):
+        with _usage():
+            where = config.build_device(device)
+            if out.suffix.lower() not in (".npy", ".png"):
+                raise ConfigError(f"--out must end in .npy or .png, got {str(out)!r}")
+            if len(models) < 2:
+                raise ConfigError(f"two or more models are needed to compose, got {len(models)}")
+            given = None if weights is None else [float(part) for part in weights.split(",")]
+        parts = [_load_model(path, where) for path in models]
+        with _usage():
+            scale = reference_scale if reference_scale is not None else float(getattr(parts[0], "data_scale", 1.0))
+            both = SumPotential(parts, given, reference_scale=scale)
+        rows = {_named(path): _solve(part, n, rtol=rtol, seed=seed).x for path, part in zip(models, parts, strict=True)}
+        rows["composed"] = _solve(both, n, rtol=rtol, seed=seed).x
+        if refine_steps:
+            refined = refine_samples(both, rows["composed"], refine_steps, step_size=step_size, seed=seed)
+            rows["refined"] = refined.x
+            _note(f"acceptance {float(refined.acceptance.mean()):.3f} over {refine_steps} steps")
+        if save is not None:
+            checkpoint.save(both, save, notes={"composed of": [str(path) for path in models]})
+            typer.echo(str(save))
+        if out.suffix.lower() == ".npy":
+            _write_npy(out, list(rows.values())[-1])
+        elif len(both.event_shape) == 3:
+            plots.image_rows(rows, out, f"weights {', '.join(f'{w:g}' for w in both.weights)}")
+        else:
+            plots.samples_2d(both, out, seed=seed, rtol=rtol)
+        typer.echo(str(out))
+
+
+@app.command()
+def refine(
+    model: CheckpointPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help=".png: rows before and after; or .npy, after.")] = Path(
+        "refined.png"
+    ),
+    n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 16,
+    start: Annotated[
+        Path | None, typer.Option("--from", show_default="the model's samples", help="Start from these samples, .npy.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Langevin steps.")] = 50,
+    step_size: StepSizeOption = None,
+    noise_level: Annotated[
+        float | None,
+        typer.Option(show_default="the path's end", help="Follow the density at this noise level of the path."),
+    ] = None,
+    unadjusted: Annotated[bool, typer.Option("--unadjusted", help="ULA: take every proposal.")] = False,
+    adapt: Annotated[int, typer.Option(help="MALA steps before, in which step sizes are tuned.")] = 0,
+    rtol: RtolOption = 1e-4,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
+    debug: DebugFlag = False,
+) -> None:
+    """Refine samples by (Metropolis-adjusted) Langevin dynamics on the density that the potential reads out.
+
+    Examples:
+
+      vapo-fast refine runs/digits --steps 200 --out refined.png
+    """
+    with _reporting(debug):
+        with _usage():
+            where = config.build_device(device)
+            if out.suffix.lower() not in (".npy", ".png"):
+                raise ConfigError(f"--out must end in .npy or .png, got {str(out)!r}")
+        potential = _load_model(model, where)
+        with _usage():
+            before = None if start is None else _read_npy(start)[:n].to(_like(potential))
+            t = None if noise_level is None else float(potential.homotopy.time_at_noise_level(noise_level))
+        if before is None:
+            before = _solve(potential, n, rtol=rtol, seed=seed, engine=engine).x
+        result = refine_samples(
+            potential,
+            before,
+            steps,
+            t=t,
+            step_size=step_size,
+            adjusted=not unadjusted,
+            adapt_steps=adapt,
+            seed=seed,
+            engine=engine,
+        )
+        was = read_out(potential, before, potential.homotopy.t1 if t is None else t).detach().double()
+        gain, moved = result.log_density - was, (result.x - before).flatten(1).square().mean(1).sqrt()
+        _note(
+            f"acceptance {float(result.acceptance.mean()):.3f} over {steps} steps of size "
+            f"{float(result.step_size.mean()):.3g}; log-density read-out {float(gain.mean()):+.3f} nats, moved by "
+            f"{float(moved.mean()):.3g} a coordinate"
+        )
+        if out.suffix.lower() == ".npy":
+            _write_npy(out, result.x)
+        elif len(potential.event_shape) == 3:
+            plots.image_rows({"before": before, "after": result.x}, out, f"{steps} Langevin steps")
+        else:
+            with _usage():
+                raise ConfigError(f"--out must be a .npy for events of shape {potential.event_shape}, got {str(out)!r}")
+        typer.echo(str(out))
+
+
+def _like(model: Potential) -> Tensor:
+    """A tensor of the dtype and on the device that the model computes with."""
+    reference = model.reference_tensor()
+    return torch.zeros(()) if reference is None else reference
+
+
+def _named(path: Path) -> str:
+    return path.stem if path.is_file() else path.name
+
+
+def _known_events(
+    model_path: Path, model: Potential, name: str | None, root: str | None, split: str = "test"
+) -> data.Dataset:
+    """A split of the data that a run was trained on, of its classes only, or of the data set called ``name``."""
+    known = _settings_beside(model_path)
+    of_run = name in (None, known.get("data"))
+    name = name or known.get("data")
+    if not name:
+        raise ConfigError("the data's name is needed: there is no resolved.yaml beside the model")
+    size = known.get("image_size") if of_run else None
+    events = data.load(name, root=root or (known.get("root") if of_run else None), split=split, image_size=size)
+    if of_run and known.get("classes"):
+        events = data.of_classes(events, known["classes"])
+    if events.event_shape != model.event_shape:
+        raise ConfigError(f"{name} has events of shape {events.event_shape}, and the model of {model.event_shape}")
+    return events
+
+
+def _foreign(
+    name: str,
+    model_path: Path,
+    model: Potential,
+    inside: str | None,
+    root: str | None,
+    known: data.Dataset,
+    n: int,
+    seed: int,
+) -> Tensor:
+    """n events that the model was not trained on, in its shape."""
+    shape = model.event_shape
+    if name == "noise":
+        draws = noise.uniform(seed, range(n), shape, stream=noise.Stream.AUGMENT)
+        return 2.0 * draws - 1.0
+    if len(shape) != 3:
+        raise ConfigError(f"--outside {name} is for images, and the model's events have shape {shape}")
+    if name == "flip":
+        return known.tensor().flip(-2)
+    if name == "held-out":
+        settings = _settings_beside(model_path)
+        trained = settings.get("classes")
+        if not trained or inside not in (None, settings.get("data")):
+            raise ConfigError(
+                "--outside held-out is for a run that was trained with --classes, on the data of that run"
+            )
+        whole = data.load(
+            settings["data"], root=root or settings.get("root"), split="test", image_size=settings.get("image_size")
+        )
+        labels = cast("Tensor", whole.labels)
+        return _at_most(data.of_classes(whole, sorted(set(labels.tolist()) - set(trained))), n).tensor()
+    events = data.load(name, root=root, split="test")
+    if events.event_shape[1:] != shape[1:]:
+        if shape[1] != shape[2]:
+            raise ConfigError(f"--outside {name} cannot be resized to {shape[1]} x {shape[2]}: sides must be equal")
+        events = data.load(name, root=root, split="test", image_size=shape[1])
+    images = _at_most(events, n).tensor()
+    if images.shape[1] == 1 and shape[0] == 3:
+        images = images.expand(-1, 3, -1, -1).contiguous()
+    if tuple(images.shape[1:]) != shape:
+        raise ConfigError(f"--outside {name} has images of shape {tuple(images.shape[1:])}, and the model of {shape}")
+    return images

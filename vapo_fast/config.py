@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from vapo_fast import distributed, noise
-from vapo_fast.data import Dataset, Mirrored, load
+from vapo_fast.data import Dataset, Mirrored, Subset, load, of_classes
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.potentials import MLPPotential, Potential, UNetPotential, WideResNetPotential
 
@@ -45,6 +45,7 @@ class TrainConfig:
     root: str | None = _setting(None, "Data", "Folder with the files of a named image set.")
     image_size: int | None = _setting(None, "Data", "Resize images to squares of this side.")
     n: int | None = _setting(None, "Data", "Use only this many events.")
+    classes: list[int] | None = _setting(None, "Data", "Use only these classes of labelled data, such as 0,1,2.")
     mirror: bool = _setting(False, "Data", "Add the left-right mirror image of every image.")
 
     homotopy: str = _setting("data", "Path", "data (VAPO) or linear (VPFB).")
@@ -174,7 +175,16 @@ def merge(*layers: Mapping[str, Any]) -> TrainConfig:
 
 def build_data(config: TrainConfig, split: str = "train") -> Dataset:
     """The data set that a configuration names. Errors as `vapo_fast.data.load`."""
-    data = load(config.data, root=config.root, split=split, image_size=config.image_size, n=config.n)
+    n = config.n if config.classes is None else None
+    data = load(config.data, root=config.root, split=split, image_size=config.image_size, n=n)
+    if config.classes is not None:
+        data = of_classes(data, config.classes)
+        if config.n is not None:
+            if config.n > len(data):
+                raise ConfigError(
+                    f"n must be at most {len(data)}, the events of classes {config.classes}, got {config.n}"
+                )
+            data = Subset(data, noise.permutation(0, len(data), 0)[: config.n])
     return Mirrored(data) if config.mirror and split == "train" else data
 
 

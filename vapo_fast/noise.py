@@ -42,6 +42,9 @@ class Stream(IntEnum):
     PROBE = 4
     DATA = 5
     AUGMENT = 6
+    DEQUANTISATION = 7
+    LANGEVIN = 8
+    METROPOLIS = 9
 
 
 Index = Tensor | range | Sequence[int]

@@ -10,7 +10,7 @@ import csv
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,6 +65,61 @@ def interpolation_strip(images: Tensor, path: PathLike, title: str | None = None
         raise ValueError(f"images must hold at least the two ends of an interpolation, got {n}")
     captions = [f"{i / (n - 1):.2f}" for i in range(n)]
     return _save(_tiles(pixels, n, title, captions), path)
+
+
+def image_rows(rows: Mapping[str, Tensor], path: PathLike, title: str | None = None) -> Path:
+    """Draw sets of images below each other, each a row of tiles with its name on the left.
+
+    Args:
+        rows: name to images (N, C, H, W) as for `sample_grid`, all of one height and width; N may differ.
+        path: file to write.
+        title: a line of text above.
+    Raises: as `sample_grid`; ValueError for no rows or for images of different sizes.
+    """
+    if not rows:
+        raise ValueError("rows must hold at least one set of images, got none")
+    pixels = {name: _image_pixels(images) for name, images in rows.items()}
+    sizes = {part.shape[1:3] for part in pixels.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"rows must hold images of one size, got {', '.join(map(str, sorted(sizes)))}")
+    columns = max(len(part) for part in pixels.values())
+    blank = np.full_like(next(iter(pixels.values()))[:1], 255)
+    padded = [np.concatenate([part, blank.repeat(columns - len(part), axis=0)]) for part in pixels.values()]
+    return _save(_tiles(np.concatenate(padded), columns, title, labels=list(pixels)), path)
+
+
+def score_histograms(scores: Mapping[str, Tensor], path: PathLike, label: str, title: str | None = None) -> Path:
+    """Draw the distributions of a score on several sets in one panel, as outlines of equal area.
+
+    Args:
+        scores: name to (N,) finite scores; the first is drawn filled.
+        path: file to write.
+        label: what the score is, below the axis.
+    Raises: TypeError or ValueError for no sets, other shapes or NaN; ImportError without matplotlib.
+    """
+    if not scores:
+        raise ValueError("scores must hold at least one set, got none")
+    values: dict[str, Array] = {}
+    for name, part in scores.items():
+        if not isinstance(part, Tensor) or not part.is_floating_point() or part.dim() != 1 or not len(part):
+            raise TypeError(f"scores[{name!r}] must be a floating-point tensor (N,) with N >= 1, got {part!r}")
+        values[name] = _checks.all_finite(f"scores[{name!r}]", part).detach().double().cpu().numpy()
+    # Stray scores, orders of magnitude away, would leave one bar for all the rest; they are counted in the end bins.
+    low, high = (float(f([np.quantile(v, q) for v in values.values()])) for f, q in ((min, 0.02), (max, 0.98)))
+    edges = np.linspace(low, high if high > low else low + 1.0, 60)
+    figure = _figure(7.0, 3.6)
+    axes = figure.add_subplot(1, 1, 1)
+    for i, (name, found) in enumerate(values.items()):
+        height, _ = np.histogram(np.clip(found, edges[0], edges[-1]), edges, density=True)
+        axes.stairs(height, edges, fill=i == 0, alpha=0.35 if i == 0 else 1.0, label=name)
+    axes.set_xlabel(label, fontsize=9)
+    axes.set_yticks([])
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=8, frameon=False)
+    if title is not None:
+        axes.set_title(title, fontsize=10)
+    figure.tight_layout()
+    return _save(figure, path)
 
 
 def samples_2d(
@@ -303,8 +358,13 @@ def _image_pixels(images: Tensor) -> Array:
     return pixels
 
 
-def _tiles(pixels: Array, columns: int, title: str | None, captions: Sequence[str] = ()) -> Figure:
-    """A figure in which each picture element of the tiles is a whole number of pixels; captions go below columns."""
+def _tiles(
+    pixels: Array, columns: int, title: str | None, captions: Sequence[str] = (), labels: Sequence[str] = ()
+) -> Figure:
+    """A figure in which each picture element of the tiles is a whole number of pixels.
+
+    Captions go below the columns, labels to the left of the rows.
+    """
     n, height, width, _ = pixels.shape
     factor = max(1, math.ceil(_SMALLEST_TILE / min(height, width)))
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
@@ -315,17 +375,23 @@ def _tiles(pixels: Array, columns: int, title: str | None, captions: Sequence[st
         top, left = i // columns * cell_height, i % columns * cell_width
         canvas[top : top + height * factor, left : left + width * factor] = tile
     header, footer = (24 if title else 0), (18 if captions else 0)
-    full_height, full_width = canvas.shape[0] + header + footer, max(canvas.shape[1], 8 * len(title or ""))
+    margin = 8 + 7 * max(map(len, labels), default=-1) if labels else 0
+    full_height, full_width = canvas.shape[0] + header + footer, max(canvas.shape[1] + margin, 8 * len(title or ""))
     figure = _figure(full_width / 100, full_height / 100, dpi=100)
     axes = figure.add_axes(
-        (0.0, footer / full_height, canvas.shape[1] / full_width, canvas.shape[0] / full_height), frameon=False
+        (margin / full_width, footer / full_height, canvas.shape[1] / full_width, canvas.shape[0] / full_height),
+        frameon=False,
     )
     axes.set_axis_off()
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
     if title:
         figure.text(4 / full_width, 1.0 - 5 / full_height, title, fontsize=9, va="top", ha="left")
+    for i, label in enumerate(labels):
+        middle = footer + canvas.shape[0] - (i + 0.5) * cell_height
+        figure.text(4 / full_width, middle / full_height, label, fontsize=7, va="center", ha="left")
     for i, caption in enumerate(captions):
-        figure.text((i + 0.5) * cell_width / full_width, 3 / full_height, caption, fontsize=7, va="bottom", ha="center")
+        centre = margin + (i + 0.5) * cell_width
+        figure.text(centre / full_width, 3 / full_height, caption, fontsize=7, va="bottom", ha="center")
     return figure
 
 

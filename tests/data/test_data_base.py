@@ -121,3 +121,23 @@ def test_tensor_refuses_what_memory_cannot_hold(monkeypatch):
     monkeypatch.setattr(base, "_physical_memory", lambda: 100)
     with pytest.raises(MemoryError, match=r"batch\(indices\)"):
         data.ArrayDataset("x", grey()).tensor()
+
+
+def test_of_classes_keeps_order_and_labels():
+    images, labels = grey(6), torch.tensor([2, 0, 1, 2, 0, 5])
+    whole = data.ArrayDataset("x", images, labels=labels)
+    chosen = data.of_classes(whole, [2, 5])
+    assert chosen.labels.tolist() == [2, 2, 5]
+    assert torch.equal(chosen.tensor(), whole.batch([0, 3, 5]))
+    assert len(data.of_classes(whole, [0, 1, 2, 5])) == 6
+
+
+def test_of_classes_refuses_classes_that_are_not_there():
+    whole = data.ArrayDataset("x", grey(3), labels=torch.tensor([0, 1, 3]))
+    for classes in ([2], [], [0, 7]):
+        with pytest.raises(ValueError, match="classes must be one or more of 0, 1, 3, the labels of 'x'"):
+            data.of_classes(whole, classes)
+    with pytest.raises(ValueError, match="non-negative"):
+        data.of_classes(whole, [-1])
+    with pytest.raises(ValueError, match="which has no labels"):
+        data.of_classes(data.ArrayDataset("y", grey(3)), [0])

@@ -174,6 +174,23 @@ class Subset(Dataset):
         return self._parent.batch(self._chosen[indices])
 
 
+def of_classes(dataset: Dataset, classes: Sequence[int]) -> Subset:
+    """The events of a labelled data set that are of the given classes, in their order; labels stay as they are.
+
+    Raises ValueError for data without labels, no classes, or one that no event has.
+    """
+    if dataset.labels is None:
+        raise ValueError(f"classes {list(classes)!r} cannot be chosen from {dataset.name!r}, which has no labels")
+    wanted = [_checks.non_negative_int("each class in classes", value) for value in classes]
+    present = set(dataset.labels.tolist())
+    missing = [value for value in wanted if value not in present]
+    if missing or not wanted:
+        known = ", ".join(map(str, sorted(present)))
+        raise ValueError(f"classes must be one or more of {known}, the labels of {dataset.name!r}, got {wanted}")
+    chosen = torch.isin(dataset.labels, torch.tensor(wanted))
+    return Subset(dataset, chosen.nonzero().flatten())
+
+
 class Mirrored(Dataset):
     """An image data set and its left-right mirror images: item ``i + n`` is item ``i`` mirrored.
 

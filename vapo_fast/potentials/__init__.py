@@ -10,6 +10,7 @@ from vapo_fast.potentials.base import ModulePotential, Potential
 from vapo_fast.potentials.gauge import GaugedPotential
 from vapo_fast.potentials.gaussian_mixture import GaussianMixturePotential
 from vapo_fast.potentials.mlp import MLPPotential
+from vapo_fast.potentials.sum import SumPotential
 from vapo_fast.potentials.unet import UNetPotential
 from vapo_fast.potentials.wide_resnet import WideResNetPotential
 
@@ -19,13 +20,14 @@ __all__ = [
     "MLPPotential",
     "ModulePotential",
     "Potential",
+    "SumPotential",
     "UNetPotential",
     "WideResNetPotential",
     "potential_from_config",
 ]
 
 _CLASSES: dict[str, type[Potential]] = {
-    c.__name__: c for c in (MLPPotential, WideResNetPotential, UNetPotential, GaussianMixturePotential)
+    c.__name__: c for c in (MLPPotential, WideResNetPotential, UNetPotential, GaussianMixturePotential, SumPotential)
 }
 
 
@@ -34,7 +36,10 @@ def potential_from_config(config: dict[str, Any]) -> Potential:
     arguments = dict(config)
     name = _checks.one_of("potential class", arguments.pop("class", None), _CLASSES)
     try:
-        arguments["homotopy"] = homotopy_from_config(arguments["homotopy"])
+        if "potentials" in arguments:
+            arguments["potentials"] = [potential_from_config(part) for part in arguments["potentials"]]
+        else:
+            arguments["homotopy"] = homotopy_from_config(arguments["homotopy"])
         return _CLASSES[name](**arguments)
     except (TypeError, KeyError) as error:
         raise ValueError(f"{name} cannot be built from {config!r}: {error}") from error

@@ -1,0 +1,226 @@
+"""What a potential gives beyond samples, one command each: python benchmarks/potential_uses.py --out runs/uses
+
+Trains small potentials on the 8x8 digits (all classes, the threes, the eights, seven classes of ten) with
+`vapo-fast train`, then runs `likelihood`, `ood`, `interpolate`, `compose` and `refine` on them. ``--fashion`` names a
+potential of Fashion-MNIST (a run's folder, or a checkpoint such as `python -m benchmarks.quality fashion-mnist --keep`
+leaves), for the same on it. Every command and what it printed is kept in benchmarks/results/potential_uses.json,
+pictures in docs/images/, and docs/potential_uses.md is written from them; ``--report`` does only that. A training that
+is there already is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import provenance
+from provenance import ROOT
+
+RESULTS = provenance.RESULTS / "potential_uses.json"
+DOCS = ROOT / "docs" / "potential_uses.md"
+IMAGES = ROOT / "docs" / "images"
+
+_BACKBONE = "--data digits --sigma 0.02 --channels 32 --multipliers 1,2 --blocks 1 --data-scale 0.75 --batch-size 64"
+_TRAIN = f"train {_BACKBONE} --lr 0.002 --sample-every 0 --no-progress"
+TRAININGS = {
+    "digits": f"{_TRAIN} --ema-decay 0.998 --steps 1000",
+    "digits-0-6": f"{_TRAIN} --ema-decay 0.998 --steps 1000 --classes 0,1,2,3,4,5,6",
+    "threes": f"{_TRAIN} --ema-decay 0.99 --steps 400 --classes 3",
+    "eights": f"{_TRAIN} --ema-decay 0.99 --steps 400 --classes 8",
+}
+
+
+@dataclass(frozen=True)
+class Use:
+    """A command to show: the name of its picture, which begins with the kind of use, and its words.
+
+    In the words, ``{name}`` is a run of `TRAININGS`, ``{fashion}`` and ``{root}`` what was given for Fashion-MNIST.
+    """
+
+    name: str
+    words: str
+
+
+USES = (
+    Use("likelihood_digits", "likelihood {digits} -n 100 --probes 8"),
+    Use(
+        "ood_digits",
+        "ood {digits-0-6} --outside held-out --outside noise --outside flip -n 500 --noise-levels 0.02,0.1,0.3 "
+        "--n-likelihood 100 --probes 4",
+    ),
+    Use("interpolate_digits", "interpolate {digits} --data digits --pairs 4"),
+    Use("compose_half", "compose {threes} {eights} --weights 0.5,0.5 --refine 200"),
+    Use("compose_full", "compose {threes} {eights} --weights 1,1 --refine 200"),
+    Use("refine_digits", "refine {digits} --steps 200"),
+    Use(
+        "likelihood_fashion",
+        "likelihood {fashion} --data fashion-mnist --root {root} -n 64 --probes 2 --rtol 1e-3",
+    ),
+    Use(
+        "ood_fashion",
+        "ood {fashion} --inside fashion-mnist --root {root} --outside digits --outside noise --outside flip -n 1000 "
+        "--noise-levels 0.02,0.1,0.5 --n-likelihood 32 --probes 1",
+    ),
+    Use("interpolate_fashion", "interpolate {fashion} --data fashion-mnist --root {root} --pairs 4 --rtol 1e-3"),
+    Use("refine_fashion", "refine {fashion} --steps 50 --rtol 1e-3"),
+)
+
+_TEXT = {
+    "likelihood": """## Likelihood
+
+`vf.bits_per_dim`: the change of variables along the flow, of images dequantised by uniform noise of one grey level's
+width. It bounds the bits of the quantised images from above in expectation. The density is that of the samples, which
+carry the path's last noise (sigma): where sigma is not far below a grey level, as for the 256 levels of Fashion-MNIST
+at sigma .02, it costs bits that a smaller sigma would not.
+""",
+    "ood": """## Out-of-distribution scores
+
+`vf.ood_scores` and `vf.auroc`. The read-out takes one evaluation a noise level, the likelihood an integration. A plain
+density often ranks simple foreign images above the data itself; typicality, the distance to the median score of the
+training images, sees both sides. Digits are resized from 8x8 to 28x28 for the model of Fashion-MNIST; noise is uniform
+in [-1, 1]; flips are the test images upside down.
+""",
+    "interpolate": """## Interpolation
+
+`vf.interpolate`: two test images are carried back to the prior, joined on the sphere there, and carried forward.
+""",
+    "compose": """## Composition
+
+`vf.SumPotential`: read-outs add exactly, so that the sum stands for a product of densities; its flow is exact only in
+special cases, and MALA on the product's density is what repairs its samples. Rows: the samples of each model, of the
+sum's flow, and those after MALA. Weights that sum to 1 give a geometric mean; with 1 and 1 the product is taken over
+the Gaussian of the data's scale.
+""",
+    "refine": """## Langevin refinement
+
+`vf.refine`: Metropolis-adjusted Langevin steps on the read-out at the path's end, whose density they leave invariant.
+They move samples by about the path's last noise, so what changes is the grain and not what is shown.
+""",
+}
+
+
+_NOT_RUN = """## Not run yet
+
+CIFAR-10 against its own held-out classes, on one GPU (FOLDER: an image folder of CIFAR-10, with train/CLASS/ and
+test/CLASS/); classes are numbered in alphabetic order:
+
+```bash
+vapo-fast train --data FOLDER --classes 0,1,2,3,4,5,6 --mirror --model unet --channels 128 --multipliers 1,2,2 \\
+    --blocks 2 --batch-size 128 --lr 4e-4 --ema-decay 0.9995 --precision bf16 --minutes 25 --device cuda \\
+    --out runs/cifar7
+vapo-fast ood runs/cifar7 --outside held-out --outside noise --outside flip -n 3000 --noise-levels 0.01,0.05,0.2,0.5 \\
+    --n-likelihood 500 --probes 4 --out ood_cifar7.png --json ood_cifar7.json
+vapo-fast likelihood runs/cifar7 -n 1000 --probes 4 --out likelihood_cifar7.png
+```
+"""
+
+
+def run(words: list[str], shown: str) -> dict[str, Any]:
+    """Run one command of the command line; what it printed, without the names of the files it wrote."""
+    began = time.perf_counter()
+    environment = os.environ | {"COLUMNS": "110"}
+    done = subprocess.run(
+        [sys.executable, "-m", "vapo_fast", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=ROOT,
+    )
+    if done.returncode:
+        raise SystemExit(f"{shown} failed with {done.returncode}:\n{done.stderr}")
+    lines = [line.rstrip() for line in (done.stdout + done.stderr).splitlines()]
+    written = (".png", ".json", ".safetensors")
+    kept = [line for line in lines if line and not line.endswith(written) and not line.startswith("scoring ")]
+    return {"command": shown, "printed": kept, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def train(name: str, out: Path) -> dict[str, Any]:
+    """A run of `TRAININGS`, unless its folder is there; the command and when it was trained."""
+    folder = out / name
+    shown = f"vapo-fast {TRAININGS[name]} --out runs/{name}"
+    if not (folder / "model.safetensors").is_file():
+        print(shown, flush=True)
+        run([*shlex.split(TRAININGS[name]), "--out", str(folder)], shown)
+    return {"command": shown}
+
+
+def use(one: Use, out: Path, fashion: Path | None, root: str | None) -> dict[str, Any]:
+    """Run a use, keep its picture, and return what is to be shown."""
+    places = {name: str(out / name) for name in TRAININGS} | {"fashion": str(fashion), "root": str(root)}
+    names = {name: f"runs/{name}" for name in TRAININGS} | {"fashion": "FASHION", "root": "FOLDER"}
+    picture = IMAGES / f"uses_{one.name}.png"
+    words, shown = (_filled(one.words, values) for values in (places, names))
+    print(f"vapo-fast {shown}", flush=True)
+    return run([*shlex.split(words), "--out", str(picture)], f"vapo-fast {shown} --out {one.name}.png")
+
+
+def _filled(words: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        words = words.replace(f"{{{name}}}", value)
+    return words
+
+
+def write_docs(results: dict[str, Any], path: Path = DOCS) -> None:
+    """The page, from the kept results."""
+    facts = results["provenance"]
+    lines = [
+        "# What a potential gives beyond samples",
+        "",
+        "Commands and what they printed, written by `python benchmarks/potential_uses.py` from",
+        "`benchmarks/results/potential_uses.json`. The models are small and briefly trained (the first four commands;",
+        "the Fashion-MNIST potential, FASHION, is that of [quality.md](quality.md)): they show what each command does,",
+        "not what the method can reach. A flow-matching model has no read-out, and so none of this but interpolation",
+        "and the likelihood.",
+        "",
+        f"{facts['machine']}, torch {facts['torch']}, {facts['date']}, commit {facts['commit']}.",
+        "",
+        "```bash",
+        *(entry["command"] for entry in results["trainings"].values()),
+        "```",
+        "",
+    ]
+    for kind, text in _TEXT.items():
+        lines += [text]
+        for one in USES:
+            if not one.name.startswith(kind) or one.name not in results["uses"]:
+                continue
+            entry = results["uses"][one.name]
+            lines += [f"`{entry['command']}`", "", "```text", *entry["printed"], "```", ""]
+            lines += [f"![{one.name}](images/uses_{one.name}.png)", ""]
+    lines.append(_NOT_RUN)
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Train what is missing, run the uses, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/uses"), help="folder of the runs (default: %(default)s)")
+    parser.add_argument("--fashion", type=Path, help="a potential of Fashion-MNIST: a run's folder or a checkpoint")
+    parser.add_argument("--root", help="folder with the files of Fashion-MNIST")
+    parser.add_argument("--only", nargs="+", choices=[one.name for one in USES], help="run only these uses")
+    parser.add_argument("--report", action="store_true", help="run nothing, only write the page")
+    options = parser.parse_args()
+    out, fashion = options.out.resolve(), options.fashion and options.fashion.resolve()
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"trainings": {}, "uses": {}}
+    if not options.report:
+        results["provenance"] = {key: str(value) for key, value in provenance.provenance().items()}
+        results["trainings"] = {name: train(name, out) for name in TRAININGS}
+        for one in USES:
+            wanted = options.only is None or one.name in options.only
+            if wanted and (fashion is not None or "{fashion}" not in one.words):
+                results["uses"][one.name] = use(one, out, fashion, options.root)
+                RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_docs(results)
+
+
+if __name__ == "__main__":
+    main()

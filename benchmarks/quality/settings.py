@@ -1,0 +1,111 @@
+"""Data sets with the backbone and the optimiser's settings that every arm shares on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.quality.flow_matching import VelocityUNet
+from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
+from vapo_fast.optim import TrainingOptions
+from vapo_fast.potentials import UNetPotential
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for every arm.
+
+    Attributes:
+        data: a name or path for `vapo_fast.data.load`; ``image_size`` and ``mirror`` as for `vapo-fast train`.
+        channels, multipliers, blocks, patch_size, data_scale: of the U-Net.
+        sigma: of `DataHomotopy`. A plain arm's linear path ends at the same noise, ``t1 = 1 - sigma``.
+        batch_size, lr, ema_decay: of the optimiser.
+        samples, rtol: how many samples are scored, and how exactly they are integrated.
+        extractor: features of the Frechet distance; "cnn" is trained on the data.
+        cnn_epochs: of that classifier.
+    """
+
+    data: str
+    channels: int
+    multipliers: tuple[float, ...]
+    blocks: int
+    batch_size: int
+    lr: float
+    ema_decay: float
+    sigma: float
+    data_scale: float
+    samples: int
+    patch_size: int = 1
+    image_size: int | None = None
+    mirror: bool = False
+    rtol: float = 1e-3
+    extractor: str = "cnn"
+    cnn_epochs: int = 3
+
+
+SETTINGS: dict[str, Setting] = {
+    "digits": Setting(
+        "digits", 32, (1, 2), 1, 64, 2e-3, 0.998, sigma=0.02, data_scale=0.75, samples=360, rtol=1e-4, cnn_epochs=10
+    ),
+    "fashion-mnist": Setting(
+        "fashion-mnist", 48, (1, 2), 1, 64, 1e-3, 0.999, sigma=0.02, data_scale=0.825, samples=2000, patch_size=2
+    ),
+    "cifar10": Setting(
+        "cifar10",
+        128,
+        (1, 2, 2),
+        2,
+        128,
+        4e-4,
+        0.9995,
+        sigma=0.01,
+        data_scale=0.5,
+        samples=10_000,
+        mirror=True,
+        extractor="efficientnet-lite0",
+    ),
+    "celeba": Setting(
+        "celeba",
+        96,
+        (1, 2, 2, 2),
+        2,
+        64,
+        4e-4,
+        0.9995,
+        sigma=0.01,
+        data_scale=0.55,
+        samples=10_000,
+        image_size=64,
+        mirror=True,
+        extractor="efficientnet-lite0",
+    ),
+}
+
+ARMS = ("potential", "flow matching", "flow matching, plain")
+"""The project's potential; a velocity with its path, times, weight and gauge; one as usually written."""
+
+
+def path_of(arm: str, setting: Setting) -> Homotopy:
+    """The probability path of an arm."""
+    return LinearHomotopy(t1=1.0 - setting.sigma) if arm == ARMS[2] else DataHomotopy(sigma=setting.sigma)
+
+
+def network_of(arm: str, setting: Setting, event_shape: tuple[int, ...]) -> UNetPotential | VelocityUNet:
+    """The untrained network of an arm; all have the same layers."""
+    path, backbone = path_of(arm, setting), (setting.channels, setting.multipliers, setting.blocks)
+    sizes = {"patch_size": setting.patch_size, "data_scale": setting.data_scale}
+    if arm == ARMS[0]:
+        return UNetPotential(event_shape, path, *backbone, **sizes)
+    return VelocityUNet(event_shape, path, *backbone, gauge=arm == ARMS[1], **sizes)
+
+
+def options_of(arm: str, setting: Setting, seed: int) -> TrainingOptions:
+    """The optimiser's options: alike for all, except that the plain arm has uniform times and weight."""
+    plain = arm == ARMS[2]
+    return TrainingOptions(
+        lr=setting.lr,
+        batch_size=setting.batch_size,
+        ema_decay=setting.ema_decay,
+        weight="uniform" if plain else path_of(arm, setting).balanced_weight,
+        time_sampling="uniform" if plain else "log_noise",
+        seed=seed,
+    )
