@@ -26,7 +26,7 @@ from benchmarks import conformance
 from benchmarks.conformance import ROOT, Gate
 from benchmarks.measure import Quartiles, default_cache, paired_ratio, rotated
 from benchmarks.peak_memory import peak_bytes
-from benchmarks.provenance import RESULTS, append
+from benchmarks.provenance import RESULTS, append, commit
 from vapo_fast import noise, ode
 from vapo_fast.batches import Batch, as_source, training_batch
 from vapo_fast.data import DataNotFoundError
@@ -119,12 +119,12 @@ def _batch(model: ImagePotential, source: object, step: int, size: int) -> Batch
 def training_arms(model: ImagePotential, batch: Batch, compiled: bool) -> dict[str, Arm]:
     """Loss and all gradients of one batch."""
     engine, passes = ReferenceEngine(), explicit_passes(model)
-    double = _in_float64(model)
-    exact = _flat(explicit_passes(double).loss_and_grads(Batch(*(part.double() for part in batch)))[1])
+    double = in_float64(model)
+    exact = flat(explicit_passes(double).loss_and_grads(Batch(*(part.double() for part in batch)))[1])
 
     def error(result: object) -> float:
         grads: dict[str, Tensor] = result[1]  # type: ignore[index]
-        return float((_flat(grads).double() - exact).norm() / exact.norm())
+        return float((flat(grads).double() - exact).norm() / exact.norm())
 
     arms = {
         EAGER: Arm(lambda: engine.loss_and_grads(model, batch, Job("loss_and_grads")), error),
@@ -170,7 +170,7 @@ def sampling_arms(model: ImagePotential, n: int) -> dict[str, Arm]:
     options = SolveOptions(rtol=TOLERANCE)
     few = slice(0, min(4, n))
     tight = SolveOptions(rtol=1e-6)
-    exact_passes = explicit_passes(_in_float64(model))
+    exact_passes = explicit_passes(in_float64(model))
     exact = ode.integrate(lambda x, t: exact_passes.field(x, t)[1], start[few].double(), path.t0, path.t1, tight).x
 
     def solve(precision: str) -> object:
@@ -190,14 +190,14 @@ def sampling_arms(model: ImagePotential, n: int) -> dict[str, Arm]:
     }
 
 
-def _in_float64(model: ImagePotential) -> ImagePotential:
+def in_float64(model: ImagePotential) -> ImagePotential:
     double = vf.potentials.potential_from_config(model.config()).double()
     double.load_state_dict(model.state_dict())
     assert isinstance(double, ImagePotential)
     return double
 
 
-def _flat(grads: Mapping[str, Tensor]) -> Tensor:
+def flat(grads: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([grads[name].flatten() for name in sorted(grads)])
 
 
@@ -250,6 +250,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure every case and append it to the results."""
     torch.set_num_threads(options.threads)
     begin = time.perf_counter()
+    commit()  # that of the code which is loaded now
     gate = Gate("passes", "test_equality or test_contract or (test_pointwise and not triton)")
     said = conformance.require(options.cache, ROOT / "tests" / "passes", gate)
     data_name, data = load_images(options.root)
