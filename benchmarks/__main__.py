@@ -12,7 +12,20 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import conformance, gpu, kernels, left_out, provenance, records, report, roofline, runs
+from benchmarks import (
+    conformance,
+    gpu,
+    image_precision,
+    images,
+    kernels,
+    left_out,
+    passes_report,
+    provenance,
+    records,
+    report,
+    roofline,
+    runs,
+)
 from benchmarks.cases import SELECTIONS, SHAPES, UNEVEN, Case, matching, on, solve
 from benchmarks.devices import OURS, usable
 from benchmarks.measure import CaseResult, Limits, arms_for, default_cache, measure
@@ -309,6 +322,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("files", nargs="+", type=Path, help="bench.csv, roofline.csv and what lies beside them")
     one.set_defaults(command=merge)
     gpu.add_arguments(commands.add_parser("gpu", help=gpu.SUMMARY))
+    images.add_arguments(commands.add_parser("images", help=images.SUMMARY))
+    image_precision.add_arguments(commands.add_parser("image-precision", help=image_precision.SUMMARY))
+    passes_report.add_arguments(commands.add_parser("passes-report", help=passes_report.SUMMARY))
     one = commands.add_parser("report", parents=[common], help="write tables and plots from the results file")
     one.add_argument("--docs", type=Path, default=report.DOCS, help="default: %(default)s")
     one.add_argument("--readme", type=Path, default=report.README, help="default: %(default)s")

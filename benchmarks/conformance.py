@@ -17,7 +17,14 @@ from benchmarks.devices import accelerator
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ROOT / "tests" / "conformance"
 # What decides whether the suite passes; a green result is remembered for as long as none of it changes.
-_SOURCES = ("vapo_fast/**/*.py", "vapo_fast/*.so", "csrc/*", "kernels/**/*.py", "tests/conformance/**/*.py")
+_SOURCES = (
+    "vapo_fast/**/*.py",
+    "vapo_fast/*.so",
+    "csrc/*",
+    "kernels/**/*.py",
+    "tests/conformance/**/*.py",
+    "tests/passes/*.py",
+)
 
 
 @dataclass(frozen=True)

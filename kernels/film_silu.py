@@ -1,7 +1,7 @@
 """SiLU of ``h = gain c + offset`` in the four sweeps of a convolutional potential (`vapo_fast.passes.pointwise`).
 
 Maps are [rows, pixels, channels], gain and offset [rows, channels] in float32. Maps may be in bfloat16: they are
-widened when loaded and rounded when stored. The naive twin of every function is `vapo_fast.passes.pointwise.TorchPointwise`.
+widened when loaded and rounded when stored. The naive twins are those of `vapo_fast.passes.pointwise.TorchPointwise`.
 """
 
 from __future__ import annotations

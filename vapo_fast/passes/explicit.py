@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vapo_fast import _checks
@@ -39,7 +39,7 @@ from vapo_fast.potentials.wide_resnet import WideResNetPotential
 
 PRECISIONS = ("auto", "float64", "float32", "tf32", "bf16")
 """Of the convolutions' factors: "auto" is the model's own type; "tf32" (on CUDA) and "bf16" are for models in float32,
-whose activations, sums, gauge, loss and gradients stay in float32."""
+whose first and last layer, activations, sums, gauge, loss and gradients stay in float32."""
 
 
 class UnlikePlainNetworkError(TypeError):
@@ -74,6 +74,7 @@ class ExplicitPasses:
         self.potential = potential
         self._pointwise = pointwise
         self._layers = _layers(potential)
+        self._ends = _ends(potential)
         self._blocks = [layer.block for layer in self._layers if isinstance(layer, Residual)]
 
     def field(self, x: Tensor, t: Time | None = None, precision: str = "auto") -> tuple[Tensor, Tensor]:
@@ -189,10 +190,14 @@ class ExplicitPasses:
     def _sweep(
         self, modulation: Modulation, precision: str, gradients: Gradients | None = None, recompute: bool = False
     ) -> Sweep:
-        convolutions = Convolutions(self._dtype(precision))
         weight = self.potential.stem.weight
         pointwise = self._pointwise or fastest_pointwise(weight.device.type, weight.dtype)
-        return Sweep(pointwise, convolutions, modulation.films, recompute, gradients)
+        return Sweep(pointwise, self._convolutions(precision), modulation.films, recompute, gradients)
+
+    def _convolutions(self, precision: str) -> Convolutions:
+        # Both ends stay in the model's type: rounding the network's input and its adjoint would be most of the field's
+        # error late in the path (docs/explicit_passes.md), and these layers have few channels.
+        return Convolutions(self._dtype(precision), self._ends)
 
     def _evaluation(self, x: Tensor, c: Coefficients, sweep: Sweep) -> Evaluation:
         return Evaluation(self._layers, self._patches(x * expand_time(c.inverse_radius, x)), sweep)
@@ -260,6 +265,11 @@ class ExplicitPasses:
 
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+def _ends(potential: ImagePotential) -> tuple[nn.Conv2d, nn.Conv2d]:
+    assert isinstance(potential, (WideResNetPotential, UNetPotential))
+    return potential.stem, potential.output
 
 
 def _layers(potential: ImagePotential) -> list[Layer]:

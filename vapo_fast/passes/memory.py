@@ -1,11 +1,13 @@
-"""How much memory the sweeps take for one sample: counted on shapes, layer by layer."""
+"""How much memory the sweeps take for one sample: counted on shapes, layer by layer, as the layers hold it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from vapo_fast.passes.heads import ActivatedConvolution, InnerProduct, SumOverImage
+from torch import nn
+
+from vapo_fast.passes.heads import ActivatedConvolution
 from vapo_fast.passes.layer import Layer
 from vapo_fast.passes.resampling import Double, Halve
 from vapo_fast.passes.residual_block import Residual
@@ -15,67 +17,70 @@ from vapo_fast.passes.stem import Stem
 Shape = tuple[int, int, int]
 
 
-class _Held(NamedTuple):
-    """Bytes that a layer keeps after its first sweep, after the sweeps before the last, and that it works in."""
+@dataclass
+class _Held:
+    """Bytes of one layer: in its record when the backward sweep comes, worked in there, and laid aside meanwhile."""
 
-    forward: int
-    all: int
+    record: int
     work: int
+    side: int = 0
 
 
 def peak_bytes(layers: Sequence[Layer], shape: Shape, job: str, wide: int, narrow: int, recompute: bool) -> int:
-    """Bytes a sample at the peak of "field", "field_and_trace" or "loss_and_grads".
+    """Bytes a sample at the peak, which is in the last sweep, of "field", "field_and_trace" or "loss_and_grads".
 
     Args:
         shape: (C, H, W) of the network's input. wide, narrow: bytes a number of the stream, and of a convolution's.
     """
+    maps = 1 if job == "field" else 2  # of what flows backward: a, or the pair [b; a]
     held: list[_Held] = []
-    side: list[Shape] = []
-    for layer in layers:
-        one, shape = _held(layer, shape, side, wide, narrow, recompute)
-        held.append(one)
-    if job == "field":
-        return _peak([(h.forward, h.work // 2) for h in held])
-    return _peak([(h.all, h.work) for h in held])
-
-
-def _peak(held: Sequence[tuple[int, int]]) -> int:
-    """The most that is held and worked in at once, when records go as they come."""
+    pile: list[tuple[int, int]] = []
+    network_input = shape[0] * shape[1] * shape[2]
+    for i, layer in enumerate(layers):
+        size = shape[0] * shape[1] * shape[2]
+        if isinstance(layer, LayAside):
+            pile.append((i, size))
+            held.append(_Held(0, 3 * maps * size * wide))
+        elif isinstance(layer, Concatenate):
+            first, added = pile.pop()
+            # From here back to where it was laid aside, its adjoint waits.
+            for between in held[first:]:
+                between.side += maps * added * wide
+            held.append(_Held(0, 2 * maps * (size + added) * wide))
+            shape = (shape[0] + added // (shape[1] * shape[2]), *shape[1:])
+        elif isinstance(layer, (Halve, Double)):
+            shape = (shape[0], shape[1] // 2, shape[2] // 2) if isinstance(layer, Halve) else _doubled(shape)
+            held.append(_Held(0, maps * (size + shape[0] * shape[1] * shape[2]) * wide))
+        elif isinstance(layer, Residual):
+            inner = layer.block.first.out_channels * shape[1] * shape[2]
+            turned = isinstance(layer.block.skip, nn.Conv2d)
+            held.append(_residual(size, inner, turned, maps, wide, narrow, recompute))
+            shape = (layer.block.first.out_channels, *shape[1:])
+        elif isinstance(layer, (Stem, ActivatedConvolution)):
+            after = layer.convolution.out_channels * shape[1] * shape[2]
+            record = maps * size * wide + (0 if recompute or maps == 1 else size * narrow)
+            held.append(_Held(record, maps * (2 * size + after) * wide + maps * size * narrow))
+            shape = (layer.convolution.out_channels, *shape[1:])
+        else:
+            held.append(_Held(2 * size * maps * wide, maps * size * wide))
     total, most = 0, 0
-    for kept, work in held:
-        total += kept
-        most = max(most, total + work)
-    return most
+    for each in held:
+        total += each.record
+        most = max(most, total + each.work + each.side)
+    # The points with their velocities and gradients, the network's input and its direction.
+    return most + 6 * network_input * wide
 
 
-def _held(
-    layer: Layer, shape: Shape, side: list[Shape], wide: int, narrow: int, recompute: bool
-) -> tuple[_Held, Shape]:
-    channels, height, width = shape
-    pixels = height * width
-    size = channels * pixels
-    if isinstance(layer, Residual):
-        inner = layer.block.first.out_channels * pixels
-        kept = 2 * size * wide
-        if not recompute:
-            kept += (size + 3 * inner) * narrow
-        # Both pairs, what they are made from, and the pair that comes in.
-        work = 4 * max(size, inner) * narrow + 4 * max(size, inner) * wide
-        return _Held(size * wide + inner * narrow, kept, work), (layer.block.first.out_channels, height, width)
-    if isinstance(layer, Halve):
-        return _Held(0, 0, 4 * size * wide), (channels, height // 2, width // 2)
-    if isinstance(layer, Double):
-        return _Held(0, 0, 8 * size * wide), (channels, 2 * height, 2 * width)
-    if isinstance(layer, LayAside):
-        side.append(shape)
-        return _Held(0, 0, 0), shape
-    if isinstance(layer, Concatenate):
-        return _Held(0, 0, 0), (channels + side.pop()[0], height, width)
-    if isinstance(layer, Stem):
-        return _Held(size * wide, 2 * size * wide, 4 * size * wide), (layer.convolution.out_channels, height, width)
-    if isinstance(layer, ActivatedConvolution):
-        after = (layer.convolution.out_channels, height, width)
-        kept = 2 * size * wide + (0 if recompute else size * narrow)
-        return _Held(size * wide, kept, 4 * size * (wide + narrow)), after
-    assert isinstance(layer, (SumOverImage, InnerProduct))
-    return _Held(size * wide, 2 * size * wide, 2 * size * wide), (1, 1, 1)
+def _residual(size: int, inner: int, turned: bool, maps: int, wide: int, narrow: int, recompute: bool) -> _Held:
+    if maps == 1:
+        work = (inner + size) * wide + (inner + max(inner, size)) * narrow
+        return _Held(size * wide + inner * narrow, work + (size * wide if turned else 0))
+    insides = 0 if recompute else (3 * inner + size) * narrow
+    anew = (4 * inner + 2 * max(size, inner)) * narrow if recompute else inner * narrow
+    upper = 2 * inner * wide + anew + 4 * inner * narrow
+    lower = 2 * inner * wide + (2 * size * wide if turned else 0) + (4 * size if recompute else 3 * size) * narrow
+    return _Held(2 * size * wide + insides, max(upper, lower + 2 * inner * narrow))
+
+
+def _doubled(shape: Shape) -> Shape:
+    return shape[0], 2 * shape[1], 2 * shape[2]

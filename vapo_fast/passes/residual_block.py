@@ -60,9 +60,13 @@ class _Residual(Record):
         assert self.c is not None
         a_s1 = convolutions.transposed(block.second, a)
         a_c = pointwise.film_silu_derivative(self.c, a_s1, film.gain, film.offset, convolutions.dtype(block.first))
-        a_s0 = convolutions.transposed(block.first, a_c)
         if not sweep.recompute:
-            self.a_s0, self.a_s1 = a_s0, a_s1
+            self.a_s1 = a_s1
+        del a_s1
+        a_s0 = convolutions.transposed(block.first, a_c)
+        del a_c
+        if not sweep.recompute:
+            self.a_s0 = a_s0
         return pointwise.silu_derivative(self.x, a_s0, self._skip_adjoint(a, sweep), self.x.dtype)
 
     def tangent(self, x_dot: Tensor, sweep: Sweep) -> Tensor:
@@ -95,12 +99,12 @@ class _Residual(Record):
         if sweep.gradients is not None:
             sweep.gradients.add_weight(convolutions, block.second, upper.values, pair)
             sweep.gradients.add_bias(_output_biases(block), pair)
+            if isinstance(block.skip, nn.Conv2d):
+                sweep.gradients.add_weight(convolutions, block.skip, image(torch.cat([x, x_dot])), pair)
         adjoints = upper.adjoints
         del upper
         b_s0, a_s0 = convolutions.transposed_halves(block.first, adjoints, self.a_s0)
         skip = self._skip_adjoint(pair, sweep)
-        if sweep.gradients is not None and isinstance(block.skip, nn.Conv2d):
-            sweep.gradients.add_weight(convolutions, block.skip, image(torch.cat([x, x_dot])), pair)
         lower = pointwise.silu_second(x, x_dot, a_s0, b_s0, skip, convolutions.dtype(block.first))
         if sweep.gradients is not None:
             sweep.gradients.add_weight(convolutions, block.first, lower.values, adjoints)
@@ -112,7 +116,9 @@ class _Residual(Record):
             return self.c, self.c_dot
         dtype, first, n = sweep.convolutions.dtype(self.block.first), self.block.first, len(x_dot)
         s, s_dot = sweep.pointwise.silu(self.x, dtype), sweep.pointwise.silu_derivative(self.x, x_dot, None, dtype)
-        both = sweep.convolutions.forward(first, image(torch.cat([s, s_dot])))
+        inputs = image(torch.cat([s, s_dot]))
+        del s, s_dot
+        both = sweep.convolutions.forward(first, inputs)
         return both[:n], both[n:]
 
     def _skip_adjoint(self, a: Tensor, sweep: Sweep) -> Tensor:
