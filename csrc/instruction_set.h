@@ -4,8 +4,9 @@
 #include <string>
 #include <vector>
 
-// The x86-64 builds need a compiler that can target instructions for part of a program: gcc or clang.
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+// The x86-64 builds need a compiler that can target instructions for part of a program: gcc or clang. Tests that build
+// the kernels again, to look at what is around them, are quicker with the baseline alone.
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(VAPO_FAST_BASELINE_ONLY)
 #define VAPO_FAST_X86_BUILDS 1
 #endif
 

@@ -1,6 +1,7 @@
 #include "mlp_field.h"
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 namespace vapo_fast {
@@ -108,13 +109,18 @@ bool loss_and_gradient(const PackedMlp<T>& mlp, InstructionSet instruction_set, 
     std::vector<LossSums<T>> sums(static_cast<std::size_t>(slices));
     std::vector<T*> workspaces;
     for (int i = 0; i < threads; ++i) workspaces.push_back(memory.workspace(i, kernel.loss_workspace(mlp)));
-    const bool finished = parallel_for(
-        slices, threads,
-        [&](std::int64_t i, int thread) {
+    // A slice of a large batch takes long, so the monitor is asked, and work stopped, between tiles.
+    CallState state(monitor);
+    std::atomic<std::int64_t> next{0};
+    run_team(threads, state, [&](int thread) {
+        while (true) {
+            const std::int64_t i = next.fetch_add(1, std::memory_order_relaxed);
+            if (i >= slices) return;
             LossSums<T>& sum = sums[static_cast<std::size_t>(i)];
             sum.gradient = gradients + static_cast<std::size_t>(i) * layout.size;
             std::fill(sum.gradient, sum.gradient + layout.size, T(0));
             for (std::int64_t first = i * slice; first < std::min(batch.rows, (i + 1) * slice); first += tile) {
+                if (state.stopped()) return;
                 LossRows<T> rows;
                 rows.rows = std::min(tile, batch.rows - first);
                 rows.x_data = batch.x_data + first * d;
@@ -125,10 +131,12 @@ bool loss_and_gradient(const PackedMlp<T>& mlp, InstructionSet instruction_set, 
                 rows.covariance = batch.covariance;
                 rows.scale = T(1) / static_cast<T>(batch.rows);
                 kernel.loss(mlp, layout, rows, sum, workspaces[static_cast<std::size_t>(thread)]);
+                state.add_done(1);
+                if (thread == 0) state.poll();
             }
-        },
-        monitor);
-    if (!finished) return false;
+        }
+    });
+    if (state.stopped()) return false;
 
     result.linear = result.quadratic = 0.0;
     for (const LossSums<T>& sum : sums) {

@@ -48,7 +48,7 @@ def solve_in_batches(
     """Solve n samples, as many at a time as fit; ``start(i, j)`` gives the states of samples i to j - 1."""
 
     _check_result_fits(model, n, 1 + len(job.solve.t_eval or ()))
-    with evaluation(model), _progress_bar(n, progress) as report:
+    with evaluation(model), progress_bar("sampling", n, progress) as report:
 
         def solve(first: int, last: int) -> Solution:
             tell = None if report is None else lambda ended: report(first + ended)
@@ -255,7 +255,8 @@ def model_dtype_device(model: Potential) -> tuple[torch.dtype, torch.device]:
 
 
 @contextmanager
-def _progress_bar(n: int, show: bool) -> Iterator[Progress | None]:
+def progress_bar(what: str, n: int, show: bool) -> Iterator[Progress | None]:
+    """What to tell how many of n samples are done, to be shown; None if nothing is to be shown."""
     if not show:
         yield None
         return
@@ -263,6 +264,6 @@ def _progress_bar(n: int, show: bool) -> Iterator[Progress | None]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError as error:
         raise ImportError("progress=True needs the package rich: pip install rich") from error
-    with Progress(TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
-        task = bar.add_task("sampling", total=n)
+    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task(what, total=n)
         yield lambda done: bar.update(task, completed=done)

@@ -17,6 +17,7 @@ from vapo_fast._flow import (
     evaluation,
     evaluation_mode,
     in_batches,
+    progress_bar,
     solve_options,
 )
 from vapo_fast.engines import Job, choose
@@ -80,6 +81,7 @@ def log_likelihood(
     precision: str = "auto",
     throw: bool = True,
     max_steps: int = DEFAULT_MAX_STEPS,
+    progress: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Normalised log-likelihood of x under the flow from the prior: ``ln q(x_0) - integral of Laplacian Phi dt``.
 
@@ -98,6 +100,7 @@ def log_likelihood(
         batch_size: rows integrated at a time; default: as many as fit, halved (with a warning) when memory runs out.
         engine, precision: see `vapo_fast.engines`.
         throw: raise `SolveError` if a row fails; with False such a row is NaN.
+        progress: show a progress bar (needs rich).
     Returns: (B,) nats in x's dtype, or (values, standard errors).
     Raises:
         SolveError, UnsupportedJobError, MemoryError, TypeError, ValueError: as `vapo_fast.sample`.
@@ -122,16 +125,17 @@ def log_likelihood(
     chosen = choose(engine, model, x.device, x.dtype, job)
     noise.check_seed(seed)
 
-    with evaluation(model):
+    with evaluation(model), progress_bar("log-likelihood", x.shape[0], progress) as report:
         start = x.detach().clone()
 
         def solve(first: int, last: int) -> tuple[Solution, Tensor]:
             signs = _signs(seed, first, last, probes, dimension, start) if hutchinson else None
-            return chosen.solve_with_trace(model, start[first:last], end, path.t0, job, signs)
+            tell = None if report is None else lambda ended: report(first + ended)
+            return chosen.solve_with_trace(model, start[first:last], end, path.t0, job, signs, tell)
 
         if batch_size is None:
             batch_size = batch_size_for(chosen, model, x.shape[0], job, probes if hutchinson else 0)
-        parts = in_batches(solve, x.shape[0], batch_size)
+        parts = in_batches(solve, x.shape[0], batch_size, report)
         solution = Solution.concatenate([part for part, _ in parts])
         if throw:
             solution.raise_for_failures()

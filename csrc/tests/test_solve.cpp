@@ -22,7 +22,8 @@ namespace {
 template <class T>
 class CheckedDecay : public Field<T> {
 public:
-    CheckedDecay(int width, int tile, std::vector<T> rates) : width_(width), tile_(tile), rates_(std::move(rates)) {}
+    CheckedDecay(int width, int tile, std::vector<T> rates)
+        : width_(width), tile_(tile), rates_(std::move(rates)), seen_(rates_.size()) {}
     int dimension() const override { return width_; }
     int width() const override { return width_; }
     int tile() const override { return tile_; }
@@ -30,6 +31,11 @@ public:
 
     void evaluate(const FieldRows<T>& rows, T* workspace) const override {
         evaluations.fetch_add(rows.rows);
+        // As long as a sample has not been begun, there is one to take.
+        if (begun.load() < static_cast<std::int64_t>(rates_.size())) {
+            early_calls.fetch_add(1);
+            early_rows.fetch_add(rows.rows);
+        }
         if (rows.rows < 1 || rows.rows > tile_ || rows.sample == nullptr) broken = true;
         if (reinterpret_cast<std::uintptr_t>(workspace) % 64 != 0) broken = true;
         const T mark = static_cast<T>(rows.sample[0]);
@@ -40,6 +46,7 @@ public:
                 broken = true;
                 continue;
             }
+            if (!seen_[static_cast<std::size_t>(sample)].exchange(true)) begun.fetch_add(1);
             const T rate = rates_[static_cast<std::size_t>(sample)];
             for (int j = 0; j < width_; ++j) rows.derivative[i * width_ + j] = -rate * rows.state[i * width_ + j];
         }
@@ -47,11 +54,12 @@ public:
     }
 
     mutable std::atomic<bool> broken{false};
-    mutable std::atomic<std::int64_t> evaluations{0};
+    mutable std::atomic<std::int64_t> evaluations{0}, begun{0}, early_calls{0}, early_rows{0};
 
 private:
     const int width_, tile_;
     const std::vector<T> rates_;
+    mutable std::vector<std::atomic<bool>> seen_;
 };
 
 template <class T>
@@ -177,6 +185,25 @@ void results_do_not_depend_on_threads_or_tile() {
     results_do_not_depend_on_threads_or_tile_in<double>();
 }
 
+// Finished samples make room for waiting ones at once: until the last sample has been begun, tiles are full.
+void no_lane_idles_while_samples_wait() {
+    for (const int threads : {1, 2, 4}) {
+        for (const int tile : {8, 32}) {
+            const std::int64_t n = 4000;
+            const CheckedDecay<double> field(2, tile, uneven_rates<double>(n));
+            const std::vector<double> x0 = starts<double>(n, 2);
+            SolveOptions options;
+            options.rtol = options.atol = 1e-4;
+            Solved<double> solved(n, 2, 0);
+            CHECK(solve(field, 0.0, 1.0, options, solved.arrays(x0), threads));
+            CHECK(!field.broken && field.begun == n && field.early_calls > 0);
+            const double share = double(field.early_rows) / (double(field.early_calls) * tile);
+            std::printf("        %d threads, tiles of %d rows: %.1f %% of the lanes at work\n", threads, tile, 100.0 * share);
+            CHECK(share >= 0.9);
+        }
+    }
+}
+
 void samples_that_fail_end_alone() {
     const std::int64_t n = 200;
     std::vector<double> x0 = starts<double>(n, 2);
@@ -276,6 +303,7 @@ int main() {
     const Test tests[] = {
         {"states agree with closed forms by every method", states_agree_with_closed_forms_by_every_method},
         {"results do not depend on threads or tile", results_do_not_depend_on_threads_or_tile},
+        {"no lane idles while samples wait", no_lane_idles_while_samples_wait},
         {"samples that fail end alone", samples_that_fail_end_alone},
         {"the loop allocates nothing", the_loop_allocates_nothing},
         {"a monitor stops a solve", a_monitor_stops_a_solve},

@@ -469,9 +469,43 @@ def slow_job(steps):
     return job(solve=SolveOptions("rk4", steps=steps))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_ctrl_c_stops_a_solve(threads):
+def wide():
+    """A network of which a few rows take long."""
+    torch.manual_seed(0)
+    model = vf.MLPPotential((2,), PATH, widths=(512, 512, 512))
+    nn.init.normal_(model.output.weight)
+    return model
+
+
+def endless_solve():
     model, x0 = mlp(), torch.randn(50, 2)
+    return lambda: NATIVE.solve(model, x0, 0.0, 1.0, slow_job(10**12))
+
+
+def endless_exact_trace():
+    model, x0 = mlp(), torch.randn(50, 2)
+    return lambda: NATIVE.solve_with_trace(model, x0, 0.0, 1.0, slow_job(10**12), None)
+
+
+def endless_estimated_trace():
+    model, x0, probes = mlp(), torch.randn(50, 2), torch.randn(50, 3, 2)
+    return lambda: NATIVE.solve_with_trace(model, x0, 0.0, 1.0, slow_job(10**12), probes)
+
+
+def long_field():
+    model, x, t = wide(), torch.randn(4 * 10**6, 2), torch.full((4 * 10**6,), 0.5)
+    return lambda: NATIVE.field(model, x, t)
+
+
+def long_loss():
+    model, part = wide(), Batch(torch.randn(10**6, 2), torch.full((10**6,), 0.5), torch.randn(10**6, 2))
+    return lambda: NATIVE.loss_and_grads(model, part, job("loss_and_grads"))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("make", [endless_solve, endless_exact_trace, endless_estimated_trace, long_field, long_loss])
+def test_ctrl_c_stops(make, threads):
+    call = make()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     timer = threading.Timer(0.3, _thread.interrupt_main)
@@ -479,12 +513,13 @@ def test_ctrl_c_stops_a_solve(threads):
     try:
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            NATIVE.solve(model, x0, 0.0, 1.0, slow_job(10**12))
+            call()
     finally:
         timer.cancel()
         torch.set_num_threads(before)
-    assert time.monotonic() - start < 20.0  # the solve itself would take months
-    assert bool(NATIVE.solve(model, x0, 0.0, 1.0, slow_job(2)).success.all())
+    # Two fast threads would take 10 s for the field and the loss, and months for the solves.
+    assert time.monotonic() - start < 5.0
+    assert bool(NATIVE.solve(mlp(), torch.randn(5, 2), 0.0, 1.0, slow_job(2)).success.all())
 
 
 def test_an_error_of_the_progress_callback_comes_through():
@@ -495,9 +530,17 @@ def test_an_error_of_the_progress_callback_comes_through():
         NATIVE.solve(mlp(), torch.randn(50, 2), 0.0, 1.0, slow_job(10**12), refuse)
 
 
-def test_progress_within_a_batch():
+def solve_told(model, n, steps, tell):
+    NATIVE.solve(model, torch.randn(n, 2), 0.0, 1.0, slow_job(steps), tell)
+
+
+def trace_told(model, n, steps, tell):
+    NATIVE.solve_with_trace(model, torch.randn(n, 2), 0.0, 1.0, slow_job(steps), None, tell)
+
+
+@pytest.mark.parametrize("call", [solve_told, trace_told])
+def test_progress_within_a_batch(call):
     told = []
-    model = mlp()
 
     def tell(ended):
         told.append(ended)
@@ -505,36 +548,77 @@ def test_progress_within_a_batch():
             raise EnoughError
 
     with pytest.raises(EnoughError):
-        NATIVE.solve(model, torch.randn(10**6, 2), 0.0, 1.0, slow_job(200), tell)
+        call(mlp(), 10**6, 200, tell)
     assert told == sorted(told)
     assert 0 < told[-1] < 10**6
 
 
-def test_other_threads_run_during_a_solve():
-    """The interpreter's lock is free: a Python thread gets on while a solve runs."""
-    ticks = []
-    stop = threading.Event()
+class Ticker:
+    """A Python thread that notes the time again and again, as long as it gets the interpreter's lock."""
 
-    def tick():
-        while not stop.wait(0.01):
-            ticks.append(time.monotonic())
+    def __enter__(self):
+        self.ticks = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._tick)
+        self._thread.start()
+        while not self.ticks:
+            time.sleep(0.001)
+        return self
 
-    ticker = threading.Thread(target=tick)
-    ticker.start()
-    calls = []
+    def _tick(self):
+        while not self._stop.wait(0.005):
+            self.ticks.append(time.monotonic())
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def between(self, first, last):
+        return sum(first < tick < last for tick in self.ticks)
+
+
+@pytest.mark.parametrize("call", [solve_told, trace_told])
+def test_other_threads_run_between_two_callbacks(call):
+    """The interpreter's lock is free in a solve, and not only where a callback gives way."""
+    windows = []
+    left = [time.monotonic()]
 
     def tell(ended):
-        calls.append(ended)
-        if len(calls) == 6:
+        windows.append((left[0], time.monotonic()))
+        if len(windows) == 7:
             raise EnoughError
+        left[0] = time.monotonic()
 
-    try:
-        with pytest.raises(EnoughError):
-            NATIVE.solve(mlp(), torch.randn(50, 2), 0.0, 1.0, slow_job(10**12), tell)
-    finally:
-        stop.set()
-        ticker.join()
-    assert len(ticks) >= 3
+    with Ticker() as ticker, pytest.raises(EnoughError):
+        call(mlp(), 50, 10**12, tell)
+    # About 50 ms each; the first begins before the call. A call that kept the lock would let one tick through as it
+    # enters the callback and one as it leaves.
+    assert sum(ticker.between(*window) >= 4 for window in windows[1:]) >= 2
+
+
+@pytest.mark.parametrize("call", ["field", "loss"])
+def test_other_threads_run_during_a_call(call):
+    model = wide()
+
+    def seconds(n):
+        rows, t = torch.randn(n, 2), torch.full((n,), 0.5)
+        options = job("loss_and_grads")
+        begin = time.monotonic()
+        if call == "field":
+            NATIVE.field(model, rows, t)
+        else:
+            NATIVE.loss_and_grads(model, Batch(rows, t, rows), options)
+        return begin, time.monotonic()
+
+    with Ticker() as ticker:
+        n = 500
+        while True:
+            begin, end = seconds(n)
+            if end - begin > 0.15:
+                break
+            n *= 2
+    # A margin for what is Python in the call itself.
+    assert ticker.between(begin + 0.02, end - 0.02) >= 3
 
 
 def test_two_python_threads_share_a_potential():
@@ -571,6 +655,13 @@ def test_log_density_and_field_are_left_alone():
 def test_progress_bar_of_sample(capsys):
     vf.sample(mlp(), 10, batch_size=4, progress=True, engine="native")
     assert "10/10" in capsys.readouterr().out
+
+
+def test_progress_bar_of_log_likelihood(capsys):
+    vf.log_likelihood(mlp(), torch.randn(10, 2), batch_size=4, progress=True, engine="native")
+    out = capsys.readouterr().out
+    assert "log-likelihood" in out
+    assert "10/10" in out
 
 
 def test_inference_mode():

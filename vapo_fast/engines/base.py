@@ -111,12 +111,20 @@ class Engine(ABC):
         """
 
     def solve_with_trace(
-        self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, probes: Tensor | None
+        self,
+        potential: Potential,
+        x0: Tensor,
+        t0: float,
+        t1: float,
+        job: Job,
+        probes: Tensor | None,
+        progress: Progress | None = None,
     ) -> tuple[Solution, Tensor]:
         """Integrate x together with ``integral of the Laplacian of Phi dt``, from t0 to t1.
 
         Args:
             probes: None for the exact Laplacian; (B, m, D) probe vectors v for m estimates ``v . (Hessian v)`` each.
+            progress: as for `solve`.
         Returns: the solution for x, and the integrals (B, 1) or (B, m).
         Raises: UnsupportedJobError from an engine without second derivatives.
         """

@@ -81,10 +81,17 @@ class NativeEngine(Engine):
         return self._solution(result, x0)
 
     def solve_with_trace(
-        self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, probes: Tensor | None
+        self,
+        potential: Potential,
+        x0: Tensor,
+        t0: float,
+        t1: float,
+        job: Job,
+        probes: Tensor | None,
+        progress: Progress | None = None,
     ) -> tuple[Solution, Tensor]:
         trace: Literal["exact"] | Floats = "exact" if probes is None else _array(probes)
-        result = self._solve(potential, x0, t0, t1, job, trace)
+        result = self._solve(potential, x0, t0, t1, job, trace, progress)
         integrals = torch.from_numpy(result["x"])[:, math.prod(x0.shape[1:]) :]
         return self._solution(result, x0), integrals.contiguous()
 

@@ -45,7 +45,14 @@ class ReferenceEngine(Engine):
         return replace(solution, engine=self.name, precision=_NAMES[x0.dtype])
 
     def solve_with_trace(
-        self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, probes: Tensor | None
+        self,
+        potential: Potential,
+        x0: Tensor,
+        t0: float,
+        t1: float,
+        job: Job,
+        probes: Tensor | None,
+        progress: Progress | None = None,
     ) -> tuple[Solution, Tensor]:
         event, dimension = x0.shape[1:], x0[0].numel()
         integrals = 1 if probes is None else probes.shape[1]

@@ -96,7 +96,14 @@ class TritonEngine(Engine):
         return self._solve(potential, x0, t0, t1, job, "none", None)[0]
 
     def solve_with_trace(
-        self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, probes: Tensor | None
+        self,
+        potential: Potential,
+        x0: Tensor,
+        t0: float,
+        t1: float,
+        job: Job,
+        probes: Tensor | None,
+        progress: Progress | None = None,
     ) -> tuple[Solution, Tensor]:
         return self._solve(potential, x0, t0, t1, job, "exact" if probes is None else "probes", probes)
 
