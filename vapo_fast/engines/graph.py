@@ -2,7 +2,8 @@
 
 A solve is one attempted step after another, each of a static shape and without the host, recorded once for each batch
 size and replayed; samples that have ended leave when the others fit a smaller batch. Images lie in channels-last
-memory. On the CPU the same steps run from Python, for potentials whose derivatives are written out by hand.
+memory. Derivatives are `vapo_fast.passes` where there are such for the potential, else autograd's. On the CPU the same
+steps run from Python, for potentials with passes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,12 +21,12 @@ import torch
 from torch import Tensor
 
 from vapo_fast import _checks, gpu, ode
-from vapo_fast._memory import free_memory, or_none_if_out_of_memory, saved_bytes_per_sample
+from vapo_fast._memory import free_memory
 from vapo_fast.batches import Batch
 from vapo_fast.engines._arithmetic import arithmetic
+from vapo_fast.engines._derivatives import derivatives, without_passes
 from vapo_fast.engines._precision import Noise
 from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress
-from vapo_fast.engines.reference import ReferenceEngine, gradient_and_trace
 from vapo_fast.graph.buckets import Buckets
 from vapo_fast.graph.fingerprint import fingerprint
 from vapo_fast.graph.launch import Recorder
@@ -38,9 +39,6 @@ from vapo_fast.potentials.base import Potential
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
 # Share of the free memory that a batch's activations may use; the estimate does not see a library's workspaces.
 _MEMORY_SHARE = 0.4
-# What is alive at once of what autograd keeps for one evaluation: itself, and gradients on their way back. A second
-# derivative keeps the graph of the first too.
-_ACTIVATIONS, _SECOND_ACTIVATIONS = 3, 9
 # States of a sample beside its stages: x, the point, and temporaries between two evaluations.
 _STATES = 12
 _MOST_ROWS = 1 << 20
@@ -51,15 +49,13 @@ _MOST_SOLVERS = 3
 # Points at which the noise of a reduced arithmetic is measured: a network for images is dear, and has many coordinates.
 _NOISE_POINTS = 32
 
-_REFERENCE = ReferenceEngine()
-
 
 class GraphEngine(Engine):
     """Any `Potential` on CUDA in float32 or float64; see the module's docstring.
 
     Args:
-        device_type: "cuda"; "cpu" for tests, which then run any module from Python. None, the registered engine's: CUDA,
-            and on the CPU what has explicit passes.
+        device_type: "cuda"; "cpu" for tests, which then run any module from Python. None, the registered engine's:
+            CUDA, and on the CPU what has explicit passes.
         most_rows: the most samples of a batch, whatever memory allows.
     """
 
@@ -80,17 +76,19 @@ class GraphEngine(Engine):
             return f"the model's dtype is {dtype}; this engine computes in float32 or float64 (convert with .float())"
         if device.type not in ("cuda", "cpu") or self._device_type not in (None, device.type):
             return f"the model is on {device}; this engine runs on {(self._device_type or 'cuda').upper()}"
-        if device.type == "cpu" and self._device_type is None:
-            reason = without_explicit_passes(potential)
-            if reason is not None:
-                return f"on the CPU this engine takes potentials with explicit passes: {reason}"
-        if job.kind == "loss_and_grads" and job.precision == "bf16" and job.loss.estimator != "velocity":
+        missing = without_passes(potential) if device.type == "cpu" else None
+        if missing is not None and self._device_type is None:
+            return f"on the CPU this engine takes potentials with explicit passes: {missing}"
+        options = job.loss if job.kind == "loss_and_grads" else None
+        if options is not None and options.baseline is not None and without_passes(potential) is None:
+            return "a baseline is a function of the user's own, which explicit passes have no derivatives of"
+        if options is not None and job.precision == "bf16" and options.estimator != "velocity":
             # Phi itself is then known to 8 bits only, too few for its product with an innovation of zero mean.
             return "precision='bf16' goes with estimator='velocity'"
         allowed: tuple[str, ...] = ("auto", _NAMES[dtype])
         if dtype == torch.float32 and device.type == "cuda":
             allowed = (*allowed, "tf32", "bf16")
-        elif dtype == torch.float32 and job.kind == "loss_and_grads":
+        elif dtype == torch.float32 and (missing is None or options is not None):
             allowed = (*allowed, "bf16")
         if job.precision not in allowed:
             return f"precision={job.precision!r} is none of this model's on {device.type}: {', '.join(allowed)}"
@@ -103,39 +101,45 @@ class GraphEngine(Engine):
         return states * dtype.itemsize + 4 * probes * dimension * torch.float64.itemsize + _COUNTS_BYTES
 
     def field(self, potential: Potential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        with arithmetic(_NAMES[x.dtype], x.device.type):
-            return potential.field(x, t)
+        return derivatives(potential).field(x, t, _NAMES[x.dtype])
 
     def solve(
         self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, progress: Progress | None = None
     ) -> Solution:
-        def field(x: Tensor, t: Tensor) -> Tensor:
-            return potential.field(x, t)[1]
+        of = derivatives(potential)
+        precision = self._precision(potential, x0, t0, t1, job)
 
-        return self._solve(potential, field, x0, t0, t1, job, "none", (), progress)
+        def field(x: Tensor, t: Tensor) -> Tensor:
+            return of.field(x, t, precision)[1]
+
+        needs = partial(of.bytes_per_sample, x0.dtype, x0.device, False, precision)
+        return self._solve(potential, field, x0, t0, t1, job, ("field", precision), needs, (), progress)
 
     def solve_with_trace(
         self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, probes: Tensor | None
     ) -> tuple[Solution, Tensor]:
+        of = derivatives(potential)
+        precision = self._precision(potential, x0, t0, t1, job)
         event, dimension = x0.shape[1:], x0[0].numel()
         integrals = 1 if probes is None else probes.shape[1]
 
         def augmented(state: Tensor, t: Tensor, *rows: Tensor) -> Tensor:
             x = state[:, :dimension].reshape(-1, *event)
-            gradient, trace = gradient_and_trace(potential, x, t, rows[0] if rows else None)
+            gradient, trace = of.gradient_and_trace(x, t, rows[0] if rows else None, precision)
             return torch.cat((gradient.flatten(1), trace), dim=1)
 
         start = torch.cat((x0.flatten(1), x0.new_zeros(x0.shape[0], integrals)), dim=1)
-        kind, args = ("exact", ()) if probes is None else ("probes", (probes.detach().to(x0.dtype),))
-        solution = self._solve(potential, augmented, start, t0, t1, job, kind, args, None)
+        kind = ("exact" if probes is None else "probes", precision)
+        args = () if probes is None else (probes.detach().to(x0.dtype),)
+        needs = partial(of.bytes_per_sample, x0.dtype, x0.device, True, precision)
+        solution = self._solve(potential, augmented, start, t0, t1, job, kind, needs, args, None)
         x = solution.x[:, :dimension].reshape(-1, *event)
         ys = None if solution.ys is None else solution.ys[:, :, :dimension].reshape(-1, *x.shape)
         return replace(solution, x=x, ys=ys), solution.x[:, dimension:]
 
     def loss_and_grads(self, potential: Potential, batch: Batch, job: Job) -> LossAndGrads:
-        dtype, device = batch.x_data.dtype, batch.x_data.device
-        with arithmetic(_NAMES[dtype] if job.precision == "auto" else job.precision, device.type):
-            return _REFERENCE.loss_and_grads(potential, batch, job)
+        precision = _NAMES[batch.x_data.dtype] if job.precision == "auto" else job.precision
+        return derivatives(potential).loss_and_grads(batch, job, precision)
 
     def _solve(
         self,
@@ -145,7 +149,8 @@ class GraphEngine(Engine):
         t0: float,
         t1: float,
         job: Job,
-        kind: str,
+        kind: tuple[str, str],
+        needs: Callable[[], int | None],
         args: Sequence[Tensor],
         progress: Progress | None,
     ) -> Solution:
@@ -154,48 +159,52 @@ class GraphEngine(Engine):
         check_state(x0, args)
         options.check_dtype(x0.dtype)
         options.check_times(start, stop)
-        own = _NAMES[x0.dtype]
         if start == stop:
             # Nothing is evaluated.
-            return replace(ode.integrate(field, x0, start, stop, options, args), engine=self.name, precision=own)
-        # What is made inside somebody's inference mode could not take part in the field's autograd later.
-        with torch.inference_mode(False), torch.no_grad():
-            precision = self._precision(potential, start, stop, job, x0)
-            with self._solver(potential, x0, args, Plan.of(options), kind, precision) as solver:
+            solution = ode.integrate(field, x0, start, stop, options, args)
+        else:
+            # What is made inside somebody's inference mode could not take part in the field's autograd later.
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                self._solver(potential, x0, args, Plan.of(options), kind, needs) as solver,
+            ):
                 solution = solver.solve(checked(field), x0.detach(), start, stop, options, args, progress)
-        return replace(solution, engine=self.name, precision=precision)
+        return replace(solution, engine=self.name, precision=kind[1])
 
     @contextmanager
     def _solver(
-        self, potential: Potential, x0: Tensor, args: Sequence[Tensor], plan: Plan, kind: str, precision: str
+        self,
+        potential: Potential,
+        x0: Tensor,
+        args: Sequence[Tensor],
+        plan: Plan,
+        kind: tuple[str, str],
+        needs: Callable[[], int | None],
     ) -> Iterator[Solver]:
         """A solver whose recordings are of this potential as it is now, for one solve at a time."""
         shapes = (x0.dtype, x0.device, x0.shape[1:], tuple((a.dtype, a.shape[1:]) for a in args))
-        key = (plan, kind, precision, *shapes)
         known = self._solvers.setdefault(potential, _Solvers())
-        make = partial(self._make, potential, x0, plan, kind, precision)
-        with known.lent(fingerprint(potential), key, make) as solver:
+        make = partial(self._make, x0, plan, kind[1], needs)
+        with known.lent(fingerprint(potential), (plan, *kind, *shapes), make) as solver:
             yield solver
 
-    def _make(self, potential: Potential, x0: Tensor, plan: Plan, kind: str, precision: str) -> Solver:
+    def _make(self, x0: Tensor, plan: Plan, precision: str, needs: Callable[[], int | None]) -> Solver:
         device = x0.device
-        buckets = Buckets.on(device.type, self._rows(potential, x0, plan, kind))
+        buckets = Buckets.on(device.type, self._rows(x0, plan, needs()))
         around = partial(arithmetic, precision, device.type)
         return Solver(plan, buckets, self._ops(device), self._recorder(device), around)
 
-    def _rows(self, potential: Potential, x0: Tensor, plan: Plan, kind: str) -> int:
+    def _rows(self, x0: Tensor, plan: Plan, activations: int | None) -> int:
         """How many samples of a batch a share of the free memory holds."""
-        dtype, device = x0.dtype, x0.device
-        saved = or_none_if_out_of_memory(partial(saved_bytes_per_sample, potential, dtype, device))
-        if saved is None:
+        if activations is None:
             return 1
         # A later solve may bring more samples than this one, so their number is no bound.
         most = _MOST_ROWS if self._most_rows is None else self._most_rows
-        free = free_memory(device)
+        free = free_memory(x0.device)
         if free is None:
             return most
-        states = (_STATES + plan.tableau.stages + 2 * plan.outputs) * x0[0].numel() * dtype.itemsize
-        activations = (_ACTIVATIONS if kind == "none" else _SECOND_ACTIVATIONS) * saved
+        states = (_STATES + plan.tableau.stages + 2 * plan.outputs) * x0[0].numel() * x0.dtype.itemsize
         return max(1, min(most, int(_MEMORY_SHARE * free / (states + activations + _COUNTS_BYTES))))
 
     def _ops(self, device: torch.device) -> Ops:
@@ -212,24 +221,27 @@ class GraphEngine(Engine):
 
         return CudaRecorder(device)
 
-    def _precision(self, potential: Potential, t0: float, t1: float, job: Job, x0: Tensor) -> str:
+    def _precision(self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job) -> str:
         """The arithmetic of a solve: the cheapest whose noise the tolerance does not see, or what the user says."""
         own = _NAMES[x0.dtype]
-        if x0.device.type != "cuda" or x0.dtype != torch.float32 or not job.solve.tableau.adaptive:
+        if job.precision == own or (job.precision == "auto" and (x0.dtype == torch.float64 or not x0.is_cuda)):
+            return own
+        if not job.solve.tableau.adaptive:
             return own if job.precision == "auto" else job.precision
-        return self._noise.choose(potential, job.precision, t0, t1, job.solve)
+        with torch.inference_mode(False), torch.no_grad():
+            return self._noise.choose(potential, job.precision, t0, t1, job.solve)
 
     def _gradient(self, potential: Potential, x: Tensor, t: Tensor, precision: str) -> Tensor:
         """grad Phi in an arithmetic; NaN in a reduced one that the potential's modules refuse."""
-        with arithmetic("float32" if precision == "ieee" else precision, x.device.type):
-            if precision != "bf16":
-                return potential.field(x, t)[1]
-            try:
-                return potential.field(x, t)[1]
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:
-                return torch.full_like(x, torch.nan)
+        of = derivatives(potential)
+        if precision == "ieee":
+            return of.field(x, t, "float32")[1]
+        try:
+            return of.field(x, t, precision)[1]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return torch.full_like(x, torch.nan)
 
 
 class _Solvers:
@@ -260,11 +272,6 @@ class _Solvers:
             yield solver
         finally:
             lock.release()
-
-
-def without_explicit_passes(potential: Potential) -> str | None:
-    """None if the potential's derivatives are written out by hand, else the reason why not."""
-    return f"{type(potential).__name__} has none in this version"
 
 
 GRAPH = GraphEngine()
