@@ -41,19 +41,27 @@ class _Same:
 def fingerprint(model: nn.Module) -> tuple[object, ...]:
     """A key that compares equal as long as recordings of the model's field stay valid; hashable."""
     everywhere = tuple(tuple(getattr(nn.modules.module, hooks, ())) for hooks in _GLOBAL_HOOKS)
-    return (everywhere, *(_of_module(name, module) for name, module in model.named_modules(remove_duplicate=False)))
+    return everywhere, _of_modules(model, set())
 
 
-def _of_module(name: str, module: nn.Module) -> tuple[object, ...]:
+def _of_modules(root: nn.Module, seen: set[nn.Module]) -> tuple[object, ...]:
+    """Of a module and those in it, but for ``seen`` ones."""
+    named = [(name, module) for name, module in root.named_modules(remove_duplicate=False)]
+    new = [(name, module) for name, module in named if module not in seen]
+    seen.update(module for _, module in named)
+    places = tuple((name, _Same(module)) for name, module in named)
+    return places, tuple(_of_module(name, module, seen) for name, module in new)
+
+
+def _of_module(name: str, module: nn.Module, seen: set[nn.Module]) -> tuple[object, ...]:
     tensors = [*module._parameters.items(), *module._buffers.items()]
     attributes = sorted(item for item in vars(module).items() if item[0] not in _OWN)
     return (
         name,
         type(module),
-        _Same(module),
         tuple((key, None if tensor is None else _of_tensor(tensor)) for key, tensor in tensors),
         tuple(tuple(getattr(module, hooks, ())) for hooks in _HOOKS),
-        tuple((key, _of_value(value, 0)) for key, value in attributes),
+        tuple((key, _of_value(value, 0, seen)) for key, value in attributes),
     )
 
 
@@ -64,38 +72,38 @@ def _of_tensor(tensor: Tensor) -> tuple[object, ...]:
     return (*where, tensor.requires_grad)
 
 
-def _of_value(value: object, depth: int) -> object:
+def _of_value(value: object, depth: int, seen: set[nn.Module]) -> object:
     if isinstance(value, _PLAIN):
         # 0.0 == -0.0 and 1 == True, but a program may tell them apart.
         return type(value), repr(value) if isinstance(value, (float, complex)) else value
     if isinstance(value, Tensor):
         return _of_tensor(value)
     if isinstance(value, nn.Module):
-        # Submodules have their own entries; one that is hidden in a list has none, so look inside.
-        return fingerprint(value) if depth else _identity(value)
+        # One that is hidden in a list or an object is in no module's own list of modules.
+        return _of_modules(value, seen)
     if depth >= _DEEPEST:
         return _identity(value)
-    return type(value), tuple(_inside(value, depth + 1))
+    return type(value), tuple(_inside(value, depth + 1, seen))
 
 
-def _inside(value: object, depth: int) -> Iterator[object]:
+def _inside(value: object, depth: int, seen: set[nn.Module]) -> Iterator[object]:
     if isinstance(value, (list, tuple)):
-        yield from (_of_value(each, depth) for each in value)
+        yield from (_of_value(each, depth, seen) for each in value)
     elif isinstance(value, Mapping):
-        yield from ((_of_value(key, depth), _of_value(each, depth)) for key, each in value.items())
+        yield from ((_of_value(key, depth, seen), _of_value(each, depth, seen)) for key, each in value.items())
     elif isinstance(value, Set):
         yield from sorted(repr(each) for each in value)
     elif isinstance(value, MethodType):
         yield _identity(value.__self__)
-        yield _of_value(value.__func__, depth)
+        yield _of_value(value.__func__, depth, seen)
     elif isinstance(value, FunctionType):
         yield _Same(value.__code__)
-        yield from (_of_value(cell.cell_contents, depth) for cell in value.__closure__ or () if _filled(cell))
-        yield _of_value(value.__defaults__, depth)
-        yield _of_value(value.__kwdefaults__, depth)
+        yield from (_of_value(cell.cell_contents, depth, seen) for cell in value.__closure__ or () if _filled(cell))
+        yield _of_value(value.__defaults__, depth, seen)
+        yield _of_value(value.__kwdefaults__, depth, seen)
     elif hasattr(value, "__dict__"):
         yield _identity(value)
-        yield from ((key, _of_value(each, depth)) for key, each in sorted(vars(value).items()))
+        yield from ((key, _of_value(each, depth, seen)) for key, each in sorted(vars(value).items()))
     else:
         yield _identity(value)
 
