@@ -38,7 +38,7 @@ def batch(rows=29, shape=(5,), dtype=torch.float64):
 
 
 def options_for(method, t0, t1, **others):
-    t_eval = tuple(t0 + (t1 - t0) * share for share in (0.0, 0.0, 0.3, 0.31, 0.9, 1.0))
+    t_eval = tuple(t0 + (t1 - t0) * share for share in (0.0, 0.0, 0.3125, 0.328125, 0.875, 1.0))
     if method not in ADAPTIVE:
         return SolveOptions(method, steps=13, t_eval=t_eval)
     return SolveOptions(method, rtol=1e-3 if method == "bosh3" else 1e-4, t_eval=t_eval, **others)
@@ -60,9 +60,10 @@ def assert_same_bits(actual, expected):
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("method", TABLEAUS)
 def test_bits_of_the_solver(method, backward, dtype, ladder):
-    t0, t1 = (0.6, -0.2) if backward else (0.0, 2.0)
+    t0, t1 = (0.75, -0.25) if backward else (0.0, 2.0)
     options = options_for(method, t0, t1)
-    x0 = batch(dtype=dtype)
+    # Backwards, what is larger than 1 soon meets a pole, at the cost of a hundred steps: few rows are.
+    x0 = batch(dtype=dtype) * (0.1 if backward else 1.0)
     # A start that is no number, one that becomes none, one that is too large at once; the others do not notice.
     x0[3, 0], x0[7], x0[20, 4] = math.nan, 1e30, torch.finfo(dtype).max
     expected = integrate(cubic, x0, t0, t1, options)
