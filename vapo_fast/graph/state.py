@@ -23,7 +23,8 @@ class State:
 
     Attributes:
         x: (R, *event) states. point: where the field is evaluated; after the last stage, the new state.
-        stages: s tensors like x. In an adaptive method the first is the field at x, kept from step to step.
+        stages: s tensors like x, one after the other in memory. In an adaptive method the first is the field at x, kept
+            from step to step.
         time: (R,) in x's dtype: the time that the field is shown.
         t, h, previous_ratio: (R,) float64: time, size of the next step, error ratio of the last accepted one.
         after_rejection, status, nfe, accepted, rejected: (R,) int64.
@@ -70,10 +71,11 @@ class State:
         def counts() -> Tensor:
             return torch.zeros(rows, dtype=torch.int64, device=device)
 
+        stages = _states(tableau.stages * rows, like, layout)
         return State(
             x=states(),
             point=states(),
-            stages=tuple(states() for _ in range(tableau.stages)),
+            stages=tuple(stages[i * rows : (i + 1) * rows] for i in range(tableau.stages)),
             time=torch.zeros(rows, dtype=like.dtype, device=device),
             t=clock(),
             h=clock(),
