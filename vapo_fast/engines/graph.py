@@ -232,7 +232,7 @@ class GraphEngine(Engine):
             return self._noise.choose(potential, job.precision, t0, t1, job.solve)
 
     def _gradient(self, potential: Potential, x: Tensor, t: Tensor, precision: str) -> Tensor:
-        """grad Phi in an arithmetic; NaN in a reduced one that the potential's modules refuse."""
+        """grad Phi in an arithmetic; NaN in a reduced one that the potential's modules, or the device, refuse."""
         of = derivatives(potential)
         if precision == "ieee":
             return of.field(x, t, "float32")[1]
@@ -240,7 +240,7 @@ class GraphEngine(Engine):
             return of.field(x, t, precision)[1]
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             return torch.full_like(x, torch.nan)
 
 
