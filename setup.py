@@ -109,6 +109,8 @@ else:
     # root, and loops that need not set it can be made of vector instructions.
     compile_args = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-pthread"]
     link_args = ["-pthread"]
+    if sys.platform == "linux":
+        link_args.append("-ldl")  # a part of libc since glibc 2.34, a library of its own before
     if sanitizers := os.environ.get("VAPO_FAST_SANITIZE"):  # for `make sanitize`
         link_args += [f"-fsanitize={sanitizers}"]
         compile_args += [*link_args, "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"]

@@ -32,4 +32,5 @@ PYBIND11_MODULE(_native, m) {
     vapo_fast::bind_control(m);
     vapo_fast::bind_pointwise(m);
     vapo_fast::bind_rates(m);
+    vapo_fast::bind_graph(m);
 }

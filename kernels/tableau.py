@@ -11,33 +11,10 @@ so samples of one tile can be in different phases, and one that ends is replaced
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from vapo_fast.ode import SolveOptions
-from vapo_fast.ode.controller import PIController
-from vapo_fast.ode.solve import _SMALLEST_STEP_ULPS
+from vapo_fast.ode.settings import SETTINGS, numbers, settings
 from vapo_fast.ode.tableaus import Tableau
 
-SETTINGS = (
-    "t0",
-    "t1",
-    "span",
-    "direction",
-    "smallest_step",
-    "rtol",
-    "atol",
-    "first_step",
-    "max_steps",
-    "steps",
-    "first_output",
-    "accepted_exponent",
-    "previous_exponent",
-    "rejected_exponent",
-    "error_order_inverse",
-)
-"""Order of the numbers that `settings` gives. ``first_step`` is 0 if it is to be chosen; ``first_output`` is the number
-of output times that are t0 itself."""
+__all__ = ["SETTINGS", "numbers", "phases", "settings"]
 
 # Where the parts of `phases` begin, in units that depend on the number of stages s.
 
@@ -51,38 +28,3 @@ def phases(tableau: Tableau) -> list[float]:
     error = tableau.error or (0.0,) * s
     flat = [value for row in rows[: max(2, s + 1)] for value in row]
     return [*flat, *nodes, *tableau.b, *error, *(value for row in tableau.dense for value in row)]
-
-
-def settings(options: SolveOptions, t0: float, t1: float) -> list[float]:
-    """The numbers of `SETTINGS`."""
-    order, controller = options.tableau.error_order, PIController()
-    beta = controller.integral_share / order if order else 0.0
-    alpha = 1.0 / order - 0.75 * beta if order else 0.0
-    span = abs(t1 - t0)
-    rtol, atol = options.tolerances if options.tableau.adaptive else (0.0, 0.0)
-    first = 0.0 if options.first_step is None else min(options.first_step, span)
-    smallest = _SMALLEST_STEP_ULPS * torch.finfo(torch.float64).eps * max(abs(t0), abs(t1))
-    at_start = sum(time == t0 for time in options.t_eval or ())
-    return [
-        t0,
-        t1,
-        span,
-        1.0 if t1 > t0 else -1.0,
-        smallest,
-        rtol,
-        atol,
-        first,
-        float(options.max_steps),
-        float(options.steps or 0),
-        float(at_start),
-        alpha,
-        beta,
-        -1.0 / order if order else 0.0,
-        1.0 / order if order else 0.0,
-    ]
-
-
-def numbers(values: list[float], device: torch.device) -> Tensor:
-    """float64 numbers on a device, without the host's waiting for it."""
-    host = torch.tensor(values, dtype=torch.float64, device="cpu")
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host

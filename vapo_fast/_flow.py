@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from vapo_fast import _checks
+from vapo_fast._memory import MEMORY_INFO, free_memory
+from vapo_fast._memory import or_none_if_out_of_memory as _or_none_if_out_of_memory
+from vapo_fast._memory import saved_bytes_per_sample as _saved_bytes_per_sample
 from vapo_fast.engines import Engine, Job
 from vapo_fast.engines.base import Progress
 from vapo_fast.ode import Solution, SolveOptions
@@ -25,8 +26,7 @@ Result = TypeVar("Result")
 
 # Share of the free memory that a default batch may use; the estimate behind it does not see a network's workspaces.
 _MEMORY_SHARE = 0.4
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-_MEMORY_INFO = Path("/proc/meminfo")
+_MEMORY_INFO = MEMORY_INFO
 # Bytes of a sample's time, status and counts.
 _COUNTS_BYTES = 40
 # States, stages and temporaries that a step keeps for each sample.
@@ -87,21 +87,6 @@ def in_batches(
     return parts
 
 
-def _or_none_if_out_of_memory(compute: Callable[[], Result]) -> Result | None:
-    try:
-        return compute()
-    except (MemoryError, torch.OutOfMemoryError):
-        pass
-    except RuntimeError as error:
-        # PyTorch's CPU allocator has no error class of its own.
-        if not any(phrase in str(error) for phrase in _OUT_OF_MEMORY):
-            raise
-    # Outside the handler, so that the traceback no longer holds the failed computation's tensors.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
-
-
 def batch_size_for(engine: Engine, model: Potential, n: int, job: Job, probes: int = 0) -> int:
     """How many of n samples a share of the free memory holds, by what the engine or a trial says that one needs."""
     dtype, device = model_dtype_device(model)
@@ -130,38 +115,8 @@ def _check_result_fits(model: Potential, n: int, states: int) -> None:
         )
 
 
-def _saved_bytes_per_sample(model: Potential, dtype: torch.dtype, device: torch.device) -> int:
-    """What autograd keeps for two samples, less what it keeps for one: parameters drop out of the difference."""
-    kept = [0, 0]
-    for rows in (1, 2):
-
-        def count(tensor: Tensor, rows: int = rows) -> Tensor:
-            kept[rows - 1] += tensor.numel() * tensor.element_size()
-            return tensor
-
-        x = torch.zeros(rows, *model.event_shape, dtype=dtype, device=device)
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            model.field(x, model.homotopy.t1)
-    return max(0, kept[1] - kept[0])
-
-
 def _free_memory(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    # As many as a launcher has started on this machine want their part of its memory.
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    try:
-        lines = _MEMORY_INFO.read_text(encoding="ascii").splitlines()
-    except OSError:
-        lines = []
-    # Free pages alone leave out the cache of files, which Linux gives back when asked: most of a busy machine's memory.
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1]) // processes
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
-    except (AttributeError, ValueError, OSError):  # not every system tells
-        return None
+    return free_memory(device, _MEMORY_INFO)
 
 
 @contextmanager

@@ -48,11 +48,15 @@ from vapo_fast.kernels import film_silu, noise, perturb, residual, shapes, silu_
 from vapo_fast.kernels.field import field
 from vapo_fast.kernels.launch import Program
 from vapo_fast.kernels.mlp import PackedMlp
+from vapo_fast.kernels.settle import settle
 from vapo_fast.kernels.shapes import PRECISIONS, Tile
 from vapo_fast.kernels.solve import solve
+from vapo_fast.kernels.stage import stage
 from vapo_fast.kernels.step import begin, step
 
 import vapo_fast as vf
+from vapo_fast.graph.state import State
+from vapo_fast.graph.step import Plan
 from vapo_fast.ode import SolveOptions
 from vapo_fast.ode.tableaus import TABLEAUS
 
@@ -245,7 +249,20 @@ def _residual(n: int, channels: int, dtype: torch.dtype) -> None:
     residual.residual(_map(n, channels, dtype), wide, torch.zeros(channels), wide)
 
 
+def _masked(n: int, size: int, method: str, dtype: torch.dtype, launch: Callable[..., None], *index: int) -> None:
+    """A step of the graph engine: of images, where a row is longer than a block."""
+    shape = (n, 3, size, size) if size > 1 else (n, 1)
+    plan, numbers = Plan(method, outputs=min(2, n)), torch.zeros(64, dtype=torch.float64)
+    state = State.allocate(n, torch.zeros(shape, dtype=dtype), TABLEAUS[method], plan.outputs, ())
+    launch(state, numbers, numbers, plan, *index)
+
+
 OTHERS: dict[str, Callable[[int, int], None]] = {
+    "stage": lambda n, size: _masked(n, size, "dopri5", torch.float32, stage, 4),
+    "stage_first": lambda n, size: _masked(n, size, "euler", torch.float64, stage, 0),
+    "settle": lambda n, size: _masked(n, size, "dopri5", torch.float32, settle),
+    "settle_float64": lambda n, size: _masked(n, size, "tsit5", torch.float64, settle),
+    "settle_fixed": lambda n, size: _masked(n, size, "rk4", torch.float32, settle),
     "normal_float32": lambda n, size: _draws(n, size, torch.float32),
     "normal_float64": lambda n, size: _draws(n, size, torch.float64),
     "uniform_float32": lambda n, size: _draws(n, size, torch.float32, noise.uniform),
@@ -301,6 +318,7 @@ def quick_cases() -> list[Case]:
     chosen = [Case(kernel, "d64", "-", TARGETS[i % 3]) for i, kernel in enumerate(OTHERS)]
     ones = ("normal_float32", "perturb", "perturb_drawn", "silu_derivative", "film_silu_second", "residual")
     chosen += [Case(kernel, "one", "-", 80) for kernel in ones]
+    chosen += [Case(kernel, "one", "-", 90) for kernel in ("stage", "settle")]
     chosen += [Case(kernel, "one", "tf32", 80) for kernel in ("field", "solve_outputs", "step", "train")]
     chosen += [Case("field", "d64", p, t) for p, t in product(PRECISIONS, TARGETS)]
     chosen += [Case("solve", "d2", "tf32x3", t) for t in TARGETS]

@@ -14,11 +14,13 @@ from vapo_fast.engines.base import (
     engines,
     register,
 )
+from vapo_fast.engines.graph import GRAPH, GraphEngine
 from vapo_fast.engines.native import NATIVE, NativeEngine
 from vapo_fast.engines.reference import ReferenceEngine
 from vapo_fast.engines.triton import TRITON, TritonEngine
 
 register(TRITON)
+register(GRAPH)
 register(NATIVE)
 register(ReferenceEngine())
 
@@ -28,6 +30,7 @@ __all__ = [
     "PRECISIONS",
     "Batch",
     "Engine",
+    "GraphEngine",
     "Job",
     "LossAndGrads",
     "LossOptions",

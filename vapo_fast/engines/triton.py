@@ -7,7 +7,6 @@ job uses old ones. Rows of every result have the same bits in any batch.
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
 from typing import TYPE_CHECKING
 
@@ -178,29 +177,18 @@ class TritonEngine(Engine):
         options = job.solve
         if not options.tableau.adaptive or self._device_type == "cpu":
             return "float32" if job.precision == "auto" else job.precision
-        if job.precision == "auto":
+        if job.kind == "solve_with_trace" and job.precision == "auto":
             # The noise that is measured is the gradient's; a second derivative has its own.
-            if job.kind == "solve_with_trace":
-                return "float32"
-            return self._noise.cheapest(_mlp(potential), t0, t1, options)
-        share = self._noise.share(_mlp(potential), job.precision, t0, t1, options)
-        if share > Noise.ALLOWED:
-            rtol, atol = options.tolerances
-            warnings.warn(
-                f"precision={job.precision!r} rounds this model's gradient by {share:.2g} times what rtol={rtol:g} and "
-                f"atol={atol:g} allow in one step: steps shrink, and errors stay. precision='auto' chooses "
-                f"{self._noise.cheapest(_mlp(potential), t0, t1, options)!r}",
-                stacklevel=2,
-            )
-        return job.precision
+            return "float32"
+        return self._noise.choose(potential, job.precision, t0, t1, options)
 
-    def _gradient(self, potential: MLPPotential, x: Tensor, t: Tensor, precision: str) -> Tensor:
-        """grad Phi (n, D) in one of the kernels' precisions or of the engine's."""
+    def _gradient(self, potential: Potential, x: Tensor, t: Tensor, precision: str) -> Tensor:
+        """grad Phi (n, *event) in one of the kernels' precisions or of the engine's."""
         from vapo_fast.kernels.field import field
 
         mlp, program = self._load(potential, precision)
-        gradient: Tensor = field(mlp, x, t, program)[1]
-        return gradient
+        gradient: Tensor = field(mlp, _rows(x), t, program)[1]
+        return gradient.reshape(x.shape)
 
     def _load(self, potential: Potential, precision: str) -> tuple[PackedMlp, Program]:
         """The kernels' twin of a potential, with the weights of this moment, and how to launch it."""

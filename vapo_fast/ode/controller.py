@@ -66,7 +66,9 @@ class PIController:
         return torch.where(self.accepts(ratio), ratio.clamp_min(self.smallest_previous_ratio), previous_ratio)
 
 
-def initial_step(field_norm: Tensor, change_norm: Tensor, trial: Tensor, span: float, error_order: int) -> Tensor:
+def initial_step(
+    field_norm: Tensor, change_norm: Tensor, trial: Tensor, span: float | Tensor, error_order: int
+) -> Tensor:
     """First step size of Hairer, Norsett and Wanner, "Solving ODEs I", II.4, from scaled norms (B,) in float64.
 
     It aims at a scaled error of 1 and not, as theirs, of 0.01: a rejection costs the one sample only, and longer first
@@ -86,7 +88,7 @@ def initial_step(field_norm: Tensor, change_norm: Tensor, trial: Tensor, span: f
     return torch.where(torch.isfinite(change_norm), step, trial).clamp_max(span)
 
 
-def trial_step(state_norm: Tensor, field_norm: Tensor, span: float) -> Tensor:
+def trial_step(state_norm: Tensor, field_norm: Tensor, span: float | Tensor) -> Tensor:
     """An Euler step that changes x by about a hundredth of its own size; the probe that `initial_step` needs."""
     usable = (state_norm >= 1e-5) & (field_norm >= 1e-5)
     return torch.where(usable, 0.01 * (state_norm / field_norm), 1e-6).clamp_max(span)

@@ -19,21 +19,31 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks, _elementary
-from vapo_fast.ode.controller import PIController, initial_step, trial_step
+from vapo_fast import _checks
+from vapo_fast.ode.controller import PIController
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS, SolveOptions, times_of
 from vapo_fast.ode.solution import Solution, Status
-from vapo_fast.ode.tableaus import Row, Tableau
+from vapo_fast.ode.stages import (
+    SMALLEST_STEP_ULPS,
+    FirstStep,
+    between,
+    combine,
+    error_ratio,
+    expand,
+    finite_rows,
+    next_step,
+    passed,
+    row_rms,
+)
+from vapo_fast.ode.tableaus import Tableau
+
+__all__ = ["Field", "check_state", "checked", "error_ratio", "integrate", "row_rms", "solve"]
 
 Field = Callable[..., Tensor]
 
 _CONTROLLER = PIController()
 # A row that has not ended carries the status it will have if the steps run out.
 _UNFINISHED = Status.MAX_STEPS
-# Steps below this many units in the last place of the times are not worth taking.
-_SMALLEST_STEP_ULPS = 16.0
-# A step that would leave less than this fraction of itself before t1 is stretched to t1.
-_STRETCH = 1.01
 
 
 def solve(
@@ -90,44 +100,41 @@ def integrate(
 ) -> Solution:
     """`solve` with its options in one object; never raises for samples that fail."""
     start, stop = _checks.finite_float("t0", t0), _checks.finite_float("t1", t1)
-    _check_state(x0, args)
+    check_state(x0, args)
     options.check_dtype(x0.dtype)
     options.check_times(start, stop)
     results = _Results(x0, start, stop, options)
     live = _Live.begin(x0, start, tuple(args))
-    live = results.settle(live.ended(~_finite_rows(x0), Status.NON_FINITE))
+    live = results.settle(live.ended(~finite_rows(x0), Status.NON_FINITE))
     if start == stop:
         return results.finish(live, Status.SUCCESS)
-    checked = _checked(field)
+    shown = checked(field)
     if options.tableau.adaptive:
-        return _integrate_adaptive(checked, live, results, options)
-    return _integrate_fixed(checked, live, results, options)
+        return _integrate_adaptive(shown, live, results, options)
+    return _integrate_fixed(shown, live, results, options)
 
 
 def _integrate_adaptive(field: Field, live: _Live, results: _Results, options: SolveOptions) -> Solution:
     tableau, span = options.tableau, abs(results.t1 - results.t0)
     direction = 1.0 if results.t1 > results.t0 else -1.0
-    smallest_step = _SMALLEST_STEP_ULPS * torch.finfo(torch.float64).eps * max(abs(results.t0), abs(results.t1))
+    smallest_step = SMALLEST_STEP_ULPS * torch.finfo(torch.float64).eps * max(abs(results.t0), abs(results.t1))
     if live.count:
         live = replace(live, f=field(live.x, live.t, *live.args), nfe=live.nfe + 1)
         live = _with_first_step(field, live, options, direction, span)
-        live = results.settle(live.ended(~_finite_rows(live.f), Status.NON_FINITE))
+        live = results.settle(live.ended(~finite_rows(live.f), Status.NON_FINITE))
     for _ in range(options.max_steps):
         if live.count == 0:
             break
-        remaining = (results.t1 - live.t).abs()
-        last = live.h * _STRETCH >= remaining
-        h = torch.where(last, remaining, live.h)
-        t_new = torch.where(last, results.t1, live.t + direction * h)
+        h, t_new, last = next_step(live.t, live.h, results.t1, direction)
         x_new, stages = _step(tableau, field, live, direction * h)
-        ratio = error_ratio(tableau, stages, live.x, x_new, h, options)
+        ratio = error_ratio(tableau, stages, live.x, x_new, h, options.tolerances)
         accepted = _CONTROLLER.accepts(ratio)
         step = _Step(live, accepted, t_new, x_new, direction * h, stages)
         h_next = h * _CONTROLLER.factor(ratio, live.previous_ratio, live.after_rejection, tableau.error_order)
         live = replace(
             live,
-            x=torch.where(_expand(accepted, x_new), x_new, live.x),
-            f=torch.where(_expand(accepted, x_new), stages[-1], live.f),
+            x=torch.where(expand(accepted, x_new), x_new, live.x),
+            f=torch.where(expand(accepted, x_new), stages[-1], live.f),
             t=torch.where(accepted, t_new, live.t),
             h=h_next,
             previous_ratio=_CONTROLLER.remember(ratio, live.previous_ratio),
@@ -154,12 +161,12 @@ def _integrate_fixed(field: Field, live: _Live, results: _Results, options: Solv
         live = replace(live, f=field(live.x, live.t, *live.args))
         h = torch.full_like(live.t, t_end - t)
         x_new, stages = _step(tableau, field, live, h)
-        accepted = _finite_rows(x_new)
+        accepted = finite_rows(x_new)
         t_new = torch.full_like(live.t, t_end)
         step = _Step(live, accepted, t_new, x_new, h, stages)
         live = replace(
             live,
-            x=torch.where(_expand(accepted, x_new), x_new, live.x),
+            x=torch.where(expand(accepted, x_new), x_new, live.x),
             t=torch.where(accepted, t_new, live.t),
             nfe=live.nfe + tableau.stages,
             accepted=live.accepted + accepted,
@@ -171,75 +178,22 @@ def _integrate_fixed(field: Field, live: _Live, results: _Results, options: Solv
 
 def _step(tableau: Tableau, field: Field, live: _Live, h: Tensor) -> tuple[Tensor, list[Tensor]]:
     """One step of signed size h (n,) from ``live``, whose f is the first stage: the new state and all stages."""
-    width = _expand(h.to(live.x.dtype), live.x)
+    width = expand(h.to(live.x.dtype), live.x)
     stages = [live.f]
     point = live.x
     for weights, node in zip(tableau.a, tableau.c[1:], strict=True):
-        point = live.x + width * _combine(weights, stages)
+        point = live.x + width * combine(weights, stages)
         stages.append(field(point, live.t + node * h, *live.args))
     # With fsal the last point was the new state.
-    return (point if tableau.fsal else live.x + width * _combine(tableau.b, stages)), stages
-
-
-def error_ratio(
-    tableau: Tableau, stages: list[Tensor], x: Tensor, x_new: Tensor, h: Tensor, options: SolveOptions
-) -> Tensor:
-    """(n,) float64: scaled error of a step; infinite where the new state is not finite, which no scaling can hide."""
-    error = _expand(h.to(x.dtype), x) * _combine(tableau.error, stages)
-    ratio = row_rms(error / _scale(torch.maximum(x.abs(), x_new.abs()), options)).to(torch.float64)
-    return torch.where(_finite_rows(x_new), ratio, torch.inf)
-
-
-def row_rms(x: Tensor) -> Tensor:
-    """(n, *event) -> (n,): root mean square over the event, in x's dtype.
-
-    The squares are added in halves (the first half of the columns to the second, an odd last column kept) until one is
-    left: a library's own sum may change its order with the number of rows.
-    """
-    squares = x.reshape(x.shape[0], -1).square()
-    size = squares.shape[1]
-    while squares.shape[1] > 1:
-        half = squares.shape[1] // 2
-        folded = squares[:, :half] + squares[:, half : 2 * half]
-        squares = folded if squares.shape[1] % 2 == 0 else torch.cat((folded, squares[:, -1:]), dim=1)
-    return _elementary.sqrt(squares[:, 0] / size)
+    return (point if tableau.fsal else live.x + width * combine(tableau.b, stages)), stages
 
 
 def _with_first_step(field: Field, live: _Live, options: SolveOptions, direction: float, span: float) -> _Live:
     if options.first_step is not None:
         return replace(live, h=torch.full_like(live.t, min(options.first_step, span)))
-    scale = _scale(live.x.abs(), options)
-    state_norm = row_rms(live.x / scale).to(torch.float64)
-    field_norm = row_rms(live.f / scale).to(torch.float64)
-    trial = trial_step(state_norm, field_norm, span)
-    moved = live.x + _expand((direction * trial).to(live.x.dtype), live.x) * live.f
-    change = field(moved, live.t + direction * trial, *live.args) - live.f
-    change_norm = row_rms(change / scale).to(torch.float64)
-    h = initial_step(field_norm, change_norm, trial, span, options.tableau.error_order)
-    return replace(live, h=h, nfe=live.nfe + 1)
-
-
-def _scale(size: Tensor, options: SolveOptions) -> Tensor:
-    rtol, atol = options.tolerances
-    # With atol = 0 a component that is exactly 0 would divide 0 by 0.
-    return (atol + rtol * size).clamp_min(torch.finfo(size.dtype).tiny)
-
-
-def _combine(weights: Row, stages: list[Tensor]) -> Tensor:
-    """Sum of weight times stage, left to right; a zero weight is left out."""
-    terms = [(weight, stage) for weight, stage in zip(weights, stages, strict=True) if weight != 0.0]
-    total = terms[0][0] * terms[0][1]
-    for weight, stage in terms[1:]:
-        total = total + weight * stage
-    return total
-
-
-def _expand(value: Tensor, like: Tensor) -> Tensor:
-    return value.reshape(-1, *([1] * (like.dim() - 1)))
-
-
-def _finite_rows(x: Tensor) -> Tensor:
-    return torch.isfinite(x).reshape(x.shape[0], -1).all(dim=1)
+    first = FirstStep(live.x, live.f, options.tolerances, span)
+    at_probe = field(first.probe(direction), live.t + direction * first.trial, *live.args)
+    return replace(live, h=first.size(at_probe, options.tableau.error_order), nfe=live.nfe + 1)
 
 
 def _read(*counts: Tensor) -> list[int]:
@@ -297,24 +251,13 @@ class _Step:
 
     def due(self, times: Tensor) -> Tensor:
         """(n, m) bool: which of the m output times this step passed; each belongs to exactly one accepted step."""
-        t, t_new = self.before.t[:, None], self.t_new[:, None]
-        forward = (times > t) & (times <= t_new)
-        backward = (times < t) & (times >= t_new)
-        return (forward | backward) & self.accepted[:, None]
+        return passed(times, self.before.t[:, None], self.t_new[:, None]) & self.accepted[:, None]
 
     def state_at(self, rows: Tensor, times: Tensor, tableau: Tableau) -> Tensor:
-        """The continuous extension at one time for each given row: ``x + h sum_i b_i(theta) k_i``."""
-        h, x = self.h[rows], self.before.x[rows]
-        theta = (times - self.before.t[rows]) / h
-        increment = torch.zeros_like(x)
-        for coefficients, stage in zip(tableau.dense, self.stages, strict=True):
-            weight = torch.zeros_like(theta)
-            for coefficient in reversed(coefficients):
-                weight = (weight + coefficient) * theta
-            increment = increment + _expand(weight.to(x.dtype), x) * stage[rows]
-        inside = x + _expand(h.to(x.dtype), x) * increment
-        # At the end of a step the polynomial is x_new only to rounding; hand out the very state.
-        return torch.where(_expand(times == self.t_new[rows], x), self.x_new[rows], inside)
+        """The continuous extension at one time for each given row."""
+        before, stages = self.before, [stage[rows] for stage in self.stages]
+        clock = self.h[rows], before.t[rows], self.t_new[rows]
+        return between(tableau, stages, before.x[rows], self.x_new[rows], *clock, times)
 
 
 class _Results:
@@ -371,7 +314,7 @@ class _Results:
             whole[live.row] = part
 
 
-def _checked(field: Field) -> Field:
+def checked(field: Field) -> Field:
     """``field`` shown times in the state's dtype, its result held to the state's shape, dtype and device."""
 
     def evaluate(x: Tensor, t: Tensor, *args: Tensor) -> Tensor:
@@ -391,7 +334,8 @@ def _checked(field: Field) -> Field:
     return evaluate
 
 
-def _check_state(x0: Tensor, args: Sequence[Tensor]) -> None:
+def check_state(x0: Tensor, args: Sequence[Tensor]) -> None:
+    """TypeError or ValueError unless x0 is a batch of states and ``args`` have its rows."""
     if not isinstance(x0, Tensor):
         raise TypeError(f"x0 must be a torch.Tensor of shape (B, *event), got {type(x0).__name__}")
     if x0.dtype not in (torch.float32, torch.float64):

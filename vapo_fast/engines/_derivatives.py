@@ -1,0 +1,97 @@
+"""The derivatives of a potential that the graph engine's programs are made of: written out by hand, or autograd's."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vapo_fast._memory import free_memory, or_none_if_out_of_memory, saved_bytes_per_sample
+from vapo_fast.batches import Batch
+from vapo_fast.engines._arithmetic import arithmetic
+from vapo_fast.engines.base import Job, LossAndGrads
+from vapo_fast.engines.reference import ReferenceEngine, gradient_and_trace
+from vapo_fast.passes import explicit_passes, unlike_a_plain_network
+from vapo_fast.potentials.base import Potential
+
+# What is alive at once of what autograd keeps for one evaluation: itself, and gradients on their way back. A second
+# derivative keeps the graph of the first too.
+_ACTIVATIONS, _SECOND_ACTIVATIONS = 3, 9
+# Share of the free memory that one loss's activations may take before blocks are computed twice instead.
+_LOSS_SHARE = 0.6
+
+
+class Derivatives(Protocol):
+    """Of one potential; ``precision`` is one of "float64", "float32", "tf32", "bf16"."""
+
+    def field(self, x: Tensor, t: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+        """Phi (B,) and grad Phi (B, *event), detached."""
+
+    def gradient_and_trace(self, x: Tensor, t: Tensor, probes: Tensor | None, precision: str) -> tuple[Tensor, Tensor]:
+        """As `vapo_fast.engines.reference.gradient_and_trace`."""
+
+    def loss_and_grads(self, batch: Batch, job: Job, precision: str) -> LossAndGrads:
+        """As `Engine.loss_and_grads`."""
+
+    def bytes_per_sample(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> int | None:
+        """Memory of the activations of `field`, or of `gradient_and_trace`; None if not even one sample fits."""
+
+
+class ByHand:
+    """`vapo_fast.passes`: no autograd graph. Only for potentials that `without_passes` has no objection to."""
+
+    def __init__(self, potential: Potential) -> None:
+        self._passes = explicit_passes(potential)
+
+    def field(self, x: Tensor, t: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+        return self._passes.field(x, t, precision)
+
+    def gradient_and_trace(self, x: Tensor, t: Tensor, probes: Tensor | None, precision: str) -> tuple[Tensor, Tensor]:
+        return self._passes.field_and_trace(x, t, probes, precision)[1:]
+
+    def loss_and_grads(self, batch: Batch, job: Job, precision: str) -> LossAndGrads:
+        options = job.loss
+        free = free_memory(batch.x_data.device)
+        need = batch.x_data.shape[0] * self._passes.bytes_per_sample("loss_and_grads", precision)
+        recompute = free is not None and need > _LOSS_SHARE * free
+        return LossAndGrads(
+            *self._passes.loss_and_grads(batch, options.estimator, options.weight, precision, recompute)
+        )
+
+    def bytes_per_sample(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> int | None:
+        return self._passes.bytes_per_sample("field_and_trace" if trace else "field", precision)
+
+
+class ByAutograd:
+    """Reverse mode, and reverse over reverse for second derivatives: any potential."""
+
+    def __init__(self, potential: Potential) -> None:
+        self._potential = potential
+
+    def field(self, x: Tensor, t: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+        with arithmetic(precision, x.device.type):
+            return self._potential.field(x, t)
+
+    def gradient_and_trace(self, x: Tensor, t: Tensor, probes: Tensor | None, precision: str) -> tuple[Tensor, Tensor]:
+        with arithmetic(precision, x.device.type):
+            return gradient_and_trace(self._potential, x, t, probes)
+
+    def loss_and_grads(self, batch: Batch, job: Job, precision: str) -> LossAndGrads:
+        with arithmetic(precision, batch.x_data.device.type):
+            return ReferenceEngine().loss_and_grads(self._potential, batch, job)
+
+    def bytes_per_sample(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> int | None:
+        saved = or_none_if_out_of_memory(partial(saved_bytes_per_sample, self._potential, dtype, device))
+        return None if saved is None else (_SECOND_ACTIVATIONS if trace else _ACTIVATIONS) * saved
+
+
+def derivatives(potential: Potential) -> Derivatives:
+    """By hand where there are explicit passes, else autograd's."""
+    return ByAutograd(potential) if without_passes(potential) else ByHand(potential)
+
+
+def without_passes(potential: Potential) -> str | None:
+    """None if the potential's derivatives are written out by hand, else the reason why not."""
+    return unlike_a_plain_network(potential)
