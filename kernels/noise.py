@@ -10,6 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vapo_fast import _elementary
+from vapo_fast.noise import philox as philox_reference
+
 from . import elementary
 from .launch import run
 
@@ -116,3 +119,22 @@ def _launch(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: 
         programs = triton.cdiv(n * blocks, _BLOCK)
         run(_draw, programs, index.device, out, index, n, size, blocks, *key, stream, NORMAL=normal, BLOCK=_BLOCK)
     return out
+
+
+def uniform_reference(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: torch.dtype) -> Tensor:
+    """The naive twin of `uniform`: the four words of block j are numbers 4j to 4j + 3 of a sample."""
+    blocks = torch.arange(triton.cdiv(size, 4), device=index.device).expand(len(index), -1)
+    sample = index[:, None].expand_as(blocks)
+    counter = (blocks, sample & 0xFFFFFFFF, sample >> 32, torch.full_like(blocks, stream))
+    drawn = torch.stack(philox_reference(counter, key), dim=-1).flatten(1)[:, :size]
+    return ((drawn.to(torch.float64) + 0.5) * 2.0**-32).to(dtype)
+
+
+def normal_reference(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: torch.dtype) -> Tensor:
+    """The naive twin of `normal`: Box and Muller's method on each pair of uniform numbers."""
+    first, second = (
+        uniform_reference(key, index, size + size % 2, stream, torch.float64).unflatten(1, (-1, 2)).unbind(2)
+    )
+    cosine, sine = _elementary.cos_sin_turns(second)
+    pairs = _elementary.sqrt(-2.0 * _elementary.log(first))[..., None] * torch.stack((cosine, sine), dim=-1)
+    return pairs.flatten(1)[:, :size].to(dtype)
