@@ -47,7 +47,7 @@ lint: setup  ## ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: setup  ## mypy --strict on vapo_fast/
+types: setup  ## mypy --strict on vapo_fast/, and on what the host calls in kernels/
 	$(BIN)/mypy
 
 # The extension is built apart, in build/sanitize, and its package put before the tree's. Leaks are not looked for: an

@@ -414,7 +414,7 @@ class Tangent(NamedTuple):
 
 
 def _weights(potential: MLPPotential, dtype: torch.dtype) -> list[Tensor]:
-    return [layer.weight.detach().to(dtype) for layer in (*potential.hidden, potential.output)]  # type: ignore[misc,operator]
+    return [layer.weight.detach().to(dtype) for layer in (*potential.hidden, potential.output)]
 
 
 def _frequencies(potential: MLPPotential, dtype: torch.dtype) -> Tensor:
@@ -437,7 +437,7 @@ def forward_reference(potential: MLPPotential, z: Tensor, position: Tensor) -> F
     for layer, weight in zip(potential.hidden, _weights(potential, z.dtype), strict=False):
         h, d, c = activate_reference(below @ weight.T + layer.bias.to(z.dtype), potential.activation)  # type: ignore[operator]
         for kept, new in zip(swept[1:], (h, d, c), strict=True):
-            kept.append(new)  # type: ignore[union-attr]
+            kept.append(new)
         below = h
     return swept
 

@@ -220,7 +220,7 @@ def _float32_products() -> Iterator[None]:
 
     Its own function for reading the setting raises where a program has set one backend's only.
     """
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
         overall = torch.get_float32_matmul_precision()
