@@ -291,8 +291,8 @@ def _chosen(kernel: str, shape: str, precision: str, target: int) -> bool:
         # Float32 multiplies and adds are for measuring what the others round: of the field alone.
         return precision != "ieee" or kernel == "field" or shape in ("d64", "d512")
     if kernel in VARIANTS and target == 90:
-        small = precision == "bf16" and shape in ("d2", "features")
-        return precision == "tf32x3" or small or (shape == "d64" and precision != "ieee")
+        others = (("d2", "tf32x3"), ("features", "bf16"))
+        return (shape, precision) in others or (shape == "d64" and precision != "ieee")
     if kernel in VARIANTS:
         return middle or (shape, precision) == ("features", "bf16")
     return middle if target == 90 else (shape, precision) == ("features", "bf16")
