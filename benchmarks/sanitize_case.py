@@ -75,6 +75,7 @@ def others(device: torch.device, n: int) -> None:
     _synchronised("steps")
     index = torch.arange(n, device=device)
     noise.uniform((1, 2), index, 5, 3, torch.float64)
+    noise.permutation((1, 2), n, index[:1], 3)
     perturb(mlp.net, mlp.constants, x, t, None, ((1, 2), index, 3))
     perturb(mlp.net, mlp.constants, x, t, x)
     _synchronised("noise and points")

@@ -205,6 +205,10 @@ def _draws(n: int, size: int, dtype: torch.dtype, draw: Callable[..., Tensor] = 
     draw(_KEY, torch.arange(n), size, 7, dtype)
 
 
+def _shuffle(n: int) -> None:
+    noise.permutation(_KEY, n, torch.zeros(1, dtype=torch.int64), 7)
+
+
 def _perturb(n: int, dimension: int, drawn: bool) -> None:
     mlp, x = _packed("d64", tuning.INTERPRETED), torch.zeros(n, dimension)
     draw = (_KEY, torch.arange(n), 7) if drawn else None
@@ -249,6 +253,7 @@ OTHERS: dict[str, Callable[[int, int], None]] = {
     "normal_float32": lambda n, size: _draws(n, size, torch.float32),
     "normal_float64": lambda n, size: _draws(n, size, torch.float64),
     "uniform_float32": lambda n, size: _draws(n, size, torch.float32, noise.uniform),
+    "shuffle_keys": lambda n, size: _shuffle(n),
     "perturb": lambda n, size: _perturb(n, size, False),
     "perturb_drawn": lambda n, size: _perturb(n, size, True),
     "silu": lambda n, size: _silu(n, size, False),

@@ -51,6 +51,7 @@ def test_every_launch_is_on_the_device_of_its_arguments(device, packed, guarded)
     train.loss_and_gradients(mlp, NETWORK.widths, 0, x, t, x, "velocity", "uniform", program)
     noise.normal((1, 2), index, 3, 0, torch.float32)
     noise.uniform((1, 2), index, 3, 0, torch.float32)
+    noise.permutation((1, 2), 5, index[:1], 0)
     perturb.perturb(mlp.net, mlp.constants, x, t, x)
     perturb.perturb(mlp.net, mlp.constants, x, t, None, ((1, 2), index, 0))
     maps = torch.zeros(2, 4, 3, 3, device=device).to(memory_format=torch.channels_last)
@@ -63,7 +64,7 @@ def test_every_launch_is_on_the_device_of_its_arguments(device, packed, guarded)
     silu_map.silu_derivative(maps, maps, None, maps)
     silu_map.silu_second(maps, maps, maps, maps, None, pair, pair)
     residual.residual(maps, maps, None, maps)
-    assert guarded == [x.device] * 15
+    assert guarded == [x.device] * 16
 
 
 @pytest.fixture
