@@ -643,7 +643,15 @@ def write(cases: Sequence[Case], jobs: int, keep: bool) -> int:
         if figures:
             tile = ruled(case) if case.kernel in PRODUCTS else None
             merge(LIMITS, [row(case, tile, figures) | {"source": fingerprint(case)}], _KEY_COLUMNS, _COLUMNS)
+    _drop_what_is_no_case()
     return int(failed > 0)
+
+
+def _drop_what_is_no_case() -> None:
+    keys = {tuple(map(str, asdict(case).values())) for case in every_case()}
+    kept = [line for line in read(LIMITS) if tuple(line[k] for k in _KEY_COLUMNS) in keys]
+    LIMITS.unlink(missing_ok=True)
+    merge(LIMITS, kept, _KEY_COLUMNS, _COLUMNS)
 
 
 def stale(cases: Sequence[Case]) -> list[Case]:
