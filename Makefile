@@ -11,6 +11,7 @@ TORCH ?= cpu
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 JAX_VENV ?= .venv-jax
+JAX_CUDA_VENV ?= .venv-jax-cuda
 BENCH_ARGS ?=
 GPU_ARGS ?=
 
@@ -22,7 +23,7 @@ PACKAGE_STAMP := $(VENV)/.package
 SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(wildcard csrc/*.h csrc/*.cpp)
 
 .PHONY: help setup demo test test-all lint types sanitize gpu on-device clean
-.PHONY: bench bench-quick bench-table bench-curves bench-report bench-setup bench-peers bench-jax
+.PHONY: bench bench-quick bench-table bench-curves bench-report bench-setup bench-peers bench-jax bench-jax-cuda
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -47,7 +48,7 @@ lint: setup  ## ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: setup  ## mypy --strict on vapo_fast/
+types: setup  ## mypy --strict on vapo_fast/, and on what the host calls in kernels/
 	$(BIN)/mypy
 
 # The extension is built apart, in build/sanitize, and its package put before the tree's. Leaks are not looked for: an
@@ -90,6 +91,8 @@ bench-peers: $(VENV)/.peers  ## what the benchmarks measure against: torchdiffeq
 
 bench-jax: $(JAX_VENV)/.installed  ## and diffrax with JAX, in an environment of their own
 
+bench-jax-cuda: $(JAX_CUDA_VENV)/.installed  ## and for make gpu: JAX for CUDA, several gigabytes
+
 $(VENV)/.peers: constraints.txt $(PACKAGE_STAMP)
 	@$(PIP) install -q -c constraints.txt torchdiffeq torchode torchebm scipy
 	@touch $@
@@ -98,6 +101,12 @@ $(JAX_VENV)/.installed: benchmarks/peers/jax-constraints.txt
 	@echo "installing JAX and diffrax in $(JAX_VENV)"
 	@$(PYTHON) -m venv $(JAX_VENV)
 	@$(JAX_VENV)/bin/python -m pip --disable-pip-version-check install -q -c $< diffrax jax
+	@touch $@
+
+$(JAX_CUDA_VENV)/.installed: benchmarks/peers/jax-constraints.txt
+	@echo "installing JAX for CUDA and diffrax in $(JAX_CUDA_VENV)"
+	@$(PYTHON) -m venv $(JAX_CUDA_VENV)
+	@$(JAX_CUDA_VENV)/bin/python -m pip --disable-pip-version-check install -q -c $< diffrax "jax[cuda12]"
 	@touch $@
 
 # GPU_PYTHON: an interpreter that has torch for CUDA, triton and pytest; it is used as it is and nothing is installed.
@@ -111,6 +120,8 @@ else
 endif
 
 on-device: setup bench-peers
+	@echo "JAX for CUDA comes next; without it, make gpu measures the other peers"
+	@$(MAKE) --no-print-directory bench-jax-cuda || { rm -rf $(JAX_CUDA_VENV); echo "JAX for CUDA could not be installed: its arms are left out"; }
 	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
 
 clean:  ## remove what was built; the environment in VENV and out/ stay

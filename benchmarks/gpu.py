@@ -3,10 +3,10 @@
     python -m benchmarks.gpu              # what `make gpu` runs; --help lists the options
     python -m benchmarks.gpu --out DIR    # leave the results and the logs in DIR instead of benchmarks/results
 
-The facts that a profiler tells and conformance come first; without the latter no speed is measured. Nothing is
-installed or built, and no network is used: any Python with torch for CUDA, triton, pytest and the package's small
-dependencies will do. Where vapo_fast is not installed in it, the steps get a folder of links that looks as if it were
-(kernels/ is the package ``vapo_fast.kernels``). Peers that are missing are named and left out.
+The facts that a profiler tells, conformance and the kernels' own tests come first; without conformance no speed is
+measured. Nothing is installed or built, and no network is used: any Python with torch for CUDA, triton, pytest and the
+package's small dependencies will do. Where vapo_fast is not installed in it, the steps get a folder of links that looks
+as if it were (kernels/ is the package ``vapo_fast.kernels``). Peers that are missing are named and left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,13 +32,18 @@ _SANITIZER_ERROR = 86
 
 @dataclass(frozen=True)
 class Step:
-    """One command with its limit; ``needed``: without it the steps that measure are left out."""
+    """One command with its limit in seconds.
+
+    ``needed``: without it the steps that measure are left out. ``kept``: earlier steps leave it its time. `BUDGET` in
+    the command becomes the seconds that the step has for itself.
+    """
 
     name: str
     command: tuple[str, ...]
     seconds: float
     needed: bool = False
     measures: bool = False
+    kept: bool = False
     missing: str = ""
 
 
@@ -59,12 +64,12 @@ def steps(python: str, csv: Path, roofline_csv: Path, cache: Path, docs: Path | 
     sanitizer = shutil.which("compute-sanitizer")
     limits = {name: scale * seconds for name, seconds in SECONDS.items()}
     measuring = ("--rounds", "5", "--round-seconds", "0.03", "--run-seconds", "3", "--case-seconds", "60")
-    budget = ("--budget-seconds", f"{limits['benchmarks'] - 60 * scale:g}")
+    pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     found = [
         Step("device", (python, "-c", _DEVICE), limits["device"], needed=True),
         Step(
             "facts",
-            (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/engines/test_triton_cuda.py"),
+            (*pytest, "tests/engines/test_triton_cuda.py"),
             limits["facts"],
         ),
         Step(
@@ -83,29 +88,46 @@ def steps(python: str, csv: Path, roofline_csv: Path, cache: Path, docs: Path | 
             limits["sanitizer"],
             missing="" if sanitizer else "compute-sanitizer is not on the PATH",
         ),
+        Step("kernels", (*pytest, *KERNEL_TESTS), limits["kernels"]),
         Step(
             "benchmarks",
-            (*run, "run", "--device", "cuda", "--select", "gpu", *measuring, *budget, *files),
+            (*run, "run", "--device", "cuda", "--select", "gpu", *measuring, "--budget-seconds", BUDGET, *files),
             limits["benchmarks"],
             measures=True,
         ),
-        Step("roofline", (*run, "roofline", "--device", "cuda", *files), limits["roofline"], measures=True),
+        Step("roofline", (*run, "roofline", "--device", "cuda", *files), limits["roofline"], measures=True, kept=True),
     ]
     if docs is not None:
-        found.append(Step("report", (*run, "report", *files, "--docs", str(docs)), limits["report"], measures=True))
+        report = (*run, "report", *files, "--docs", str(docs))
+        found.append(Step("report", report, limits["report"], measures=True, kept=True))
     return found
 
 
+BUDGET = "{seconds}"
+# Of a step's time: for starting, and for what it does when its own budget is spent.
+_SLACK = 40.0
+KERNEL_TESTS = (
+    "tests/kernels/test_functions.py",
+    "tests/kernels/test_draws.py",
+    "tests/kernels/test_value.py",
+    "tests/kernels/test_solve.py::test_max_steps",
+    "tests/kernels/test_solve.py::test_a_step_too_small",
+    "tests/kernels/test_solve.py::test_rows_that_are_not_finite_fail_alone",
+    "tests/kernels/test_step.py::test_a_step_leaves_masked_samples_alone",
+)
+"""What the others do not run on a device: elementary functions, draws, every status, masks, derivatives of Phi. (Errors
+of each precision are among the facts.)"""
 SECONDS = {
     "device": 40,
-    "facts": 120,
+    "facts": 150,
     "conformance": 180,
-    "sanitizer": 80,
+    "sanitizer": 110,
+    "kernels": 90,
     "benchmarks": 300,
     "roofline": 75,
     "report": 30,
 }
-"""Limits; the whole is held to `TOTAL` as well: a step gets what the steps before it left."""
+"""Limits; the whole is held to `TOTAL` as well: a step gets what those before it left, less what is kept for later."""
 TOTAL = 530.0
 
 _DEVICE = """
@@ -152,6 +174,8 @@ def run(options: argparse.Namespace) -> int:
         options.python, results / "bench.csv", results / "roofline.csv", options.cache.resolve(), docs, options.scale
     )
     todo = [step for step in todo if not options.only or step.name in options.only]
+    for line in without_peers(options.python) if any(step.name == "benchmarks" for step in todo) else ():
+        print(line, flush=True)
     environment = environment_for(options.python)
     ended = run_steps(todo, lambda step, seconds: execute(step, seconds, environment, logs), TOTAL * options.scale)
     text = summary(ended)
@@ -164,9 +188,10 @@ def run_steps(todo: Sequence[Step], do: Callable[[Step, float], Result], total: 
     """Do the steps in order; those that measure only if nothing that is needed failed, and all within ``total``."""
     ended: list[Result] = []
     begin = time.monotonic()
-    for step in todo:
+    for i, step in enumerate(todo):
         broken = next((one.step.name for one in ended if one.step.needed and one.state != PASSED), "")
-        left = total - (time.monotonic() - begin)
+        kept = 0.0 if step.kept else sum(later.seconds for later in todo[i + 1 :] if later.kept)
+        left = total - kept - (time.monotonic() - begin)
         if broken and (step.measures or broken == "device"):
             ended.append(Result(step, LEFT_OUT, 0.0, f"{broken} did not pass"))
         elif step.missing:
@@ -174,11 +199,24 @@ def run_steps(todo: Sequence[Step], do: Callable[[Step, float], Result], total: 
         elif left < 5.0:
             ended.append(Result(step, LEFT_OUT, 0.0, "no time left"))
         else:
-            print(f"== {step.name} (at most {min(step.seconds, left):.0f} s)", flush=True)
-            ended.append(do(step, min(step.seconds, left)))
+            seconds = min(step.seconds, left)
+            budget = f"{max(5.0, seconds - _SLACK):.0f}"
+            command = tuple(budget if part == BUDGET else part for part in step.command)
+            print(f"== {step.name} (at most {seconds:.0f} s)", flush=True)
+            ended.append(do(replace(step, command=command), seconds))
             one = ended[-1]
             print(f"== {step.name}: {one.state}, {one.seconds:.0f} s; {one.said}", flush=True)
     return ended
+
+
+def without_peers(python: str) -> list[str]:
+    """What is left out of the benchmarks, and how it would be there."""
+    code = "from benchmarks.peers import jax_client; print(jax_client.missing('cuda') or '')"
+    done = subprocess.run(
+        [python, "-c", code], cwd=ROOT, env=environment_for(python), capture_output=True, text=True, check=False
+    )
+    reason = done.stdout.strip()
+    return [f"diffrax and JAX are left out: {reason}"] if reason else []
 
 
 def execute(step: Step, seconds: float, environment: dict[str, str], logs: Path) -> Result:
@@ -211,7 +249,7 @@ def judge(step: Step, code: int | None, text: str) -> tuple[str, str]:
         said = next((line for line in reversed(lines) if "ERROR SUMMARY" in line), said)
         if code and code != _SANITIZER_ERROR and any(sign in text for sign in _NO_SANITIZER):
             return LEFT_OUT, "compute-sanitizer cannot work on this device"
-    if step.name == "facts" and code == 0 and " passed" not in said:
+    if step.name in ("facts", "kernels") and code == 0 and " passed" not in said:
         return FAILED, f"nothing was tested: {said}"
     return (PASSED, said) if code == 0 else (FAILED, f"status {code}; {said}")
 

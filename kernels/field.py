@@ -9,7 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .gauge import coefficients
+from vapo_fast.potentials.mlp import MLPPotential
+
+from .gauge import coefficients, coefficients_reference
 from .launch import Program, refuse_derivatives, scratch_for
 from .mlp import PackedMlp
 from .shapes import field_arrays
@@ -116,6 +118,17 @@ def field(mlp: PackedMlp, x: Tensor, t: Tensor, program: Program) -> tuple[Tenso
         TILE=tile,
     )
     return phi, gradient
+
+
+def field_reference(potential: MLPPotential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The naive twin of `field`, in x's dtype: ``Phi = A/2 |x|^2 + C f(r x, position)``, and autograd."""
+    a, c, r, position = coefficients_reference(potential, t)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = potential.network(r[:, None] * x, position if potential.time_dependent else None)
+        phi = 0.5 * a * x.square().sum(1) + c * value
+        (gradient,) = torch.autograd.grad(phi.sum(), x)
+    return phi.detach(), gradient
 
 
 def value(mlp: PackedMlp, x: Tensor, t: Tensor, program: Program) -> Tensor:

@@ -1,7 +1,8 @@
 """SiLU of ``h = gain c + offset`` in the four sweeps of a convolutional potential (`vapo_fast.passes.pointwise`).
 
 Maps are [rows, pixels, channels], gain and offset [rows, channels] in float32. Maps may be in bfloat16: they are
-widened when loaded and rounded when stored. The naive twins are those of `vapo_fast.passes.pointwise.TorchPointwise`.
+widened when loaded and rounded when stored. The naive twin of every function is
+`vapo_fast.passes.pointwise.TorchPointwise`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import activate
-from .launch import OPTIONS
+from .launch import OPTIONS, on
 from .silu_map import load, store
 
 _BLOCK, _CHANNELS = 1024, 64
@@ -101,14 +102,16 @@ def film_silu(c: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
     """``out = silu(gain c + offset)``; ``out`` may be ``c``."""
     grid, sizes, tile = _launch(c)
     if c.numel():
-        _film_silu[grid](c, gain, offset, out, *sizes, **tile, **OPTIONS)
+        with on(c.device):
+            _film_silu[grid](c, gain, offset, out, *sizes, **tile, **OPTIONS)
 
 
 def film_silu_derivative(c: Tensor, v: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
     """``out = gain silu'(gain c + offset) v``; ``out`` may be ``c`` or ``v``."""
     grid, sizes, tile = _launch(c)
     if c.numel():
-        _film_silu_derivative[grid](c, v, gain, offset, out, *sizes, **tile, **OPTIONS)
+        with on(c.device):
+            _film_silu_derivative[grid](c, v, gain, offset, out, *sizes, **tile, **OPTIONS)
 
 
 def film_silu_second(
@@ -129,23 +132,24 @@ def film_silu_second(
     """
     (_, across), (pixels, channels, _), tile = _launch(c)
     if c.numel():
-        _film_silu_second[(len(c), across)](
-            c,
-            c_dot,
-            a_s,
-            b_s,
-            gain,
-            offset,
-            adjoints,
-            values,
-            of_gain,
-            of_offset,
-            pixels,
-            channels,
-            c.numel(),
-            **tile,
-            **OPTIONS,
-        )
+        with on(c.device):
+            _film_silu_second[(len(c), across)](
+                c,
+                c_dot,
+                a_s,
+                b_s,
+                gain,
+                offset,
+                adjoints,
+                values,
+                of_gain,
+                of_offset,
+                pixels,
+                channels,
+                c.numel(),
+                **tile,
+                **OPTIONS,
+            )
 
 
 def _launch(c: Tensor) -> tuple[tuple[int, int], tuple[int, int, int], dict[str, int]]:

@@ -96,8 +96,11 @@ def _places(potential: MLPPotential, net: Net) -> Tensor:
     d, f = net.dimension, potential.fourier_features
     timed = int(potential.time_dependent)
     first = layers[0]
-    blocks = ((0, first[:, :d]), (net.inputs, first[:, d + timed : d + timed + f]))
-    blocks += ((net.inputs + net.features, first[:, d + timed + f :]),)
+    blocks = (
+        (0, first[:, :d]),
+        (net.inputs, first[:, d + timed : d + timed + f]),
+        (net.inputs + net.features, first[:, d + timed + f :]),
+    )
     for column, block in blocks:
         if block.shape[1]:
             put(net.first_forward, (net.width, net.columns), block, columns=column)

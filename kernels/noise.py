@@ -10,6 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vapo_fast import _elementary
+from vapo_fast.noise import philox as philox_reference
+
 from . import elementary
 from .launch import run
 
@@ -93,6 +96,36 @@ def _draw(
     tl.store(place + 3, v3.to(out.dtype.element_ty), mask=there & (column + 3 < size))
 
 
+@triton.jit(do_not_specialize=["n", "key_low", "key_high", "stream"])
+def _shuffle_keys(
+    out,
+    epoch_ptr,
+    n: tl.int64,
+    key_low: tl.int64,
+    key_high: tl.int64,
+    stream: tl.int64,
+    BLOCK: tl.constexpr,
+):
+    item = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    epoch = tl.load(epoch_ptr) + item * 0
+    w0, w1, w2, w3 = words(key_low, key_high, epoch, item >> 1, stream)
+    odd = (item & 1) != 0
+    high, low = tl.where(odd, w2, w0), tl.where(odd, w3, w1)
+    bits = (high.to(tl.uint64) << 32) | low.to(tl.uint64)
+    tl.store(out + item, bits.to(tl.int64, bitcast=True), mask=item < n)
+
+
+def permutation(key: tuple[int, int], n: int, epoch: Tensor, stream: int) -> Tensor:
+    """The shuffle of 0 .. n - 1 that `vapo_fast.noise.permutation` gives, on a device, without waiting for it.
+
+    Args: key and stream as for `normal`; epoch: (1,) int64 on the device.
+    Returns: (n,) int64.
+    """
+    keys = torch.empty(n, dtype=torch.int64, device=epoch.device)
+    run(_shuffle_keys, triton.cdiv(n, _BLOCK), epoch.device, keys, epoch, n, *key, stream, BLOCK=_BLOCK)
+    return torch.sort(keys, stable=True).indices
+
+
 def normal(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: torch.dtype) -> Tensor:
     """Standard normal draws, the device's twin of `vapo_fast.native.normal_draws`.
 
@@ -116,3 +149,31 @@ def _launch(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: 
         programs = triton.cdiv(n * blocks, _BLOCK)
         run(_draw, programs, index.device, out, index, n, size, blocks, *key, stream, NORMAL=normal, BLOCK=_BLOCK)
     return out
+
+
+def uniform_reference(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: torch.dtype) -> Tensor:
+    """The naive twin of `uniform`: the four words of block j are numbers 4j to 4j + 3 of a sample."""
+    blocks = torch.arange(triton.cdiv(size, 4), device=index.device).expand(len(index), -1)
+    sample = index[:, None].expand_as(blocks)
+    counter = (blocks, sample & 0xFFFFFFFF, sample >> 32, torch.full_like(blocks, stream))
+    drawn = torch.stack(philox_reference(counter, key), dim=-1).flatten(1)[:, :size]
+    return ((drawn.to(torch.float64) + 0.5) * 2.0**-32).to(dtype)
+
+
+def normal_reference(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: torch.dtype) -> Tensor:
+    """The naive twin of `normal`: Box and Muller's method on each pair of uniform numbers."""
+    first, second = (
+        uniform_reference(key, index, size + size % 2, stream, torch.float64).unflatten(1, (-1, 2)).unbind(2)
+    )
+    cosine, sine = _elementary.cos_sin_turns(second)
+    pairs = _elementary.sqrt(-2.0 * _elementary.log(first))[..., None] * torch.stack((cosine, sine), dim=-1)
+    return pairs.flatten(1)[:, :size].to(dtype)
+
+
+def permutation_reference(key: tuple[int, int], n: int, epoch: Tensor, stream: int) -> Tensor:
+    """The naive twin of `permutation`: item i has words 2i and 2i + 1 of the draw of this number."""
+    blocks = torch.arange(triton.cdiv(n, 2), device=epoch.device)
+    sample = epoch.expand_as(blocks)
+    drawn = philox_reference((blocks, sample & 0xFFFFFFFF, sample >> 32, torch.full_like(blocks, stream)), key)
+    keys = torch.stack((drawn[0] << 32 | drawn[1], drawn[2] << 32 | drawn[3]), dim=1).flatten()[:n]
+    return torch.argsort(keys, stable=True)

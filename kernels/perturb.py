@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vapo_fast.homotopy import Homotopy
+
 from .gauge import path_at
 from .launch import refuse_derivatives, run
 from .noise import normal_pair, words
@@ -135,3 +137,12 @@ def perturb(
         COLUMNS=columns,
     )
     return result
+
+
+def perturb_reference(path: Homotopy, x_data: Tensor, t: Tensor, noise: Tensor) -> Points:
+    """The naive twin of `perturb`, in x_data's dtype; ``innovation = -d/dt ln rho``."""
+    k, squares = path.kernel(t), noise.square().sum(1)
+    x = k.alpha[:, None] * x_data + k.beta[:, None] * noise
+    velocity = k.alpha_dot[:, None] * x_data + k.beta_dot[:, None] * noise
+    innovation = k.beta_dot / k.beta * (x_data.shape[1] - squares) - k.alpha_dot / k.beta * (noise * x_data).sum(1)
+    return Points(x, velocity, innovation)

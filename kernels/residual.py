@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import OPTIONS
+from .launch import OPTIONS, on
 from .silu_map import load, store
 
 _BLOCK = 1024
@@ -32,14 +32,15 @@ def residual(branch: Tensor, skip: Tensor, bias: Tensor | None, out: Tensor) -> 
     """
     size = skip.numel()
     if size:
-        _residual[(triton.cdiv(size, _BLOCK),)](
-            branch,
-            skip,
-            skip if bias is None else bias,
-            out,
-            skip.shape[1],
-            size,
-            BIAS=bias is not None,
-            BLOCK=_BLOCK,
-            **OPTIONS,
-        )
+        with on(skip.device):
+            _residual[(triton.cdiv(size, _BLOCK),)](
+                branch,
+                skip,
+                skip if bias is None else bias,
+                out,
+                skip.shape[1],
+                size,
+                BIAS=bias is not None,
+                BLOCK=_BLOCK,
+                **OPTIONS,
+            )

@@ -158,7 +158,7 @@ class Role(NamedTuple):
     """Where the arrays of one kind lie, one for each layer: array ``first + (layer mod count) * step``."""
 
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's own count is of no use here
     step: int = 1
 
 

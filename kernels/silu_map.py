@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import activate
-from .launch import OPTIONS
+from .launch import OPTIONS, on
 
 _BLOCK = 1024
 
@@ -83,15 +83,17 @@ def _silu_second(
 def silu(x: Tensor, out: Tensor) -> None:
     """``out = silu(x)``; both contiguous in the same order, float32 or bfloat16."""
     if x.numel():
-        _silu[(triton.cdiv(x.numel(), _BLOCK),)](x, out, x.numel(), BLOCK=_BLOCK, **OPTIONS)
+        with on(x.device):
+            _silu[(triton.cdiv(x.numel(), _BLOCK),)](x, out, x.numel(), BLOCK=_BLOCK, **OPTIONS)
 
 
 def silu_derivative(x: Tensor, v: Tensor, skip: Tensor | None, out: Tensor) -> None:
     """``out = silu'(x) v + skip``; all contiguous in the same order. ``out`` may be any of the others."""
     if x.numel():
-        _silu_derivative[(triton.cdiv(x.numel(), _BLOCK),)](
-            x, v, v if skip is None else skip, out, x.numel(), SKIP=skip is not None, BLOCK=_BLOCK, **OPTIONS
-        )
+        with on(x.device):
+            _silu_derivative[(triton.cdiv(x.numel(), _BLOCK),)](
+                x, v, v if skip is None else skip, out, x.numel(), SKIP=skip is not None, BLOCK=_BLOCK, **OPTIONS
+            )
 
 
 def silu_second(
@@ -102,16 +104,17 @@ def silu_second(
     All contiguous in the same order; skip, adjoints and values are of twice the size. ``adjoints`` may be ``skip``.
     """
     if x.numel():
-        _silu_second[(triton.cdiv(x.numel(), _BLOCK),)](
-            x,
-            x_dot,
-            a_s,
-            b_s,
-            adjoints if skip is None else skip,
-            adjoints,
-            values,
-            x.numel(),
-            SKIP=skip is not None,
-            BLOCK=_BLOCK,
-            **OPTIONS,
-        )
+        with on(x.device):
+            _silu_second[(triton.cdiv(x.numel(), _BLOCK),)](
+                x,
+                x_dot,
+                a_s,
+                b_s,
+                adjoints if skip is None else skip,
+                adjoints,
+                values,
+                x.numel(),
+                SKIP=skip is not None,
+                BLOCK=_BLOCK,
+                **OPTIONS,
+            )

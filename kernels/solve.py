@@ -14,8 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from vapo_fast.ode import SolveOptions
+from vapo_fast.ode.solve import integrate
+from vapo_fast.potentials.mlp import MLPPotential
 
 from .field import clear_inputs
+from .gauge import coefficients_reference
 from .launch import Program, refuse_derivatives, scratch_for
 from .mlp import PackedMlp
 from .shapes import Method, field_arrays, padded, trace_arrays
@@ -39,7 +42,7 @@ from .stepping import (
     evaluate,
     take_over,
 )
-from .sweeps import NARROW_ARRAYS
+from .sweeps import NARROW_ARRAYS, adjoint_reference, forward_reference, tangent_reference
 from .tableau import numbers, phases, settings
 
 
@@ -396,3 +399,34 @@ def solve(
         METHOD=method,
     )
     return result
+
+
+def solve_reference(
+    potential: MLPPotential,
+    x0: Tensor,
+    t0: float,
+    t1: float,
+    options: SolveOptions,
+    probes: Tensor | None = None,
+) -> Solved:
+    """The naive twin of `solve`, in x0's dtype: the library's solver on x with an integral for each probe beside it.
+
+    With the axes as probes the integrals add up to the trace, whose kernel integrates the sum alone.
+    """
+    n, dimension = x0.shape
+    probes = x0.new_zeros(n, 0, dimension) if probes is None else probes
+
+    def slope(y: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        x = y[:, :dimension]
+        a, c, r, position = (part.to(x.dtype)[:, None] for part in coefficients_reference(potential, t))
+        swept = forward_reference(potential, r * x, position[:, 0])
+        back = adjoint_reference(potential, swept)
+        moved = [tangent_reference(potential, swept, back, r * v[:, i]).curvature for i in range(v.shape[1])]
+        traces = [a[:, 0] * v[:, i].square().sum(1) + c[:, 0] * found for i, found in enumerate(moved)]
+        return torch.cat([a * x + c * r * back.gradient, *(trace[:, None] for trace in traces)], dim=1)
+
+    start = torch.cat([x0, x0.new_zeros(n, probes.shape[1])], dim=1)
+    found = integrate(slope, start, t0, t1, options, (probes,))
+    ys = None if found.ys is None else found.ys[..., :dimension]
+    x, integrals = found.x[:, :dimension], found.x[:, dimension:]
+    return Solved(x, integrals, found.t, found.status, found.nfe, found.accepted, found.rejected, ys)

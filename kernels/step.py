@@ -7,6 +7,7 @@ number of -1, cost no writes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,13 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vapo_fast.ode import SolveOptions
+from vapo_fast.ode import SolveOptions, Status
+from vapo_fast.potentials.mlp import MLPPotential
 
 from .field import clear_inputs
 from .launch import Program, refuse_derivatives, scratch_for
 from .mlp import PackedMlp
 from .shapes import field_arrays
-from .solve import method_for
+from .solve import Solved, method_for, solve_reference
 from .stepping import (
     ACCEPTED,
     CLOCKS,
@@ -214,3 +216,21 @@ def step(mlp: PackedMlp, samples: Samples, t0: float, t1: float, options: SolveO
         TILE=tile,
         METHOD=method,
     )
+
+
+def steps_reference(
+    potential: MLPPotential, x0: Tensor, t0: float, t1: float, options: SolveOptions, tries: int
+) -> Solved:
+    """The naive twin of ``tries`` calls of `step` after `begin`: the whole solve, stopped there.
+
+    ``status`` is -1 for samples that still run. A fixed-step method stops at the time that it has then reached.
+    """
+    if not options.tableau.adaptive:
+        steps = options.steps or 0
+        if tries >= steps:
+            return solve_reference(potential, x0, t0, t1, options)
+        found = solve_reference(potential, x0, t0, t0 + (t1 - t0) * (tries / steps), replace(options, steps=tries))
+        return found._replace(status=torch.where(found.status == Status.SUCCESS, -1, found.status))
+    found = solve_reference(potential, x0, t0, t1, replace(options, max_steps=min(tries, options.max_steps)))
+    stopped = (found.status == Status.MAX_STEPS) & (tries < options.max_steps)
+    return found._replace(status=torch.where(stopped, -1, found.status))

@@ -1,11 +1,11 @@
 """The sweeps through an MLP on one tile of samples: forward, adjoint, tangent, second adjoint.
 
-Device functions only. Every array of a tile lies in global memory: a tile's activations are too many for registers, and
-whole weight matrices for shared memory. The L2 cache holds all tiles' arrays for small networks, and for larger ones a
-part of them (docs/notes/performance.md has the arithmetic). Each product makes ``block_n`` columns at a
-time, with a loop over ``block_k`` terms; what follows it (bias, activation and derivatives, the adjoint's factor) is
-done on the block while it is in registers. Between two products lies a barrier, because each reads what other threads
-wrote.
+Device functions, and their naive twins below. Every array of a tile lies in global memory: a tile's activations are too
+many for registers, and whole weight matrices for shared memory. The L2 cache holds all tiles' arrays for small
+networks, and for larger ones a part of them (docs/notes/performance.md has the arithmetic). Each product makes
+``block_n`` columns at a time, with a loop over ``block_k`` terms; what follows it (bias, activation and derivatives,
+the adjoint's factor) is done on the block while it is in registers. Between two products lies a barrier, because each
+reads what other threads wrote.
 
 ``wide`` points at the tile's first row of array 0 of the network's width, and ``wide_step`` is the distance to the next
 array; ``narrow`` and ``narrow_step`` are the same for arrays of the input's width. Which array holds what is said by
@@ -15,11 +15,16 @@ array; ``narrow`` and ``narrow_step`` are the same for arrays of the input's wid
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .activation import activate
+from vapo_fast.potentials.mlp import MLPPotential
+
+from .activation import activate, activate_reference
 
 INPUTS = tl.constexpr(0)
 TANGENT = tl.constexpr(1)
@@ -372,3 +377,113 @@ def _second_adjoint_block(q, wide, wide_step, layer, n, NET: tl.constexpr, AT: t
     d = tl.load(_block(_array(wide, wide_step, AT.d, layer), n, NET.width, TILE.rows, TILE.block_n))
     c = tl.load(_block(_array(wide, wide_step, AT.c, layer), n, NET.width, TILE.rows, TILE.block_n))
     tl.store(_block(_array(wide, wide_step, AT.b, layer), n, NET.width, TILE.rows, TILE.block_n), d * q + c)
+
+
+# The naive twins: whole batches, plain products, every array kept; in the dtype of what they are given. -------------
+
+
+class Forward(NamedTuple):
+    """Left by `forward_reference`: the first layer's inputs (n, columns) z, position, cosines, sines; for each layer
+    (n, width) its activations and their first and second derivatives."""
+
+    inputs: Tensor
+    h: list[Tensor]
+    d: list[Tensor]
+    c: list[Tensor]
+
+
+class Adjoint(NamedTuple):
+    """Left by `adjoint_reference`: the value (n,); derivatives by each layer's pre-activations; second derivatives of
+    each layer's activations, times the derivative by them; derivatives by the inputs, and by z alone (n, D)."""
+
+    value: Tensor
+    a: list[Tensor]
+    curved: list[Tensor]
+    by_inputs: Tensor
+    gradient: Tensor
+
+
+class Tangent(NamedTuple):
+    """Left by `tangent_reference`: the second derivative (n,); tangents of the inputs; for each layer the tangents of
+    its activations, and ``c y'``."""
+
+    curvature: Tensor
+    inputs: Tensor
+    h: list[Tensor]
+    bent: list[Tensor]
+
+
+def _weights(potential: MLPPotential, dtype: torch.dtype) -> list[Tensor]:
+    return [layer.weight.detach().to(dtype) for layer in (*potential.hidden, potential.output)]
+
+
+def _frequencies(potential: MLPPotential, dtype: torch.dtype) -> Tensor:
+    return potential.frequencies.detach().to(dtype)
+
+
+def _feature_parts(potential: MLPPotential, of_inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of the cosines and of the sines."""
+    cosines, sines = of_inputs[:, of_inputs.shape[1] - 2 * potential.fourier_features :].chunk(2, dim=1)
+    return cosines, sines
+
+
+@torch.no_grad()
+def forward_reference(potential: MLPPotential, z: Tensor, position: Tensor) -> Forward:
+    """The naive twin of `forward`: z (n, D) and noise positions (n,)."""
+    y = torch.cat([z, position[:, None]], dim=1) if potential.time_dependent else z
+    angle = 2.0 * math.pi * y @ _frequencies(potential, z.dtype).T
+    swept = Forward(torch.cat([y, torch.cos(angle), torch.sin(angle)], dim=1), [], [], [])
+    below = swept.inputs
+    for layer, weight in zip(potential.hidden, _weights(potential, z.dtype), strict=False):
+        h, d, c = activate_reference(below @ weight.T + layer.bias.to(z.dtype), potential.activation)  # type: ignore[operator]
+        for kept, new in zip(swept[1:], (h, d, c), strict=True):
+            kept.append(new)
+        below = h
+    return swept
+
+
+@torch.no_grad()
+def adjoint_reference(potential: MLPPotential, swept: Forward) -> Adjoint:
+    """The naive twin of `adjoint`."""
+    *weights, output = _weights(potential, swept.inputs.dtype)
+    g = output.expand_as(swept.h[-1])
+    a, curved = list[Tensor](), list[Tensor]()
+    for layer in reversed(range(len(weights))):
+        a.insert(0, swept.d[layer] * g)
+        curved.insert(0, swept.c[layer] * g)
+        g = a[0] @ weights[layer]
+    dimension = math.prod(potential.event_shape)
+    (by_cosine, by_sine), (cosine, sine) = (_feature_parts(potential, part) for part in (g, swept.inputs))
+    turn = 2.0 * math.pi * (cosine * by_sine - sine * by_cosine)
+    gradient = g[:, :dimension] + turn @ _frequencies(potential, g.dtype)[:, :dimension]
+    return Adjoint((swept.h[-1] @ output.T)[:, 0], a, curved, g, gradient)
+
+
+@torch.no_grad()
+def tangent_reference(potential: MLPPotential, swept: Forward, back: Adjoint, direction: Tensor) -> Tangent:
+    """The naive twin of `tangent`, along directions (n, D) of z."""
+    dimension = direction.shape[1]
+    turning = 2.0 * math.pi * direction @ _frequencies(potential, direction.dtype)[:, :dimension].T
+    (by_cosine, by_sine), (cosine, sine) = (_feature_parts(potential, part) for part in (back.by_inputs, swept.inputs))
+    curvature = -((by_cosine * cosine + by_sine * sine) * turning.square()).sum(1)
+    still = direction.new_zeros(len(direction), int(potential.time_dependent))
+    moved = Tangent(curvature, torch.cat([direction, still, -sine * turning, cosine * turning], dim=1), [], [])
+    below = moved.inputs
+    for layer, weight in enumerate(_weights(potential, direction.dtype)[:-1]):
+        y = below @ weight.T
+        moved.bent.append(back.curved[layer] * y)
+        curvature = curvature + (moved.bent[-1] * y).sum(1)
+        below = swept.d[layer] * y
+        moved.h.append(below)
+    return moved._replace(curvature=curvature)
+
+
+@torch.no_grad()
+def second_adjoint_reference(potential: MLPPotential, swept: Forward, moved: Tangent, share: Tensor) -> list[Tensor]:
+    """The naive twin of `second_adjoint`, for shares (n,) of the value: b of each layer."""
+    *weights, output = _weights(potential, share.dtype)
+    q, b = share[:, None] * output, list[Tensor]()
+    for layer in reversed(range(len(weights))):
+        b.insert(0, swept.d[layer] * q + moved.bent[layer])
+        q = b[0] @ weights[layer]
+    return b

@@ -19,13 +19,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vapo_fast.potentials.mlp import MLPPotential
+
 from .field import clear_inputs
-from .gauge import coefficients, path_at
+from .gauge import coefficients, coefficients_reference, path_at
 from .launch import Program, refuse_derivatives
 from .mlp import PackedMlp
-from .perturb import move
+from .perturb import move, perturb_reference
 from .shapes import padded, training_arrays
-from .sweeps import GRADIENT, INPUTS, NARROW_ARRAYS, TANGENT, adjoint, forward, second_adjoint, tangent
+from .sweeps import (
+    GRADIENT,
+    INPUTS,
+    NARROW_ARRAYS,
+    TANGENT,
+    adjoint,
+    adjoint_reference,
+    forward,
+    forward_reference,
+    second_adjoint,
+    second_adjoint_reference,
+    tangent,
+    tangent_reference,
+)
 
 ESTIMATORS = ("velocity", "covariance")
 WEIGHTS = ("inverse_variance", "uniform", "given")
@@ -205,7 +220,7 @@ def _float32_products() -> Iterator[None]:
 
     Its own function for reading the setting raises where a program has set one backend's only.
     """
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
         overall = torch.get_float32_matmul_precision()
@@ -251,3 +266,31 @@ def _weight_gradients(
     top, of_top = wide[2 * layers - 2], wide[2 * layers - 1]
     found["output.weight"] = (of_top.sum(0) + top.T @ share)[: widths[-1]][None]
     return found
+
+
+def loss_and_gradients_reference(
+    potential: MLPPotential, x_data: Tensor, t: Tensor, noise: Tensor, estimator: str, weight: Tensor
+) -> Trained:
+    """The naive twin of `loss_and_gradients`, in x_data's dtype, for a weight (n,): the passes in plain PyTorch."""
+    x, velocity, innovation = perturb_reference(potential.homotopy, x_data, t, noise)
+    a, c, r, position = coefficients_reference(potential, t)
+    swept = forward_reference(potential, r[:, None] * x, position)
+    back = adjoint_reference(potential, swept)
+    gradient = a[:, None] * x + (c * r)[:, None] * back.gradient
+    each = weight / len(t)
+    quadratic = 0.5 * weight * gradient.square().sum(1)
+    if estimator == "covariance":
+        linear = weight * (0.5 * a * x.square().sum(1) + c * back.value) * innovation
+        rest, share = gradient, each * c * innovation
+    else:
+        linear = -weight * (gradient * velocity).sum(1)
+        rest, share = gradient - velocity, torch.zeros_like(t)
+    moved = tangent_reference(potential, swept, back, (each * c * r)[:, None] * rest)
+    b = second_adjoint_reference(potential, swept, moved, share)
+    found: dict[str, Tensor] = {}
+    below = zip((swept.inputs, *swept.h), (moved.inputs, *moved.h), strict=True)
+    for layer, ((h, h_tangent), adjoint_, second) in enumerate(zip(below, back.a, b, strict=False)):
+        found[f"hidden.{layer}.weight"] = second.T @ h + adjoint_.T @ h_tangent
+        found[f"hidden.{layer}.bias"] = second.sum(0)
+    found["output.weight"] = (moved.h[-1].sum(0) + swept.h[-1].T @ share)[None]
+    return Trained(linear.mean(), quadratic.mean(), found)

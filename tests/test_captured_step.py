@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import vapo_fast.trainer as trainer_module
-from vapo_fast import Trainer
+from vapo_fast import Trainer, device_batches
+from vapo_fast.batches import Batches, as_source
 from vapo_fast.callbacks import Callback
-from vapo_fast.homotopy import DataHomotopy
+from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.potentials import MLPPotential
 
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(7))
@@ -52,13 +54,13 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> type[EmulatedGraph]:
     current: list[Any] = []
     original = trainer_module._DeferredStep.__init__
 
-    def begin(self: Any, trainer: Trainer) -> None:
-        original(self, trainer)
+    def begin(self: Any, trainer: Trainer, draws: Any = None) -> None:
+        original(self, trainer, draws)
         self._eager_left = self.EAGER_STEPS
         current.append(self)
 
     @contextmanager
-    def record(graph: EmulatedGraph, stream: object) -> Iterator[None]:
+    def record(graph: EmulatedGraph, stream: object, capture_error_mode: str) -> Iterator[None]:
         """Recording runs nothing: whatever the step wrote is put back."""
         assert stream == current[-1]._trainer.device
         graph.step = current[-1]
@@ -116,3 +118,64 @@ def test_every_step_counts_as_a_write(captured: bool, request: pytest.FixtureReq
     for before, after in pairwise(seen.versions):
         assert after[0] > before[0], seen.versions
         assert after[1] > before[1]
+
+
+@pytest.fixture
+def drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU draws its batches as a GPU does, by the kernels in Triton's interpreter."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled in this process")
+    monkeypatch.setattr(device_batches, "draws_on", lambda device: True)
+
+
+@pytest.mark.parametrize("path", [DataHomotopy(), LinearHomotopy()], ids=["data", "linear"])
+@pytest.mark.parametrize("time_sampling", ["log_noise", "uniform"])
+@pytest.mark.parametrize(("rows", "size"), [(50, 16), (7, 16), (16, 16), (5, 1)])
+def test_drawn_batches_have_the_bits_of_the_hosts(
+    drawing: None, rows: int, size: int, time_sampling: str, path: Homotopy
+) -> None:
+    """Within an epoch, across the end of one, and across several; far into a run too."""
+    batches = Batches(
+        as_source(DATA[:rows], (2,)), path, 2**63 + 5, size, time_sampling, torch.device("cpu"), torch.float32
+    )
+    drawn = device_batches.DeviceBatches.of(batches)
+    assert drawn is not None
+    for step in (0, 1, 2, 3, 4, 2**33):
+        drawn.prepare(step)
+        for ours, theirs in zip(drawn(torch.tensor(step)), batches(step), strict=True):
+            assert torch.equal(ours, theirs), step
+
+
+def test_the_host_draws_what_the_device_cannot(drawing: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = device_batches.DeviceBatches.of
+    given = (DataHomotopy(), 0, 16, "log_noise", torch.device("cpu"), torch.float32)
+    assert of(Batches(as_source(DATA, (2,)), *given)) is not None
+    assert of(Batches(as_source(DataLoader(TensorDataset(DATA)), (2,)), *given)) is None
+    assert of(Batches(as_source(DATA, (2,)), *given, part=range(3, 9))) is None
+    assert of(Batches(as_source(DATA[:, :, None, None], (2, 1, 1)), *given, augment="flip")) is None
+    monkeypatch.undo()
+    assert of(Batches(as_source(DATA, (2,)), *given)) is None
+
+
+def test_a_captured_step_draws_its_own_batches(
+    emulated: type[EmulatedGraph], drawing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replays see the step's number alone: nothing of the batch is copied to them."""
+    monkeypatch.setattr(Batches, "draw", lambda *_: pytest.fail("the host drew a batch"))
+    ours, seen = trainer(), Seen()
+    ours.fit(DATA, 9, callbacks=(seen,))
+    assert [(graph.replays, graph.step._batch) for graph in emulated.made] == [(7, None)]
+    monkeypatch.undo()
+    theirs, expected = trainer(), Seen()
+    theirs.fit(DATA, 9, callbacks=(expected,))
+    torch.testing.assert_close(seen.losses, expected.losses, rtol=1e-5, atol=1e-6)
+    for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    # Another fit goes on from there, with orders of its own.
+    theirs.fit(DATA, 3)
+    monkeypatch.setattr(trainer_module, "_defers", lambda model: True)
+    monkeypatch.setattr(device_batches, "draws_on", lambda device: True)
+    ours.fit(DATA, 3)
+    for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -620,9 +620,9 @@ class CountingPath(DataHomotopy):
         super().__init__()
         self.counts: list[int] = []
 
-    def time_at_noise_level(self, beta: Any) -> Tensor:
+    def time_at_noise_position(self, position: Any) -> Tensor:
         self.counts.append(torch.get_num_threads())
-        return super().time_at_noise_level(beta)
+        return super().time_at_noise_position(position)
 
 
 @pytest.mark.parametrize(("few", "threads"), [(10**6, 1), (10, 3)])

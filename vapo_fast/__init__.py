@@ -4,6 +4,7 @@ from vapo_fast import data, distributed, metrics, ode, reference
 from vapo_fast.checkpoint import CheckpointError, load, save
 from vapo_fast.density import log_density, log_likelihood
 from vapo_fast.engines import engines
+from vapo_fast.engines.triton import tune
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.langevin import Refined, refine
 from vapo_fast.likelihood import BitsPerDim, bits_per_dim, dequantise
@@ -60,6 +61,7 @@ __all__ = [
     "sample",
     "save",
     "train",
+    "tune",
     "typicality",
     "validate_t_end",
 ]

@@ -38,12 +38,14 @@ class Source(ABC):
     """A stream of data rows: step k of a run takes the rows [k B, (k + 1) B).
 
     Attributes:
-        held_on: the device of rows that lie in memory, else None.
+        held_on: the device of rows that lie in memory, else None. held: these rows (N, *event), if batches are taken
+            from them by `vapo_fast.noise.permutation`, one for each epoch.
         digest: a 32-bit checksum of all rows of the step last asked for, if only a part of them was and they come
             in an order that is not this library's; else 0.
     """
 
     held_on: torch.device | None = None
+    held: Tensor | None = None
     digest: int = 0
 
     @abstractmethod
@@ -105,13 +107,16 @@ class Batches:
         if self.part is not None:
             strata = strata[self.part.start : self.part.stop]
         with one_thread():
-            u = (strata + jitter) / self.batch_size
-            if self.time_sampling == "log_noise":
-                t = self.homotopy.time_at_noise_position(2.0 * u - 1.0)
-            else:
-                t = self.homotopy.t0 + u * (self.homotopy.t1 - self.homotopy.t0)
+            t = self.times(strata, jitter)
         draws = self._noise(step, rows) if self.device.type == "cpu" else None
         return Drawn(_pinned(rows, self.device), _pinned(t.to(self.dtype), self.device), draws, self.source.digest)
+
+    def times(self, strata: Tensor, jitter: Tensor) -> Tensor:
+        """float64 times (B,), from each row's place among the strata and its uniform draw in float64."""
+        u = (strata + jitter) / self.batch_size
+        if self.time_sampling == "log_noise":
+            return self.homotopy.time_at_noise_position(2.0 * u - 1.0)
+        return self.homotopy.t0 + u * (self.homotopy.t1 - self.homotopy.t0)
 
     def place(self, step: int, drawn: Drawn) -> Batch:
         """What the host drew for a step, on the device, with the device's share of the work done."""
@@ -235,7 +240,7 @@ class _Shuffled(Source):
 class _TensorSource(_Shuffled):
     def __init__(self, data: Tensor) -> None:
         super().__init__(len(data))
-        self.data = data
+        self.data = self.held = data
         self.held_on = data.device
 
     def take(self, indices: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from vapo_fast.budget import steps_within
 from vapo_fast.config import ConfigError, TrainConfig
 from vapo_fast.density import log_density as read_out
 from vapo_fast.engines import UnsupportedJobError, engines
+from vapo_fast.engines.triton import tune as tune_tiles
 from vapo_fast.langevin import refine as refine_samples
 from vapo_fast.likelihood import bits_per_dim
 from vapo_fast.ode import Solution
@@ -540,6 +541,29 @@ def info(
             console.print(f"[bold]{section}[/bold]")
             for name, value in rows.items():
                 console.print(f"  {name:<18}{escape(str(value))}", highlight=False)
+
+
+@app.command()
+def tune(
+    model: CheckpointPath,
+    precision: Annotated[str, typer.Option(help="float32, tf32 or bf16.")] = "float32",
+    n: Annotated[int, typer.Option("-n", "--samples", help="Samples of the timed batch.")] = 16_384,
+    device: DeviceOption = "auto",
+    debug: DebugFlag = False,
+) -> None:
+    """Time the tiles of the Triton engine's kernels for a model on this GPU, and use the fastest from now on.
+
+    Takes a few minutes, most of it for compiling. The choice is kept in tiles.json under $VAPO_FAST_CACHE
+    (~/.cache/vapo_fast).
+    """
+    with _reporting(debug):
+        with _usage():
+            where = config.build_device(device)
+        potential = _load_model(model, where)
+        with _usage():
+            times = tune_tiles(potential, precision, n)
+        for tile, milliseconds in times.items():
+            typer.echo(f"{milliseconds:9.3f} ms  {tile}")
 
 
 def _facts() -> dict[str, dict[str, str]]:

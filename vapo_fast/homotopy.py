@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
+from vapo_fast import _checks, _elementary
 
 Time = float | Tensor
 
@@ -137,8 +137,11 @@ class Homotopy(ABC):
 
     def time_at_noise_position(self, position: Time) -> Tensor:
         """The time whose `noise_position` is ``position``; uniform positions give times uniform in ln beta."""
+        return self.time_at_noise_level(torch.exp(self._log_noise_level(position)))
+
+    def _log_noise_level(self, position: Time) -> Tensor:
         first, last = self._log_noise_ends
-        return self.time_at_noise_level(torch.exp(first + (as_time(position) + 1.0) * (0.5 * (last - first))))
+        return first + (as_time(position) + 1.0) * (0.5 * (last - first))
 
     @cached_property
     def _log_noise_ends(self) -> tuple[float, float]:
@@ -206,6 +209,10 @@ class DataHomotopy(Homotopy):
     def time_at_noise_level(self, beta: Time) -> Tensor:
         return -2.0 * torch.log(as_time(beta) / self.omega)
 
+    def time_at_noise_position(self, position: Time) -> Tensor:
+        # Without the exponential and its logarithm, which differ between devices in the last bit.
+        return 2.0 * (math.log(self.omega) - self._log_noise_level(position))
+
     def to_paper_time(self, tau: Time) -> Tensor:
         """The paper's t = (sigma/omega)^2 (e^tau - 1) in [0, 1]."""
         return torch.expm1(as_time(tau)) * (self.sigma / self.omega) ** 2
@@ -256,6 +263,11 @@ class LinearHomotopy(Homotopy):
 
     def time_at_noise_level(self, beta: Time) -> Tensor:
         return 1.0 - as_time(beta) / self.omega
+
+    def time_at_noise_position(self, position: Time) -> Tensor:
+        level = self._log_noise_level(position)
+        # From correctly rounded operations, so that all devices have the same times.
+        return self.time_at_noise_level(_elementary.exp(level.to(torch.float64)).to(level.dtype))
 
     def config(self) -> dict[str, Any]:
         return {"class": "LinearHomotopy", "omega": self.omega, "t1": self.t1}

@@ -17,6 +17,7 @@ from vapo_fast import data_parallel, distributed
 from vapo_fast._threads import one_thread
 from vapo_fast.batches import Batch, Batches, Data, Drawn, Source, as_source
 from vapo_fast.callbacks import Callback, Metrics
+from vapo_fast.device_batches import DeviceBatches
 from vapo_fast.engines import Job, LossOptions, choose
 from vapo_fast.loss import Baseline, Weight
 from vapo_fast.optim import (
@@ -170,13 +171,13 @@ class Trainer(TrainingRun):
             self._begin(steps, resume)
         else:
             self._begin_together(source, steps, resume)
-        # Made for each fit: what was loaded, or changed by hand, lies elsewhere in memory.
-        self._deferred = _DeferredStep(self) if self._watch.deferred else None
         o, clock = self.options, Clock(self.step * self.options.batch_size)
         part = None if self._parallel is None else self._parallel.rows
         batches = Batches(
             source, self.model.homotopy, o.seed, o.batch_size, o.time_sampling, self.device, self.dtype, o.augment, part
         )
+        # Made for each fit: what was loaded, or changed by hand, lies elsewhere in memory.
+        self._deferred = _DeferredStep(self, DeviceBatches.of(batches)) if self._watch.deferred else None
         ahead, left = batches_ahead(o.prefetch, source, self.device), range(self.step, self.end_step)
         try:
             with self._running(callbacks) as after_step, prepared(batches.draw, left, ahead, self.device) as drawn:
@@ -217,14 +218,16 @@ class Trainer(TrainingRun):
 
     def _update(self, batches: Batches, drawn: Callable[[int], Drawn]) -> tuple[Tensor, float, float]:
         """One step: (loss, linear, quadratic, gradient norm) on the device, the learning rate and the EMA decay."""
+        rate = learning_rate(self.options, self.step, self.start_step, self.end_step)
+        decay = ema_decay_at(self.options, self.step)
+        if self._deferred is not None and self._deferred.draws is not None:
+            return self._deferred(None, rate, decay), rate, decay
         prepared = drawn(self.step)
         batch = batches.place(self.step, prepared)
         if self._parallel is not None:
             self._parallel.say_digest(prepared.digest)
             if self._interrupted:
                 self._parallel.say_interrupted()
-        rate = learning_rate(self.options, self.step, self.start_step, self.end_step)
-        decay = ema_decay_at(self.options, self.step)
         values = self._step(batch, rate, decay) if self._deferred is None else self._deferred(batch, rate, decay)
         return values, rate, decay
 
@@ -356,17 +359,18 @@ class _DeferredStep:
     """A training step that the host does not wait for: learning rate, decay and step number are on the device too.
 
     A step whose numbers are not finite, and every one after it, changes nothing; the host learns of it when it next
-    reads. With an engine whose work can be captured, the whole step (loss, gradients, checks, optimiser, average)
-    becomes one CUDA graph after `EAGER_STEPS` ordinary ones, and is launched by one call from then on. During a fit
-    the model's tensors must stay where they are.
+    reads. With an engine whose work can be captured, the whole step (the batch, where ``draws`` are given: then none is
+    passed; loss, gradients, checks, optimiser, average) becomes one CUDA graph after `EAGER_STEPS` ordinary ones, and
+    is launched by one call from then on. During a fit the model's tensors must stay where they are.
     """
 
     EAGER_STEPS = 2
     """Kernels are compiled and the optimiser's state is made before anything is captured."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, draws: DeviceBatches | None = None) -> None:
         device, dtype = trainer.device, trainer.dtype
         self._trainer = trainer
+        self.draws = draws
         self._rate = torch.zeros((), dtype=torch.float32, device=device)
         self._decay = torch.zeros((), dtype=dtype, device=device)
         self._step = torch.zeros((), dtype=torch.int64, device=device)
@@ -380,12 +384,14 @@ class _DeferredStep:
             group["lr"] = self._rate
             group["capturable"] = device.type == "cuda"
 
-    def __call__(self, batch: Batch, rate: float, decay: float) -> Tensor:
+    def __call__(self, batch: Batch | None, rate: float, decay: float) -> Tensor:
         """One step; (loss, linear, quadratic, gradient norm) on the device."""
         trainer = self._trainer
         self._rate.fill_(rate)
         self._decay.fill_(decay)
         self._step.fill_(trainer.step)
+        if self.draws is not None:
+            self.draws.prepare(trainer.step)
         if self._graph is None and self._eager_left == 0:
             self._capture(batch)
         if self._graph is None:
@@ -400,8 +406,12 @@ class _DeferredStep:
             trainer._raise_if_failed()
         return values
 
-    def _run(self, batch: Batch) -> Tensor:
+    def _run(self, batch: Batch | None) -> Tensor:
         trainer = self._trainer
+        if self.draws is not None:
+            batch = self.draws(self._step)
+        elif batch is None:
+            raise RuntimeError("a step without a batch")
         terms, norms = trainer._gradients(batch)
         norm = torch.linalg.vector_norm(norms)
         failed = trainer._watch.update(self._step, torch.cat([terms[1:], norms, trainer._same_data[None]]))
@@ -413,9 +423,9 @@ class _DeferredStep:
         trainer._average.update(self._decay, (~failed).to(trainer.dtype))
         return torch.cat([terms, norm[None]])
 
-    def _capture(self, batch: Batch) -> None:
-        """Record the step on copies of the batch, or go on without a graph and say why."""
-        self._batch = Batch(*(part.clone() for part in batch))
+    def _capture(self, batch: Batch | None) -> None:
+        """Record the step, on copies of a batch that is given, or go on without a graph and say why."""
+        self._batch = None if batch is None else Batch(*(part.clone() for part in batch))
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads, such as the one that pins batches ahead and NCCL's own, may go on with theirs.
@@ -430,10 +440,10 @@ class _DeferredStep:
             return
         self._graph = graph
 
-    def _replay(self, batch: Batch) -> Tensor:
-        if self._graph is None or self._batch is None:
+    def _replay(self, batch: Batch | None) -> Tensor:
+        if self._graph is None:
             raise RuntimeError("no step has been captured")
-        for place, part in zip(self._batch, batch, strict=True):
+        for place, part in zip(self._batch or (), batch or (), strict=True):
             place.copy_(part)
         self._trainer._updating = True
         self._graph.replay()

@@ -1,9 +1,9 @@
 """The JAX arms as the kit sees them: requests to a worker process (`benchmarks.peers.jax_worker`).
 
 JAX pins another numpy than PyTorch's users may have, and its threads are fixed when it starts: so it has an environment
-of its own (``make bench-jax``; VAPO_FAST_JAX_PYTHON names the python of another; where there is none but this
-interpreter has JAX and diffrax, it is this one), and a worker for each device and number of threads. While the worker
-computes this process waits, and the other way round, so rounds stay interleaved.
+of its own (``make bench-jax``, for CUDA ``make bench-jax-cuda``; VAPO_FAST_JAX_PYTHON names the python of another;
+where there is none but this interpreter has JAX and diffrax, it is this one), and a worker for each device and number
+of threads. While the worker computes this process waits, and the other way round, so rounds stay interleaved.
 
 On CUDA both processes hold the same device. JAX must not take most of its memory at the start, and its float32 products
 are asked for in float32: its default there is TF32, with which no solve reaches the tolerances of these cases. It has
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.flops import PRODUCT_SIZE
-from benchmarks.peers.base import Arm, Outcome, Runner, Timings, check_field, check_gradient
+from benchmarks.peers.base import Arm, Outcome, Runner, Timings, UnavailableError, check_field, check_gradient
 from benchmarks.peers.compiled import READ_INTERVAL, parameter_order
 from benchmarks.workloads import Problem
 
@@ -55,6 +55,9 @@ class Worker:
     """A worker process on a device with a number of threads."""
 
     def __init__(self, threads: int, device: str = "cpu") -> None:
+        reason = missing(device)
+        if reason:
+            raise UnavailableError(reason)
         environment = environment_for(threads, device)
         self.python = python(device)
         self._directory = tempfile.TemporaryDirectory(prefix="vapo-fast-jax-")
@@ -131,13 +134,26 @@ def worker(threads: int, device: str = "cpu") -> Worker:
 
 
 def python(device: str = "cpu") -> Path:
-    """The interpreter that has JAX; for CUDA this one comes before the JAX environment, whose JAX is the CPU's."""
+    """The interpreter that has JAX: the one that is named, the device's own environment, or this one."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
-    own, this = _ROOT / ".venv-jax" / "bin" / "python", Path(sys.executable)
+    folder = ".venv-jax-cuda" if device == "cuda" else ".venv-jax"
+    own, this = _ROOT / folder / "bin" / "python", Path(sys.executable)
     has_jax = all(importlib.util.find_spec(package) for package in ("jax", "diffrax"))
     if named:
         return Path(named)
-    return this if has_jax and (device == "cuda" or not own.exists()) else own
+    return this if has_jax and not own.exists() else own
+
+
+def missing(device: str = "cpu") -> str | None:
+    """None if there is an interpreter that has JAX for a device, else what to do about it."""
+    if python(device).exists():
+        return None
+    if device == "cuda":
+        return (
+            f"no environment with JAX for CUDA at {python(device)}: make bench-jax-cuda, or name an interpreter with "
+            f"it and diffrax in {ENVIRONMENT_VARIABLE}"
+        )
+    return f"no JAX environment at {python()}: make bench-jax"
 
 
 class _JaxRunner(Runner):
@@ -177,12 +193,6 @@ class _JaxRunner(Runner):
             self._worker.ask("release", name=self._name)
 
 
-def _missing() -> str | None:
-    if python().exists():
-        return None
-    return f"no JAX environment at {python()}: make bench-jax"
-
-
 @cache
 def _version(interpreter: Path) -> str:
     read = "from importlib.metadata import version as v; print('diffrax', v('diffrax') + ', jax', v('jax'))"
@@ -191,6 +201,11 @@ def _version(interpreter: Path) -> str:
 
 def _own_version() -> str:
     return _version(python())
+
+
+def _anywhere() -> str | None:
+    """Arms are asked before their device is known; a worker says what is missing for its own."""
+    return None if missing() is None or missing("cuda") is None else missing()
 
 
 def _prepare_solve(name: str, vmap: bool, problem: Problem) -> Runner:
@@ -211,7 +226,7 @@ def _prepare_product(problem: Problem) -> Runner:
 def _diffrax(name: str, vmap: bool, note: str) -> Arm:
     prepare = partial(_prepare_solve, name, vmap)
     jobs, devices = ("solve", "solve_fixed"), ("cpu", "cuda")
-    return Arm(name, True, jobs, "diffrax", prepare, _missing, _own_version, note, devices)
+    return Arm(name, True, jobs, "diffrax", prepare, _anywhere, _own_version, note, devices)
 
 
 ARMS = (
@@ -223,7 +238,7 @@ ARMS = (
         ("field",),
         "jax",
         _prepare_product,
-        _missing,
+        missing,
         _own_version,
         "what another library's product reaches here",
     ),
@@ -233,7 +248,7 @@ ARMS = (
         ("field", "loss", "trainer"),
         "jax",
         _prepare_other,
-        _missing,
+        _anywhere,
         _own_version,
         "jitted autodiff",
         ("cpu", "cuda"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -324,7 +325,7 @@ def test_a_graphed_fields_results_are_its_callers_own(monkeypatch: pytest.Monkey
     assert torch.equal(second, 6 * x)
 
 
-def test_jax_on_cuda_leaves_memory_and_computes_in_float32(monkeypatch: pytest.MonkeyPatch):
+def test_jax_on_cuda_leaves_memory_and_computes_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     there, here = (jax_client.environment_for(1, device) for device in ("cuda", "cpu"))
     assert there["JAX_PLATFORMS"] == "cuda"
@@ -335,6 +336,19 @@ def test_jax_on_cuda_leaves_memory_and_computes_in_float32(monkeypatch: pytest.M
     monkeypatch.setenv(jax_client.ENVIRONMENT_VARIABLE, "/some/python")
     assert jax_client.python("cuda") == Path("/some/python")
     monkeypatch.delenv(jax_client.ENVIRONMENT_VARIABLE)
+    monkeypatch.setattr(jax_client, "_ROOT", tmp_path)
+    monkeypatch.setattr(jax_client.importlib.util, "find_spec", lambda name: None)
+    for device, words in (("cuda", "make bench-jax-cuda, or name an interpreter"), ("cpu", "make bench-jax")):
+        assert words in jax_client.missing(device)
+        with pytest.raises(UnavailableError, match=words):
+            jax_client.Worker(1, device)
+    assert "make bench-jax" in jax_client._anywhere()
+    own = tmp_path / ".venv-jax-cuda" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert jax_client.python("cuda") == own
+    assert jax_client.missing("cuda") is jax_client._anywhere() is None
+    own.unlink()
     monkeypatch.setattr(jax_client.importlib.util, "find_spec", lambda name: object())
     assert jax_client.python("cuda") == Path(sys.executable)
 
@@ -361,6 +375,40 @@ def test_steps_that_measure_wait_for_those_that_are_needed():
     ended = gpu.run_steps(todo, lambda step, seconds: pytest.fail("there was no time"), 1.0)
     assert {one.state for one in ended} == {gpu.LEFT_OUT}
     assert "no time left" in gpu.summary(ended)
+
+
+def test_a_step_gets_what_is_left_and_not_what_is_kept(monkeypatch: pytest.MonkeyPatch):
+    """Four slow steps, of 530 s; the benchmarks get the rest but for the last two's 105, and are told so."""
+    now, seen = [0.0], {}
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+    found = gpu.steps("python3", Path("b.csv"), Path("r.csv"), Path("c"), Path("d.md"), 1.0)
+    found = [replace(one, missing="") for one in found]
+    took = {"device": 20.0, "facts": 100.0, "conformance": 120.0, "sanitizer": 50.0, "kernels": 60.0}
+
+    def do(step: gpu.Step, seconds: float) -> gpu.Result:
+        seen[step.name] = seconds, step.command
+        now[0] += min(took.get(step.name, seconds), seconds)
+        return gpu.Result(step, gpu.PASSED, 1.0, "")
+
+    ended = gpu.run_steps(found, do, gpu.TOTAL)
+    assert {one.state for one in ended} == {gpu.PASSED}
+    assert seen["benchmarks"][0] == pytest.approx(530 - 350 - 105)
+    command = seen["benchmarks"][1]
+    assert command[command.index("--budget-seconds") + 1] == f"{530 - 350 - 105 - gpu._SLACK:.0f}"
+    assert seen["roofline"][0] + seen["report"][0] == 105
+    assert now[0] <= gpu.TOTAL
+    took |= {"facts": 150.0, "conformance": 180.0, "sanitizer": 110.0}
+    now[0] = 0.0
+    states = {one.step.name: one.state for one in gpu.run_steps(found, do, gpu.TOTAL)}
+    assert states["benchmarks"] == gpu.LEFT_OUT
+    assert states["roofline"] == states["report"] == gpu.PASSED
+    assert now[0] <= gpu.TOTAL
+
+
+def test_kernel_tests_that_are_named_exist():
+    for name in gpu.KERNEL_TESTS:
+        path, _, test = name.partition("::")
+        assert f"def {test}(" in (gpu.ROOT / path).read_text() if test else (gpu.ROOT / path).exists()
 
 
 def test_a_step_is_run_kept_and_ended(tmp_path: Path):
@@ -392,7 +440,8 @@ def test_the_drivers_commands_exist(tmp_path: Path):
     assert [one.name for one in found] == list(gpu.SECONDS)
     for one in found:
         if "benchmarks" in one.command:
-            options = command._parser().parse_args(one.command[3:])
+            given = ["100" if part == gpu.BUDGET else part for part in one.command[3:]]
+            options = command._parser().parse_args(given)
             assert callable(options.command)
         for part in one.command:
             assert not part.endswith(".py") or (gpu.ROOT / part).exists()

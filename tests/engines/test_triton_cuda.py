@@ -162,6 +162,57 @@ def test_auto_takes_this_engine():
     assert vf.Trainer(model).engine.name == "triton"
 
 
+# Largest errors of the gradient, relative to its largest entry: float32's and split TF32's are a few roundings of sums;
+# one product of operands with 11 or 8 bits loses that much in each, and less than ten times it in four.
+LARGEST = {"ieee": 5e-6, "float32": 5e-6, "tf32": 1e-2, "bf16": 8e-2}
+SMALLEST = {"tf32": 1e-5, "bf16": 1e-4}
+
+
+@pytest.mark.parametrize("shape", [(2, (128, 128, 128)), (64, (256, 256, 256)), (3, (33, 16))], ids=str)
+def test_each_precision_errs_by_what_it_rounds(shape: tuple[int, tuple[int, ...]]):
+    """Not more; and a reduced one not less, which would be another one under its name."""
+    model = potential(*shape)
+    x = torch.randn(2000, shape[0], device=CUDA)
+    t = torch.linspace(0.1, 0.95 * model.homotopy.t1, len(x), device=CUDA)
+    exact = copy.deepcopy(model).double().field(x.double(), t.double())[1]
+    engine = engine_for(model, Job("field"))
+    errors = {
+        precision: float((engine._gradient(model, x, t, precision) - exact).abs().max() / exact.abs().max())
+        for precision in LARGEST
+    }
+    for precision, error in errors.items():
+        assert error <= LARGEST[precision], errors
+        assert error >= SMALLEST.get(precision, 0.0), errors
+
+
+@pytest.mark.parametrize("rtol", [1e-3, 1e-4, 1e-5])
+def test_auto_takes_the_cheapest_precision_that_the_tolerance_does_not_see(rtol: float):
+    model = potential(64, (256, 256, 256))
+    job = Job("solve", solve=SolveOptions(rtol=rtol))
+    engine, end = engine_for(model, job), model.homotopy.t1
+    x0 = torch.randn(500, 64, device=CUDA)
+    solution = engine.solve(model, x0, 0.0, end, job)
+    # The policy in other words: h d against the tolerance at points of the path, h an eighth of it.
+    t = torch.linspace(model.homotopy.t0, end, 256, device=CUDA)
+    k = model.homotopy.kernel(t.double())
+    x = torch.randn(256, 64, device=CUDA) * ((k.alpha * model.data_scale).square() + k.beta.square()).sqrt()[:, None]
+    x = x.float()
+    exact = engine._gradient(model, x, t, "ieee")
+    shares = {}
+    for precision in ("bf16", "tf32"):
+        wrong = engine._gradient(model, x, t, precision) - exact
+        shares[precision] = float((end / 8 * wrong / (rtol + rtol * x.abs())).square().mean().sqrt())
+    clear = {precision: share for precision, share in shares.items() if not 0.8 < share < 1.25}
+    for precision, share in clear.items():
+        cheaper_or_same = ("bf16", "tf32", "float32").index(solution.precision) <= ("bf16", "tf32").index(precision)
+        assert cheaper_or_same == (share < 1.0), (solution.precision, shares)
+    tight = copy.deepcopy(model).double()
+    job64 = Job("solve", solve=SolveOptions(rtol=1e-8))
+    wanted = choose("reference", tight, CUDA, torch.float64, job64).solve(tight, x0.double(), 0.0, end, job64)
+    error = (solution.x - wanted.x).abs() / (1.0 + wanted.x.abs())
+    assert float(error.square().mean().sqrt()) <= 10.0 * rtol
+
+
 class Curve(Callback):
     def __init__(self):
         self.values: list[tuple[float, float]] = []

@@ -117,6 +117,7 @@ def anew() -> list[str]:
             mlp, (16,), 0, *batch(n), batch(n)[0], "velocity", "uniform", program
         ),
         "noise": lambda n, key, stream: noise.normal(key, torch.arange(n), n, stream, torch.float32),
+        "shuffle": lambda n, key, stream: noise.permutation(key, n, torch.zeros(1, dtype=torch.int64), stream),
         "perturb": lambda n, key, stream: perturb.perturb(
             mlp.net, mlp.constants, *batch(n), None, (key, torch.arange(n), stream)
         ),

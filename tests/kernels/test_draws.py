@@ -27,6 +27,16 @@ def test_draws_have_the_librarys_bits(device, poisoned, seed, stream, dtype):
     assert noise.normal(key, INDICES[:0].to(device), 3, stream, dtype).shape == (0, 3)
 
 
+@pytest.mark.parametrize(("seed", "stream"), [(0, 2), (2**64 - 1, 2**32 - 1)])
+def test_permutations_are_the_librarys(device, poisoned, seed, stream):
+    key = (seed % 2**32, seed >> 32)
+    for n, number in ((1, 0), (2, 5), (257, 2**31), (1000, 2**40 + 3)):
+        epoch = torch.tensor([number])
+        expected = library.permutation(seed, n, number, stream=stream)
+        assert torch.equal(noise.permutation(key, n, epoch.to(device), stream).cpu(), expected)
+        assert torch.equal(noise.permutation_reference(key, n, epoch, stream), expected)
+
+
 @pytest.mark.parametrize(
     "network",
     [Network(1, (7,)), Network(3, (7,), path="linear"), Network(70, (7,)), Network(64, (7,), path="linear")],

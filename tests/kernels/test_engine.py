@@ -1,10 +1,13 @@
 """The engine's loss as a differentiable function: once, and for parameters only."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from zoo import Network, states, times
 
 from vapo_fast.engines import Batch, Job, LossOptions, ReferenceEngine
+from vapo_fast.engines._precision import Noise
 from vapo_fast.engines.energy_loss import energy_loss_of
 from vapo_fast.engines.triton import TritonEngine
 from vapo_fast.loss import energy_loss
@@ -97,3 +100,25 @@ def test_equal_times_return_the_start(engine, case, method):
         assert torch.equal(integrals, x0.new_zeros(7, 1 if probes is None else 3))
         torch.testing.assert_close(solution.x, x0, rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(solution.ys, x0.expand(2, 7, 2), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("rtol", "expected"), [(1e-2, "bf16"), (2e-5, "tf32"), (1e-6, "float32")])
+def test_a_solution_says_which_precision_the_policy_chose(device, monkeypatch, rtol, expected):
+    """With made-up noise, through the engine as on CUDA: what is loaded for the solve is what the solution names."""
+    engine, loaded = TritonEngine(device.type), []
+    monkeypatch.setattr(engine, "_device_type", "cuda")
+    sizes = {"ieee": 0.0, "bf16": 1.2e-3, "tf32": 1.7e-4}
+    engine._noise = Noise(lambda model, x, t, precision: torch.ones_like(x) * (1.0 + sizes[precision]))
+    load = engine._load
+    monkeypatch.setattr(engine, "_load", lambda model, precision: (loaded.append(precision), load(model, precision))[1])
+    model = Network(1, (3,), "tanh", 0, True, "linear").build(torch.float32).to(device)
+    x0 = states(2, 1, torch.float32).to(device)
+    job = Job("solve", solve=SolveOptions("bosh3", rtol=rtol, max_steps=1))
+    solution = engine.solve(model, x0, 0.1, 0.5, job)
+    assert solution.precision == expected
+    assert loaded == [expected]
+    traced, _ = engine.solve_with_trace(model, x0, 0.1, 0.5, Job("solve_with_trace", solve=job.solve), None)
+    assert traced.precision == "float32"
+    with pytest.warns(UserWarning, match="precision='bf16' rounds") if rtol < 1e-2 else nullcontext():
+        forced = engine.solve(model, x0, 0.1, 0.5, Job("solve", "bf16", solve=job.solve))
+    assert forced.precision == "bf16"

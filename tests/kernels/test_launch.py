@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from vapo_fast.kernels import launch, noise, perturb, train, tuning
+from vapo_fast.kernels import film_silu, launch, noise, perturb, residual, silu_map, train, tuning
 from vapo_fast.kernels.field import field
 from vapo_fast.kernels.solve import solve
 from vapo_fast.kernels.step import begin, step
@@ -34,7 +34,8 @@ def guarded(monkeypatch) -> list[torch.device | None]:
         yield
         current.pop()
 
-    monkeypatch.setattr(launch, "on", on)
+    for module in (launch, film_silu, residual, silu_map):
+        monkeypatch.setattr(module, "on", on)
     monkeypatch.setattr(type(noise._draw), "run", lambda kernel, *_, grid, warmup, **__: found.append(current[-1]))
     return found
 
@@ -50,9 +51,20 @@ def test_every_launch_is_on_the_device_of_its_arguments(device, packed, guarded)
     train.loss_and_gradients(mlp, NETWORK.widths, 0, x, t, x, "velocity", "uniform", program)
     noise.normal((1, 2), index, 3, 0, torch.float32)
     noise.uniform((1, 2), index, 3, 0, torch.float32)
+    noise.permutation((1, 2), 5, index[:1], 0)
     perturb.perturb(mlp.net, mlp.constants, x, t, x)
     perturb.perturb(mlp.net, mlp.constants, x, t, None, ((1, 2), index, 0))
-    assert guarded == [x.device] * 8
+    maps = torch.zeros(2, 4, 3, 3, device=device).to(memory_format=torch.channels_last)
+    row = torch.zeros(2, 4, device=device)
+    pair = torch.zeros(4, 4, 3, 3, device=device).to(memory_format=torch.channels_last)
+    film_silu.film_silu(maps, row, row, maps)
+    film_silu.film_silu_derivative(maps, maps, row, row, maps)
+    film_silu.film_silu_second(maps, maps, maps, maps, row, row, pair, pair, row, row)
+    silu_map.silu(maps, maps)
+    silu_map.silu_derivative(maps, maps, None, maps)
+    silu_map.silu_second(maps, maps, maps, maps, None, pair, pair)
+    residual.residual(maps, maps, None, maps)
+    assert guarded == [x.device] * 16
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress, choose
 from vapo_fast.engines.energy_loss import energy_loss_of
 from vapo_fast.homotopy import Time
 from vapo_fast.loss import EnergyLoss, Weight, loss_weight
-from vapo_fast.ode import Solution, Status
+from vapo_fast.ode import Solution, SolveOptions, Status
 from vapo_fast.potentials.base import Potential
 from vapo_fast.potentials.mlp import MLPPotential
 
@@ -213,36 +213,48 @@ TRITON = TritonEngine()
 """The registered engine."""
 
 
-def tune(model: MLPPotential, precision: str = "float32", n: int = 16_384) -> dict[str, float]:
-    """Time the field of a model with every tile that compiles here, and use the fastest from now on.
+def tune(model: Potential, precision: str = "float32", n: int = 16_384) -> dict[str, float]:
+    """Find the fastest tile for networks of this model's shape on its device, and use it from now on.
 
-    The choice is kept for this network's shape and this device in ``$VAPO_FAST_CACHE/tiles.json`` (default
-    ``~/.cache/vapo_fast``). Compiling the candidates takes a minute or two. Results change in the last bits.
+    Timed is one field and one adaptive solve (dopri5, tolerances 1e-5) from the prior of n samples. The choice is kept
+    for the network's shape, the precision and the device's name in ``$VAPO_FAST_CACHE/tiles.json`` (default
+    ``~/.cache/vapo_fast``). Compiling the candidates takes a few minutes. Results change in the last bits.
 
     Args:
-        model: on CUDA. precision: "float32", "tf32" or "bf16". n: samples of the timed batch.
-    Returns: milliseconds of each tile, fastest first.
-    Raises: UnsupportedJobError for a model that the engine does not take; RuntimeError if no tile runs.
+        model: on CUDA. precision: "float32", "tf32" or "bf16". n: samples of the timed batch, >= 1.
+    Returns: milliseconds of each tile that runs on the device, fastest first.
+    Raises: ValueError or TypeError for precision or n; UnsupportedJobError for a model that the engine does not take;
+        RuntimeError if no tile runs.
     """
     from vapo_fast.kernels.field import field
     from vapo_fast.kernels.launch import Program
     from vapo_fast.kernels.mlp import PackedMlp
+    from vapo_fast.kernels.solve import solve
     from vapo_fast.kernels.tuning import tune as fastest
 
-    weight = model.output.weight
-    choose("triton", model, weight.device, weight.dtype, Job("field", precision))
-    x = noise.normal(0, range(n), (math.prod(model.event_shape),), device=weight.device)
-    t = torch.full((n,), 0.5 * (model.homotopy.t0 + model.homotopy.t1), device=weight.device)
+    _checks.one_of("precision", precision, tuple(_KERNEL_PRECISIONS))
+    _checks.positive_int("n", n)
+    if not isinstance(model, Potential):
+        raise TypeError(f"model must be a Potential, got {type(model).__name__}")
+    like = model.reference_tensor()
+    like = torch.empty(0) if like is None else like
+    device = like.device
+    choose("triton", model, device, like.dtype, Job("solve", precision))
+    mlp, path = _mlp(model), model.homotopy
+    x = path.omega * noise.normal(0, range(n), (math.prod(model.event_shape),), device=device)
+    t = torch.full((n,), 0.5 * (path.t0 + path.t1), device=device)
 
     packed: dict[Tile, PackedMlp] = {}  # made before the timing starts
 
     def run(tile: Tile) -> None:
         if tile not in packed:
-            packed[tile] = PackedMlp(model, tile)
-        field(packed[tile], x, t, Program.filling(tile, weight.device))
+            packed[tile] = PackedMlp(mlp, tile)
+        program = Program.filling(tile, device)
+        field(packed[tile], x, t, program)
+        solve(packed[tile], x, path.t0, path.t1, SolveOptions(), program)
 
-    network = (math.prod(model.event_shape), model.widths, model.fourier_features)
-    _, times = fastest(network, _KERNEL_PRECISIONS[precision], weight.device, run)
+    network = (math.prod(mlp.event_shape), mlp.widths, mlp.fourier_features)
+    _, times = fastest(network, _KERNEL_PRECISIONS[precision], device, run)
     return {repr(tile): times[tile] for tile in sorted(times, key=times.__getitem__)}
 
 
