@@ -110,6 +110,57 @@ def test_a_build_without_a_compiler_installs_and_says_why(tmp_path):
     assert (package / "kernels" / "__init__.py").is_file()
     assert (package / "py.typed").is_file()
     assert "installed without its native extension" in done.stderr
+    assert_everything_runs_without_the_extension(package, record["error"].splitlines()[0])
+
+
+# An editable install finds the tree's extension for a package that has none.
+NOT_EDITABLE = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+"""
+WITHOUT_EXTENSION = """
+import json, torch
+import vapo_fast as vf
+from vapo_fast.engines import UnsupportedJobError
+
+torch.manual_seed(0)
+model = vf.MLPPotential(event_shape=(2,), homotopy=vf.DataHomotopy(), widths=(8,))
+trainer = vf.Trainer(model, batch_size=16)
+trainer.fit(torch.randn(64, 2), steps=2)
+x = vf.sample(trainer.ema_model, 5, rtol=1e-3)
+likelihood = vf.log_likelihood(trainer.ema_model, x, rtol=1e-3)
+try:
+    vf.sample(model, 1, engine="native")
+    refused = ""
+except UnsupportedJobError as error:
+    refused = str(error)
+told = {"file": vf.__file__, "engines": vf.engines(), "refused": refused}
+told |= {"steps": trainer.step, "engine": trainer.engine.name}
+told["finite"] = bool(torch.isfinite(x).all() and torch.isfinite(likelihood).all())
+json.dump(told, sys.stdout)
+"""
+
+
+def assert_everything_runs_without_the_extension(package: Path, error: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
+    environment.pop("VAPO_FAST_ENGINE", None)
+
+    def run(code: str) -> str:
+        # From elsewhere and with -P, so that the tree cannot stand in for what was built.
+        command = [sys.executable, "-P", "-c", NOT_EDITABLE + code]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=package.parent, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    told = json.loads(run(WITHOUT_EXTENSION))
+    assert Path(told["file"]).parent == package
+    assert told["engines"]["reference"] == "usable"
+    assert error in told["engines"]["native"]
+    assert (told["steps"], told["engine"], told["finite"]) == (2, "reference", True)
+    assert error in told["refused"]
+    info = run("import runpy; sys.argv = ['vapo-fast', 'info']; runpy.run_module('vapo_fast', run_name='__main__')")
+    assert error in " ".join(info.split())
+    assert "usable" in info
 
 
 def test_the_extension_can_be_left_out(tmp_path):

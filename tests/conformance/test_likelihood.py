@@ -59,7 +59,7 @@ def compare(engine, device, supported, network, dtype, options, rows, probes=Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("network", [network for network in ZOO[::2] if network.dimension < 100], ids=str)
+@pytest.mark.parametrize("network", [each for each in (*ZOO[::2], *ZOO[1::4]) if each.dimension < 100], ids=str)
 def test_zoo(engine, device, supported, network, dtype):
     """A few short, fixed steps, so that errors of the trace are not hidden by those of the steps."""
     options = SolveOptions("heun", steps=2)
@@ -81,10 +81,22 @@ def test_methods(engine, device, supported, method, probes, dtype):
         assert torch.equal(solution.accepted.cpu(), exact.accepted)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_large(engine, device, supported, dtype):
-    network = Network(512, (128, 128), features=5)
+def test_the_largest_batch(engine, device, supported, dtype):
+    network = Network(2, (16, 16), path="linear")
+    options = SolveOptions("heun", steps=2)
+    compare(engine, device, supported, network, dtype, options, 10_007, signs(10_007, 2, 2, dtype))
+
+
+@pytest.mark.parametrize(
+    ("network", "dtype"),
+    [
+        pytest.param(Network(512, (16,)), torch.float32),
+        *(pytest.param(Network(512, (128, 128), features=5), dtype, marks=pytest.mark.slow) for dtype in DTYPES),
+    ],
+    ids=str,
+)
+def test_large(engine, device, supported, network, dtype):
     options = SolveOptions("euler", steps=1)
     compare(engine, device, supported, network, dtype, options, rows=3, share=-0.1)
     compare(engine, device, supported, network, dtype, options, 3, signs(3, 2, 512, dtype), share=0.1)

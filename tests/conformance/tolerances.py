@@ -20,6 +20,22 @@ from vapo_fast.ode import Solution
 from vapo_fast.potentials import MLPPotential
 
 
+class Counts(NamedTuple):
+    """How alike the step counts of two solves must be.
+
+    Attributes:
+        same: share of the samples that must take exactly as many steps, but for ``strays`` samples, so that a batch of
+            a few may have its bad luck. In float32 the suite's own worst are .78 (7 of 9) and, tight, .29 (6 of 21).
+        largest: difference of one sample's tried steps, relative to 8 plus the reference's; the worst are .095 and .19.
+        mean: difference of the means over the samples, relative to the mean, plus 4 over the number of samples.
+    """
+
+    same: float
+    strays: int
+    largest: float
+    mean: float
+
+
 class Tolerance(NamedTuple):
     """Bounds of one dtype.
 
@@ -33,10 +49,8 @@ class Tolerance(NamedTuple):
         adaptive: of states after an adaptive solve, likewise, in units of the larger tolerance: engines may round an
             error ratio to different sides of 1 and then take different steps, each as accurate as was asked.
         floor: added to ``adaptive``, for tolerances near what the dtype resolves.
-        same_counts: share of the samples that must take exactly the reference's steps (computed in the same dtype). In
-            float32 an error estimate near the tolerance is rounding for a good part, and none need to.
-        count: largest difference of one sample's tried steps from the reference's, relative to 8 plus the reference's.
-        mean_count: likewise for the mean over the samples, relative to the mean plus 8 over the number of samples.
+        counts, tight_counts: of the steps that a solve took, against the reference's in the same dtype; the latter for
+            tolerances below `TIGHT`, where a float32 error estimate is rounding for a good part.
     """
 
     value: float
@@ -47,10 +61,12 @@ class Tolerance(NamedTuple):
     fixed: float
     adaptive: float
     floor: float
-    same_counts: float
-    count: float
-    mean_count: float
+    counts: Counts
+    tight_counts: Counts
 
+
+TIGHT = 1e-4
+"""A tolerance below this asks a float32 solve for errors near its rounding."""
 
 TOLERANCES = {
     torch.float32: Tolerance(
@@ -62,9 +78,8 @@ TOLERANCES = {
         fixed=5e-5,
         adaptive=10.0,
         floor=2e-5,
-        same_counts=0.0,
-        count=0.35,
-        mean_count=0.08,
+        counts=Counts(same=0.85, strays=2, largest=0.15, mean=0.05),
+        tight_counts=Counts(same=0.25, strays=2, largest=0.25, mean=0.08),
     ),
     torch.float64: Tolerance(
         value=1e-13,
@@ -75,9 +90,8 @@ TOLERANCES = {
         fixed=1e-12,
         adaptive=1e-3,
         floor=1e-12,
-        same_counts=0.97,
-        count=0.1,
-        mean_count=0.005,
+        counts=Counts(same=0.97, strays=0, largest=0.1, mean=0.005),
+        tight_counts=Counts(same=0.97, strays=0, largest=0.1, mean=0.005),
     ),
 }
 
@@ -126,17 +140,23 @@ def assert_same(engine: Engine, actual: Tensor, expected: Tensor, what: str, rou
     assert_rows_close(actual, expected.double(), scale, allowed, what)
 
 
-def assert_same_counts(actual: Solution, expected: Solution) -> None:
-    """The steps of two solutions, tried, accepted and rejected, agree as far as rounding lets them."""
+def assert_same_counts(actual: Solution, expected: Solution, asked: float = 0.0) -> None:
+    """The steps of two solutions, tried, accepted and rejected, agree as far as rounding lets them.
+
+    ``asked`` is the larger tolerance of the solve.
+    """
     tolerance = TOLERANCES[actual.x.dtype]
+    allowed = tolerance.tight_counts if asked < TIGHT else tolerance.counts
     for name in ("nfe", "accepted", "rejected"):
         same = getattr(actual, name).cpu() == getattr(expected, name).cpu()
-        assert float(same.double().mean()) >= tolerance.same_counts, f"{name}: only {int(same.sum())} of {len(same)}"
+        others = int((~same).sum())
+        most = allowed.strays + (1.0 - allowed.same) * len(same)
+        assert others <= most, f"{name}: {others} of {len(same)} samples differ, {most:.1f} may"
     ours, theirs = ((s.accepted + s.rejected).cpu().double() for s in (actual, expected))
     difference = (ours - theirs).abs()
-    assert bool((difference <= tolerance.count * (8 + theirs)).all()), f"a sample is {int(difference.max())} steps off"
+    assert bool((difference <= allowed.largest * (8 + theirs)).all()), f"a sample is {int(difference.max())} steps off"
     mean, expected_mean = float(ours.mean()), float(theirs.mean())
-    assert abs(mean - expected_mean) <= tolerance.mean_count * expected_mean + 8 / len(ours), (mean, expected_mean)
+    assert abs(mean - expected_mean) <= allowed.mean * expected_mean + 4 / len(ours), (mean, expected_mean)
 
 
 def assert_same_rows(engine: Engine, actual: Solution, expected: Solution, rows: Tensor | slice) -> None:
