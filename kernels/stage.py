@@ -104,14 +104,14 @@ def stage(state: State, settings: Tensor, table: Tensor, plan: Plan, index: int)
 
 def block_for(dimension: int) -> int:
     """How many of a row's numbers a program takes at a time."""
-    return min(1024, triton.next_power_of_2(dimension))
+    return min(1024, int(triton.next_power_of_2(dimension)))
 
 
 def step_between(arrays: tuple[Tensor, ...] | Tensor) -> int:
     """Numbers from one array of rows to the next, in the memory that they share."""
     if isinstance(arrays, Tensor):
-        return arrays.stride(0)
-    return arrays[1].storage_offset() - arrays[0].storage_offset() if len(arrays) > 1 else 0
+        return int(arrays.stride(0))
+    return int(arrays[1].storage_offset()) - int(arrays[0].storage_offset()) if len(arrays) > 1 else 0
 
 
 def mask_of(weights: tuple[float, ...]) -> int:
