@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from image_zoo import ALL, FEW, IMAGES, events
+from image_cases import ALL, FEW, IMAGES, events
 from tolerances import ROUNDING, TOLERANCES, assert_rows_close, assert_same_counts
 from zoo import DTYPES, times
 
