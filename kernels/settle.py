@@ -20,7 +20,7 @@ from vapo_fast.ode.solution import Status
 from . import controller
 from .attempts import RUNNING, is_last, next_attempt, weighted
 from .controller import is_finite
-from .launch import OPTIONS
+from .launch import OPTIONS, on
 from .stage import block_for, first_of, mask_of, step_between
 
 _SMALLEST_STEP = tl.constexpr(SETTINGS.index("smallest_step"))
@@ -278,35 +278,36 @@ def settle(state: State, settings: Tensor, table: Tensor, plan: Plan) -> None:
     tableau = plan.tableau
     dimension = state.x[0].numel()
     errors = tableau.error or (1.0,)
-    _settle[(state.rows,)](
-        state.x,
-        state.stages[0],
-        step_between(state.stages),
-        state.point,
-        state.t,
-        state.h,
-        state.previous_ratio,
-        state.after_rejection,
-        state.status,
-        state.nfe,
-        state.accepted,
-        state.rejected,
-        state.flags,
-        state.ys if plan.outputs else state.x,
-        step_between(state.ys) if plan.outputs else 0,
-        state.times if plan.outputs else state.t,
-        plan.outputs,
-        settings,
-        table,
-        dimension,
-        EVALUATIONS=tableau.stages - plan.first_stage,
-        STAGES=tableau.stages,
-        WEIGHTS=(mask_of(tableau.b), first_of(tableau.b)),
-        ERRORS=(mask_of(errors), first_of(errors)),
-        DEGREE=len(tableau.dense[0]),
-        ADAPTIVE=tableau.adaptive,
-        FSAL=tableau.fsal,
-        BLOCK=block_for(dimension),
-        num_warps=4,
-        **OPTIONS,
-    )
+    with on(state.x.device):
+        _settle[(state.rows,)](
+            state.x,
+            state.stages[0],
+            step_between(state.stages),
+            state.point,
+            state.t,
+            state.h,
+            state.previous_ratio,
+            state.after_rejection,
+            state.status,
+            state.nfe,
+            state.accepted,
+            state.rejected,
+            state.flags,
+            state.ys if plan.outputs else state.x,
+            step_between(state.ys) if plan.outputs else 0,
+            state.times if plan.outputs else state.t,
+            plan.outputs,
+            settings,
+            table,
+            dimension,
+            EVALUATIONS=tableau.stages - plan.first_stage,
+            STAGES=tableau.stages,
+            WEIGHTS=(mask_of(tableau.b), first_of(tableau.b)),
+            ERRORS=(mask_of(errors), first_of(errors)),
+            DEGREE=len(tableau.dense[0]),
+            ADAPTIVE=tableau.adaptive,
+            FSAL=tableau.fsal,
+            BLOCK=block_for(dimension),
+            num_warps=4,
+            **OPTIONS,
+        )

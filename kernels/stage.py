@@ -13,7 +13,7 @@ from vapo_fast.graph.state import State
 from vapo_fast.graph.step import Plan
 
 from .attempts import next_attempt, weighted
-from .launch import OPTIONS
+from .launch import OPTIONS, on
 
 
 @triton.jit
@@ -77,29 +77,30 @@ def stage(state: State, settings: Tensor, table: Tensor, plan: Plan, index: int)
     weights = tableau.a[index - 1] if index else (1.0,)
     rows, dimension = state.rows, state.x[0].numel()
     block = block_for(dimension)
-    _stage[(rows, triton.cdiv(dimension, block))](
-        state.x,
-        state.stages[0],
-        step_between(state.stages),
-        state.point,
-        state.time,
-        state.t,
-        state.h,
-        state.accepted,
-        state.flags,
-        settings,
-        table,
-        dimension,
-        INDEX=index,
-        STAGES=tableau.stages,
-        MASK=mask_of(weights),
-        FIRST=first_of(weights),
-        ADAPTIVE=tableau.adaptive,
-        CLEARS=index == plan.first_stage,
-        BLOCK=block,
-        num_warps=4,
-        **OPTIONS,
-    )
+    with on(state.x.device):
+        _stage[(rows, triton.cdiv(dimension, block))](
+            state.x,
+            state.stages[0],
+            step_between(state.stages),
+            state.point,
+            state.time,
+            state.t,
+            state.h,
+            state.accepted,
+            state.flags,
+            settings,
+            table,
+            dimension,
+            INDEX=index,
+            STAGES=tableau.stages,
+            MASK=mask_of(weights),
+            FIRST=first_of(weights),
+            ADAPTIVE=tableau.adaptive,
+            CLEARS=index == plan.first_stage,
+            BLOCK=block,
+            num_warps=4,
+            **OPTIONS,
+        )
 
 
 def block_for(dimension: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from vapo_fast.kernels import film_silu, launch, noise, perturb, residual, silu_map, train, tuning
+from vapo_fast.kernels import film_silu, launch, noise, perturb, residual, settle, silu_map, stage, train, tuning
 from vapo_fast.kernels.field import field
 from vapo_fast.kernels.solve import solve
 from vapo_fast.kernels.step import begin, step
@@ -17,7 +17,10 @@ from zoo import Network, states, times
 import vapo_fast as vf
 from vapo_fast import gpu
 from vapo_fast.engines import Job, TritonEngine
+from vapo_fast.graph.state import State
+from vapo_fast.graph.step import Plan
 from vapo_fast.ode import SolveOptions
+from vapo_fast.ode.tableaus import TABLEAUS
 
 NETWORK = Network(3, (7,))
 
@@ -34,7 +37,7 @@ def guarded(monkeypatch) -> list[torch.device | None]:
         yield
         current.pop()
 
-    for module in (launch, film_silu, residual, silu_map):
+    for module in (launch, film_silu, residual, silu_map, stage, settle):
         monkeypatch.setattr(module, "on", on)
     monkeypatch.setattr(type(noise._draw), "run", lambda kernel, *_, grid, warmup, **__: found.append(current[-1]))
     return found
@@ -64,7 +67,11 @@ def test_every_launch_is_on_the_device_of_its_arguments(device, packed, guarded)
     silu_map.silu_derivative(maps, maps, None, maps)
     silu_map.silu_second(maps, maps, maps, maps, None, pair, pair)
     residual.residual(maps, maps, None, maps)
-    assert guarded == [x.device] * 16
+    plan, numbers = Plan("dopri5", outputs=0), torch.zeros(64, dtype=torch.float64, device=device)
+    state = State.allocate(5, x, TABLEAUS["dopri5"], 0, ())
+    stage.stage(state, numbers, numbers, plan, 1)
+    settle.settle(state, numbers, numbers, plan)
+    assert guarded == [x.device] * 18
 
 
 @pytest.fixture
