@@ -300,12 +300,15 @@ def test_a_noisy_choice_is_warned_of(noisy):
     assert chosen == "bf16"
 
 
-def test_auto_on_the_cpu_is_the_models_own(noisy):
+def test_auto_on_the_cpu_and_without_a_measure_is_the_models_own(noisy):
     x0 = torch.randn(2, 1, 4, 4)
     assert noisy.solve(unet(), x0, 0.0, 1.0, JOB).precision == "float32"
     assert noisy.solve(unet().double(), x0.double(), 0.0, 1.0, JOB).precision == "float64"
-    job = Job("solve", solve=SolveOptions("rk4", steps=2))
-    assert noisy._precision(unet(), OnCuda(), 0.0, 1.0, job) == "float32"
+    for job in (
+        Job("solve", solve=SolveOptions("rk4", steps=2)),
+        Job("solve_with_trace", solve=SolveOptions(rtol=1e-2)),
+    ):
+        assert noisy._precision(unet(), OnCuda(), 0.0, 1.0, job) == "float32"
 
 
 def test_bf16_on_the_cpu_is_measured_used_and_told(engine):

@@ -233,7 +233,8 @@ class GraphEngine(Engine):
         own = _NAMES[x0.dtype]
         if job.precision == own or (job.precision == "auto" and (x0.dtype == torch.float64 or not x0.is_cuda)):
             return own
-        if not job.solve.tableau.adaptive:
+        # The noise that is measured is the gradient's; a second derivative has its own.
+        if not job.solve.tableau.adaptive or (job.kind == "solve_with_trace" and job.precision == "auto"):
             return own if job.precision == "auto" else job.precision
         with torch.inference_mode(False), torch.no_grad():
             return self._noise.choose(potential, job.precision, t0, t1, job.solve)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from vapo_fast.graph.launch import Report
+from vapo_fast.graph.launch import Recorder, Recording, Report
 from vapo_fast.graph.replay import Replays, replay
 
 # Looks at the flags are this far apart at least, in seconds: each costs the host some microseconds.
@@ -18,7 +18,7 @@ _BETWEEN_LOOKS = 200e-6
 _MOST_BETWEEN_LOOKS = 16
 
 
-class CudaRecorder:
+class CudaRecorder(Recorder):
     """Records what is launched on a CUDA device.
 
     All recordings run one after the other on this recorder's stream and leave nothing behind in their pool, which they
@@ -52,7 +52,7 @@ class CudaRecorder:
         return CudaRecording(graph, self._stream, self._flags)
 
 
-class CudaRecording:
+class CudaRecording(Recording):
     """One CUDA graph."""
 
     def __init__(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, flags: Tensor) -> None:

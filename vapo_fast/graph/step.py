@@ -114,7 +114,7 @@ def attempt(field: Field, state: State, settings: Tensor, plan: Plan, ops: Ops) 
     ops.settle(state, settings, plan)
 
 
-class TorchOps:
+class TorchOps(Ops):
     """`Ops` in PyTorch, on any device: the definition that kernels are compared with."""
 
     def stage(self, state: State, settings: Tensor, plan: Plan, index: int) -> None:

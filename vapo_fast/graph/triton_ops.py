@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from vapo_fast.graph.state import State
-from vapo_fast.graph.step import Plan
+from vapo_fast.graph.step import Ops, Plan
 from vapo_fast.kernels.settle import settle
 from vapo_fast.kernels.stage import stage
 from vapo_fast.kernels.tableau import phases
 from vapo_fast.ode.settings import numbers
 
 
-class TritonOps:
+class TritonOps(Ops):
     """`vapo_fast.graph.step.Ops` on CUDA; its twin is `TorchOps`."""
 
     def __init__(self) -> None:
