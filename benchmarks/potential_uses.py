@@ -62,12 +62,12 @@ USES = (
     Use("refine_digits", "refine {digits} --steps 200"),
     Use(
         "likelihood_fashion",
-        "likelihood {fashion} --data fashion-mnist --root {root} -n 64 --probes 2 --rtol 1e-3",
+        "likelihood {fashion} --data fashion-mnist --root {root} -n 32 --probes 1 --rtol 1e-3",
     ),
     Use(
         "ood_fashion",
         "ood {fashion} --inside fashion-mnist --root {root} --outside digits --outside noise --outside flip -n 1000 "
-        "--noise-levels 0.02,0.1,0.5 --n-likelihood 32 --probes 1",
+        "--noise-levels 0.02,0.1,0.5 --n-likelihood 16 --probes 1",
     ),
     Use("interpolate_fashion", "interpolate {fashion} --data fashion-mnist --root {root} --pairs 4 --rtol 1e-3"),
     Use("refine_fashion", "refine {fashion} --steps 50 --rtol 1e-3"),
