@@ -72,7 +72,7 @@ class Pointwise(Protocol):
         """``branch + skip + bias`` in skip's type; ``branch`` may be overwritten. bias: (C,)."""
 
 
-class TorchPointwise:
+class TorchPointwise(Pointwise):
     """The operations in PyTorch, on any device and in any type."""
 
     def silu(self, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from vapo_fast import native
-from vapo_fast.passes.pointwise import FilmPairs, Pairs, pair_like
+from vapo_fast.passes.pointwise import FilmPairs, Pairs, Pointwise, pair_like
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class NativePointwise:
+class NativePointwise(Pointwise):
     """See `passes.pointwise.Pointwise`. Maps in float64, or in float32 and, for convolutions, bfloat16.
 
     Raises: NativeUnavailableError without the extension.

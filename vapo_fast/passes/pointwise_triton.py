@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vapo_fast.passes.pointwise import FilmPairs, Pairs, pair_like
+from vapo_fast.passes.pointwise import FilmPairs, Pairs, Pointwise, pair_like
 
 
-class TritonPointwise:
+class TritonPointwise(Pointwise):
     """See `passes.pointwise.Pointwise`. The stream is in float32; what convolutions read may be in bfloat16.
 
     Raises: ImportError without Triton.
