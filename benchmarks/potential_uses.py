@@ -84,7 +84,7 @@ at sigma .02, it costs bits that a smaller sigma would not.
     "ood": """## Out-of-distribution scores
 
 `vf.ood_scores` and `vf.auroc`. The read-out takes one evaluation a noise level, the likelihood an integration. A plain
-density often ranks simple foreign images above the data itself; typicality, the distance to the median score of the
+density may rank simple foreign images above the data itself; typicality, the distance to the median score of the
 training images, sees both sides. Digits are resized from 8x8 to 28x28 for the model of Fashion-MNIST; noise is uniform
 in [-1, 1]; flips are the test images upside down.
 """,
