@@ -314,7 +314,7 @@ _CONCLUSION = {
 
 - **estimator** and **time dependence** decide: `covariance` and Phi(x) are far from samples of digits here.
 - **weight** makes no difference to samples yet; `uniform`, which puts its effort into the noisier times, has the better
-  likelihood while the fine end of the path is untrained (on the eight Gaussians, trained for longer, it is the reverse).
+  likelihood while the fine end of the path is untrained (on the eight Gaussians, trained longer, it is the reverse).
 - **sigma**: larger ones are learnt sooner and integrated in fewer evaluations. The likelihood is best in the middle: a
   density as narrow as the smallest sigmas cannot be right within the width of these seventeen grey levels.
 """,
