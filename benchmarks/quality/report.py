@@ -68,9 +68,10 @@ def section(name: str, rows: list[Row]) -> list[str]:
     """Tables and picture of one data set."""
     first = rows[0]
     seeds = sorted({row["seed"] for row in rows}, key=int)
+    commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))
     facts = (
         f"Budget {first['budget']} each, {first['device']} ({first['machine']}, {first['threads']} threads, torch "
-        f"{first['torch']}, {first['date']}, commit {first['commit']}); U-Net {first['backbone']}, "
+        f"{first['torch']}, {first['date']}, commit {commits}); U-Net {first['backbone']}, "
         f"{int(first['parameters']):,} parameters, batch {first['batch_size']}, lr {float(first['lr']):g}; "
         f"{first['n_fake']} samples at rtol {float(first['rtol']):g} against {first['n_real']} training images; "
         f"features {first['extractor']}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''}."
