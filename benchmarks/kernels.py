@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ import torch
 from benchmarks.cases import SHAPES
 from benchmarks.flops import PRODUCT_SIZE, field_flops, product_flops
 from benchmarks.measure import PEAK, Quartiles, paired_ratio, rotated
-from benchmarks.provenance import COLUMNS, RESULTS, append
-from benchmarks.records import cell, processor, read
+from benchmarks.provenance import RESULTS
+from benchmarks.records import append_rows_of, processor, read
 from vapo_fast import native
 
 CSV = RESULTS / "kernels.csv"
@@ -58,9 +58,6 @@ class KernelRate:
     machine: str = ""
     threads: int = 0
     torch: str = ""
-
-
-_COLUMNS = tuple(column.name for column in fields(KernelRate) if column.name not in COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -174,11 +171,7 @@ def _rate(run: str, kernel: _Kernel, seconds: Sequence[float], peak: Sequence[fl
 
 def write(rows: Iterable[KernelRate], path: Path = CSV) -> None:
     """Append rows with their provenance."""
-    cells = []
-    for row in rows:
-        values = {name: value for name, value in asdict(row).items() if name in _COLUMNS or name == "threads"}
-        cells.append({name: cell(value) for name, value in values.items()})
-    append(path, _COLUMNS, cells)
+    append_rows_of(path, KernelRate, rows)
 
 
 def load(path: Path = CSV) -> list[KernelRate]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.cases import Case
-from benchmarks.provenance import append
-from benchmarks.records import CSV, cell, hidden_name, read
+from benchmarks.records import CSV, append_rows_of, hidden_name, read
 
 EVERY_ARM = "every arm"
 """``arm`` of a case that was not measured at all."""
@@ -42,10 +41,6 @@ class LeftOut:
         return self.job, self.workload, self.dimension, self.hidden, self.n, self.rtol, self.steps, threads, self.device
 
 
-_FROM_PROVENANCE = ("date", "commit", "machine", "threads", "torch")
-_COLUMNS = tuple(column.name for column in fields(LeftOut) if column.name not in _FROM_PROVENANCE)
-
-
 def beside(results: Path = CSV) -> Path:
     """The file that goes with a results file: ``bench_left_out.csv`` for ``bench.csv``."""
     return results.with_name(f"{results.stem}_left_out.csv")
@@ -59,12 +54,9 @@ def left_out(case: Case, run: str, reasons: Mapping[str, str]) -> list[LeftOut]:
 
 def write(rows: Iterable[LeftOut], path: Path) -> None:
     """Append rows with their provenance."""
-    cells = []
-    for row in rows:
-        values = {name: value for name, value in asdict(row).items() if name in _COLUMNS or name == "threads"}
-        cells.append({name: cell(value) for name, value in values.items()})
-    if cells:
-        append(path, _COLUMNS, cells)
+    found = list(rows)
+    if found:
+        append_rows_of(path, LeftOut, found)
 
 
 def load(path: Path) -> list[LeftOut]:

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.cases import Case
 from benchmarks.devices import OURS, accelerator
 from benchmarks.measure import PRODUCT, CaseResult, Measured, Quartiles, paired_ratio
-from benchmarks.provenance import RESULTS, append
+from benchmarks.provenance import COLUMNS, RESULTS, append
 
 CSV = RESULTS / "bench.csv"
 Row = TypeVar("Row")
@@ -105,10 +105,6 @@ class Record:
         return f"d {self.dimension}, {self.hidden.replace('x', '×')}"
 
 
-_FROM_PROVENANCE = ("date", "commit", "machine", "threads", "torch")
-_COLUMNS = tuple(column.name for column in fields(Record) if column.name not in _FROM_PROVENANCE)
-
-
 def records(result: CaseResult, run: str, conformance: str) -> list[Record]:
     """The rows of a case."""
     return [_record(result, one, run, conformance) for one in result.arms.values()]
@@ -116,11 +112,7 @@ def records(result: CaseResult, run: str, conformance: str) -> list[Record]:
 
 def write(rows: Iterable[Record], path: Path = CSV) -> None:
     """Append rows with their provenance."""
-    cells = []
-    for row in rows:
-        values = {name: value for name, value in asdict(row).items() if name in _COLUMNS or name == "threads"}
-        cells.append({name: cell(value) for name, value in values.items()})
-    append(path, _COLUMNS, cells)
+    append_rows_of(path, Record, rows)
 
 
 def load(path: Path = CSV) -> list[Record]:
@@ -131,6 +123,13 @@ def load(path: Path = CSV) -> list[Record]:
     if not path.exists():
         raise FileNotFoundError(path)
     return read(path, Record)
+
+
+def append_rows_of(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
+    """Append rows of a dataclass with their provenance, of which ``threads`` is the row's own."""
+    columns = [column.name for column in fields(kind) if column.name not in COLUMNS]  # type: ignore[arg-type]
+    own = (*columns, "threads")
+    append(path, columns, [{name: cell(getattr(row, name)) for name in own} for row in rows])
 
 
 def read(path: Path, kind: type[Row]) -> list[Row]:

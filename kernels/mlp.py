@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vapo_fast._transfer import to_device
 from vapo_fast.homotopy import DataHomotopy
 from vapo_fast.potentials.mlp import MLPPotential
 
@@ -132,5 +133,4 @@ def _constants(potential: MLPPotential) -> list[float]:
 
 def _upload(values: list[int] | list[float], dtype: torch.dtype, like: Tensor) -> Tensor:
     """Numbers on a tensor's device, without the host's waiting for it."""
-    host = torch.tensor(values, dtype=dtype, device="cpu")
-    return host.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else host
+    return to_device(torch.tensor(values, dtype=dtype, device="cpu"), like.device)

@@ -485,7 +485,7 @@ def circumstances(given: str, names: dict[str, Any]) -> Iterator[None]:
         if match := re.fullmatch(r"(\w+)=(\w+)", given):
             patch.setenv(match[1], match[2])
         elif match := re.fullmatch(r"(\d+) kB of free memory", given):
-            patch.setattr(_flow, "_free_memory", lambda device: 1000 * int(match[1]))
+            patch.setattr(_flow, "free_memory", lambda device: 1000 * int(match[1]))
         elif match := re.fullmatch(r"a disk with (\d+) kB left", given):
             soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000 * int(match[1]), hard))

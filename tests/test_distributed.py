@@ -25,7 +25,7 @@ from torch import distributed as dist
 from typer.testing import CliRunner
 
 import vapo_fast as vf
-from vapo_fast import _flow, cli, config, distributed
+from vapo_fast import _memory, cli, config, distributed
 from vapo_fast.batches import as_source
 from vapo_fast.config import ConfigError
 from vapo_fast.data_parallel import DataParallel
@@ -321,11 +321,11 @@ def test_the_states_on_the_way_are_joined_too(found: Any) -> None:
 
 def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    whole = _flow._free_memory(cpu)
+    whole = _memory.free_memory(cpu)
     if whole is None:
         pytest.skip("this system does not say how much memory is free")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    part = _flow._free_memory(cpu)
+    part = _memory.free_memory(cpu)
     assert part is not None
     assert 0.1 * whole < part < 0.5 * whole
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from vapo_fast import _flow, noise, sampling
+from vapo_fast import _flow, _memory, noise, sampling
 from vapo_fast.engines import Job, ReferenceEngine, UnsupportedJobError
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
 from vapo_fast.ode import Solution, SolveError
@@ -230,10 +230,10 @@ def test_more_samples_than_memory_can_hold_are_refused_at_once():
 def test_memory_that_holds_cached_files_counts_as_free(monkeypatch, tmp_path):
     cpu = torch.device("cpu")
     (tmp_path / "meminfo").write_text("MemTotal: 8000 kB\nMemFree:  10 kB\nMemAvailable:    6000 kB\n")
-    monkeypatch.setattr(_flow, "_MEMORY_INFO", tmp_path / "meminfo")
-    assert _flow._free_memory(cpu) == 6000 * 1024
-    monkeypatch.setattr(_flow, "_MEMORY_INFO", tmp_path / "none")
-    assert _flow._free_memory(cpu) != 6000 * 1024
+    monkeypatch.setattr(_memory, "MEMORY_INFO", tmp_path / "meminfo")
+    assert _memory.free_memory(cpu) == 6000 * 1024
+    monkeypatch.setattr(_memory, "MEMORY_INFO", tmp_path / "none")
+    assert _memory.free_memory(cpu) != 6000 * 1024
 
 
 def test_default_batch_follows_the_free_memory(monkeypatch):
@@ -242,12 +242,12 @@ def test_default_batch_follows_the_free_memory(monkeypatch):
     def size(model, n):
         return _flow.batch_size_for(ReferenceEngine(), model, n, Job("solve"))
 
-    monkeypatch.setattr(_flow, "_free_memory", lambda device: 1 << 20)
+    monkeypatch.setattr(_flow, "free_memory", lambda device: 1 << 20)
     assert 1 <= size(large, 10**9) < size(small, 10**9) < 10**5
     assert size(small, 3) == 3
-    monkeypatch.setattr(_flow, "_free_memory", lambda device: None)
+    monkeypatch.setattr(_flow, "free_memory", lambda device: None)
     assert size(small, 10**9) == 10**9
-    monkeypatch.setattr(_flow, "_free_memory", lambda device: 1 << 14)
+    monkeypatch.setattr(_flow, "free_memory", lambda device: 1 << 14)
     torch.testing.assert_close(sample(large, 9), sample(large, 9, batch_size=9), rtol=1e-4, atol=1e-4)
 
 
@@ -258,8 +258,8 @@ def test_an_engine_that_knows_what_it_needs_is_not_tried(monkeypatch):
             return 1 << 10
 
     model = well().double()
-    monkeypatch.setattr(_flow, "_saved_bytes_per_sample", None)  # would fail if called
-    monkeypatch.setattr(_flow, "_free_memory", lambda device: 1 << 20)
+    monkeypatch.setattr(_flow, "saved_bytes_per_sample", None)  # would fail if called
+    monkeypatch.setattr(_flow, "free_memory", lambda device: 1 << 20)
     assert _flow.batch_size_for(Frugal(), model, 10**9, Job("solve")) == int(0.4 * 2**10)
 
 

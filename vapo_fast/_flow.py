@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from vapo_fast import _checks
-from vapo_fast._memory import MEMORY_INFO, free_memory
-from vapo_fast._memory import or_none_if_out_of_memory as _or_none_if_out_of_memory
-from vapo_fast._memory import saved_bytes_per_sample as _saved_bytes_per_sample
+from vapo_fast._memory import free_memory, or_none_if_out_of_memory, saved_bytes_per_sample
 from vapo_fast.engines import Engine, Job
 from vapo_fast.engines.base import Progress
 from vapo_fast.ode import Solution, SolveOptions
@@ -26,7 +24,6 @@ Result = TypeVar("Result")
 
 # Share of the free memory that a default batch may use; the estimate behind it does not see a network's workspaces.
 _MEMORY_SHARE = 0.4
-_MEMORY_INFO = MEMORY_INFO
 # Bytes of a sample's time, status and counts.
 _COUNTS_BYTES = 40
 # States, stages and temporaries that a step keeps for each sample.
@@ -70,7 +67,7 @@ def in_batches(
     done = 0
     while done < n:
         last = min(done + size, n)
-        part = _or_none_if_out_of_memory(partial(compute, done, last))
+        part = or_none_if_out_of_memory(partial(compute, done, last))
         if part is None:
             if last - done == 1:
                 raise MemoryError(
@@ -90,12 +87,12 @@ def in_batches(
 def batch_size_for(engine: Engine, model: Potential, n: int, job: Job, probes: int = 0) -> int:
     """How many of n samples a share of the free memory holds, by what the engine or a trial says that one needs."""
     dtype, device = model_dtype_device(model)
-    free = _free_memory(device)
+    free = free_memory(device)
     if free is None:
         return n
     bytes_per_sample = engine.bytes_per_sample(model, dtype, job, probes)
     if bytes_per_sample is None:
-        saved = _or_none_if_out_of_memory(partial(_saved_bytes_per_sample, model, dtype, device))
+        saved = or_none_if_out_of_memory(partial(saved_bytes_per_sample, model, dtype, device))
         if saved is None:
             return 1
         state = math.prod(model.event_shape) * dtype.itemsize
@@ -106,17 +103,13 @@ def batch_size_for(engine: Engine, model: Potential, n: int, job: Job, probes: i
 def _check_result_fits(model: Potential, n: int, states: int) -> None:
     """MemoryError if n samples of so many states, and the copy that joins the batches, cannot be held."""
     dtype, device = model_dtype_device(model)
-    free = _free_memory(device)
+    free = free_memory(device)
     need = 2 * n * (states * math.prod(model.event_shape) * dtype.itemsize + _COUNTS_BYTES)
     if free is not None and need > free:
         raise MemoryError(
             f"n={n} samples need about {need / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free on {device}; "
             "draw them in several calls (sample i depends on the seed and i only, so give each call its own seed)"
         )
-
-
-def _free_memory(device: torch.device) -> int | None:
-    return free_memory(device, _MEMORY_INFO)
 
 
 @contextmanager

@@ -34,14 +34,14 @@ def or_none_if_out_of_memory(compute: Callable[[], Result]) -> Result | None:
     return None
 
 
-def free_memory(device: torch.device, memory_info: Path = MEMORY_INFO) -> int | None:
+def free_memory(device: torch.device) -> int | None:
     """Bytes free on a device; None where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     # As many as a launcher has started on this machine want their part of its memory.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
-        lines = memory_info.read_text(encoding="ascii").splitlines()
+        lines = MEMORY_INFO.read_text(encoding="ascii").splitlines()
     except OSError:
         lines = []
     # Free pages alone leave out the cache of files, which Linux gives back when asked: most of a busy machine's memory.

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from vapo_fast import _checks, noise
 from vapo_fast._threads import one_thread
+from vapo_fast._transfer import pinned, to_device
 from vapo_fast.augment import augmented
 from vapo_fast.homotopy import Homotopy
 from vapo_fast.noise import Stream
@@ -109,7 +110,7 @@ class Batches:
         with one_thread():
             t = self.times(strata, jitter)
         draws = self._noise(step, rows) if self.device.type == "cpu" else None
-        return Drawn(_pinned(rows, self.device), _pinned(t.to(self.dtype), self.device), draws, self.source.digest)
+        return Drawn(pinned(rows, self.device), pinned(t.to(self.dtype), self.device), draws, self.source.digest)
 
     def times(self, strata: Tensor, jitter: Tensor) -> Tensor:
         """float64 times (B,), from each row's place among the strata and its uniform draw in float64."""
@@ -151,18 +152,6 @@ def training_batch(
 ) -> Batch:
     """The batch of a 0-based step; see `Batches`."""
     return Batches(source, homotopy, seed, batch_size, time_sampling, device, dtype, augment)(step)
-
-
-def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """A copy on a device that nobody waits for: from ordinary memory, CUDA would first finish all its work."""
-    if device.type != "cuda" or host.device.type != "cpu":
-        return host.to(device)
-    return host.pin_memory().to(device, non_blocking=True)
-
-
-def _pinned(host: Tensor, device: torch.device) -> Tensor:
-    """``host`` where `to_device` will take it from without another copy."""
-    return host.pin_memory() if device.type == "cuda" and host.device.type == "cpu" else host
 
 
 def as_source(data: Data, event_shape: tuple[int, ...], *, seed: int = 0) -> Source:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from vapo_fast.batches import to_device
+from vapo_fast._transfer import to_device
 from vapo_fast.distributed import (
     ProcessFailedError,
     copy_from_first,

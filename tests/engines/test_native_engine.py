@@ -683,7 +683,7 @@ def test_tolerances_and_times_are_checked():
 def test_memory_is_told_not_tried(monkeypatch):
     from vapo_fast import _flow
 
-    monkeypatch.setattr(_flow, "_saved_bytes_per_sample", None)  # would fail if called
+    monkeypatch.setattr(_flow, "saved_bytes_per_sample", None)  # would fail if called
     model = mlp()
     solve = NATIVE.bytes_per_sample(model, torch.float32, job())
     assert 2 * 2 * 4 <= solve < 1000

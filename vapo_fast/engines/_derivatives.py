@@ -40,7 +40,7 @@ class Derivatives(Protocol):
 
 
 class ByHand:
-    """`vapo_fast.passes`: no autograd graph. Only for potentials that `without_passes` has no objection to."""
+    """`vapo_fast.passes`: no autograd graph. Only for potentials that `unlike_a_plain_network` has no objection to."""
 
     def __init__(self, potential: Potential) -> None:
         self._passes = explicit_passes(potential)
@@ -89,9 +89,4 @@ class ByAutograd:
 
 def derivatives(potential: Potential) -> Derivatives:
     """By hand where there are explicit passes, else autograd's."""
-    return ByAutograd(potential) if without_passes(potential) else ByHand(potential)
-
-
-def without_passes(potential: Potential) -> str | None:
-    """None if the potential's derivatives are written out by hand, else the reason why not."""
-    return unlike_a_plain_network(potential)
+    return ByAutograd(potential) if unlike_a_plain_network(potential) else ByHand(potential)

@@ -24,7 +24,7 @@ from vapo_fast import _checks, gpu, ode
 from vapo_fast._memory import free_memory
 from vapo_fast.batches import Batch
 from vapo_fast.engines._arithmetic import arithmetic
-from vapo_fast.engines._derivatives import derivatives, without_passes
+from vapo_fast.engines._derivatives import derivatives
 from vapo_fast.engines._precision import Noise
 from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress
 from vapo_fast.graph.buckets import Buckets
@@ -34,6 +34,7 @@ from vapo_fast.graph.solver import Solver
 from vapo_fast.graph.step import Field, Ops, Plan, TorchOps
 from vapo_fast.ode import Solution
 from vapo_fast.ode.solve import check_state, checked
+from vapo_fast.passes import unlike_a_plain_network
 from vapo_fast.potentials.base import Potential
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
@@ -76,11 +77,11 @@ class GraphEngine(Engine):
             return f"the model's dtype is {dtype}; this engine computes in float32 or float64 (convert with .float())"
         if device.type not in ("cuda", "cpu") or self._device_type not in (None, device.type):
             return f"the model is on {device}; this engine runs on {(self._device_type or 'cuda').upper()}"
-        missing = without_passes(potential) if device.type == "cpu" else None
+        missing = unlike_a_plain_network(potential) if device.type == "cpu" else None
         if missing is not None and self._device_type is None:
             return f"on the CPU this engine takes potentials with explicit passes: {missing}"
         options = job.loss if job.kind == "loss_and_grads" else None
-        if options is not None and options.baseline is not None and without_passes(potential) is None:
+        if options is not None and options.baseline is not None and unlike_a_plain_network(potential) is None:
             return "a baseline is a function of the user's own, which explicit passes have no derivatives of"
         if options is not None and job.precision == "bf16" and options.estimator != "velocity":
             # Phi itself is then known to 8 bits only, too few for its product with an innovation of zero mean.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vapo_fast._transfer import to_device
 from vapo_fast.ode.controller import PIController
 from vapo_fast.ode.options import SolveOptions
 from vapo_fast.ode.stages import SMALLEST_STEP_ULPS
@@ -61,5 +62,4 @@ def settings(options: SolveOptions, t0: float, t1: float) -> list[float]:
 
 def numbers(values: list[float], device: torch.device) -> Tensor:
     """float64 numbers on a device, without the host's waiting for it."""
-    host = torch.tensor(values, dtype=torch.float64, device="cpu")
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    return to_device(torch.tensor(values, dtype=torch.float64, device="cpu"), device)
