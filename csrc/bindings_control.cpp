@@ -60,17 +60,18 @@ Numbers map(const Numbers& x, double (*function)(double)) {
 }
 
 // (factor, remembered ratio, accepted) of one try.
-py::tuple step_factor(double ratio, double previous_ratio, bool after_rejection, int error_order) {
-    return py::make_tuple(PiController(error_order).factor(ratio, previous_ratio, after_rejection),
+py::tuple step_factor(double ratio, double previous_ratio, bool after_rejection, int error_order,
+                      double proportional_share) {
+    return py::make_tuple(PiController(error_order, proportional_share).factor(ratio, previous_ratio, after_rejection),
                           PiController::remember(ratio, previous_ratio), PiController::accepts(ratio));
 }
 
 // The tries of one sample whose error ratios are given: (size, t, next size, accepted, rejected, status) after each,
 // status -1 while it goes on.
 py::list control_script(const Numbers& ratios, double t0, double t1, double first_step, int error_order,
-                        std::int64_t max_steps) {
+                        double proportional_share, std::int64_t max_steps) {
     const Interval interval(t0, t1);
-    const PiController controller(error_order);
+    const PiController controller(error_order, proportional_share);
     Progress progress{t0, std::min(first_step, interval.span), 1.0, false, 0, 0};
     py::list tries;
     for (const double ratio : ratios) {
@@ -86,11 +87,13 @@ py::list control_script(const Numbers& ratios, double t0, double t1, double firs
 template <class T>
 py::dict solve_formula(const std::string& formula, const py::array_t<T, py::array::c_style>& x0, double t0, double t1,
                        const std::string& method, double rtol, double atol, std::int64_t max_steps, std::int64_t steps,
-                       std::optional<double> first_step, const Numbers& t_eval, int tile, int threads,
+                       std::optional<double> first_step, double proportional_share, const Numbers& t_eval, int tile,
+                       int threads,
                        const std::function<bool(std::int64_t)>& progress) {
     if (x0.ndim() != 2 || x0.shape(1) < 1 || tile < 1) throw std::invalid_argument("x0 must be (n, d) and tile >= 1");
     const SolveOptions options{method_from_name(method), rtol, atol, max_steps, steps, first_step.has_value(),
-                               first_step.value_or(0.0), t_eval.data(), static_cast<std::int64_t>(t_eval.size())};
+                               first_step.value_or(0.0), proportional_share, t_eval.data(),
+                               static_cast<std::int64_t>(t_eval.size())};
     SolveResults<T> results(x0.shape(0), x0.shape(1), options.n_eval);
     const SolveArrays<T> arrays = results.arrays(x0.data());
     const AnalyticField<T> field(formula_from_name(formula), static_cast<int>(x0.shape(1)), tile);
@@ -119,18 +122,18 @@ void bind_control(py::module_& parent) {
     m.def("log", [](const Numbers& x) { return map(x, portable_log); }, py::arg("x"));
     m.def("exp", [](const Numbers& x) { return map(x, portable_exp); }, py::arg("x"));
     m.def("step_factor", &step_factor, py::arg("ratio"), py::arg("previous_ratio"), py::arg("after_rejection"),
-          py::arg("error_order"), "(factor, remembered ratio, accepted) after one try.");
+          py::arg("error_order"), py::arg("proportional_share"), "(factor, remembered ratio, accepted) after one try.");
     m.def("trial_step", &control::trial_step, py::arg("state_norm"), py::arg("field_norm"), py::arg("span"));
     m.def("initial_step", &control::initial_step, py::arg("field_norm"), py::arg("change_norm"), py::arg("trial"),
           py::arg("span"), py::arg("error_order"));
     m.def("control", &control_script, py::arg("ratios"), py::arg("t0"), py::arg("t1"), py::arg("first_step"),
-          py::arg("error_order"), py::arg("max_steps"),
+          py::arg("error_order"), py::arg("proportional_share"), py::arg("max_steps"),
           "Tries (size, t, next size, accepted, rejected, status) of a sample whose error ratios are given.");
     const auto bind_solve = [&m](auto function) {
         m.def("solve", function, py::arg("field"), py::arg("x0").noconvert(), py::arg("t0"), py::arg("t1"),
               py::kw_only(), py::arg("method") = "dopri5", py::arg("rtol") = 1e-5, py::arg("atol") = 1e-5,
               py::arg("max_steps") = 10'000, py::arg("steps") = 0, py::arg("first_step") = py::none(),
-              py::arg("t_eval") = Numbers(), py::arg("tile") = 16, py::arg("threads") = 1,
+              py::arg("proportional_share") = 0.0, py::arg("t_eval") = Numbers(), py::arg("tile") = 16, py::arg("threads") = 1,
               py::arg("progress") = Monitor(),
               "Integrates a field given by the name of a formula; see analytic_field.h.");
     };

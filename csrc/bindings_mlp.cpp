@@ -231,7 +231,8 @@ Path path_named(const std::string& name) {
 
 // The options of vapo_fast.ode.SolveOptions; `times` keeps what the result's t_eval points to.
 SolveOptions options_of(py::handle method, py::handle rtol, py::handle atol, py::handle steps, py::handle max_steps,
-                        py::handle first_step, py::handle t_eval, std::vector<double>& times) {
+                        py::handle first_step, py::handle proportional_share, py::handle t_eval,
+                        std::vector<double>& times) {
     SolveOptions options;
     constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
     options.method = method_from_name(arguments::text(method, "method"));
@@ -243,6 +244,7 @@ SolveOptions options_of(py::handle method, py::handle rtol, py::handle atol, py:
         options.max_steps = arguments::integer(max_steps, "max_steps", 1, most);
         options.has_first_step = !first_step.is_none();
         if (options.has_first_step) options.first_step = arguments::positive(first_step, "first_step");
+        options.proportional_share = arguments::number(proportional_share, "proportional_share");
     } else {
         options.steps = arguments::integer(steps, "steps", 1, most);
     }
@@ -352,16 +354,18 @@ void bind_mlp(py::module_& m) {
         .def(
             "solve",
             [](py::handle self, py::handle x0, py::handle t0, py::handle t1, py::handle method, py::handle rtol,
-               py::handle atol, py::handle steps, py::handle max_steps, py::handle first_step, py::handle t_eval,
-               py::handle trace, py::handle threads, py::handle progress) {
+               py::handle atol, py::handle steps, py::handle max_steps, py::handle first_step,
+               py::handle proportional_share, py::handle t_eval, py::handle trace, py::handle threads,
+               py::handle progress) {
                 std::vector<double> times;
-                const SolveOptions options = options_of(method, rtol, atol, steps, max_steps, first_step, t_eval, times);
+                const SolveOptions options = options_of(method, rtol, atol, steps, max_steps, first_step,
+                                                        proportional_share, t_eval, times);
                 return mlp_of(self).solve(x0, arguments::number(t0, "t0"), arguments::number(t1, "t1"), options, trace,
                                     threads_of(threads), progress);
             },
             py::arg("x0"), py::arg("t0"), py::arg("t1"), py::kw_only(), py::arg("method"), py::arg("rtol"),
-            py::arg("atol"), py::arg("steps"), py::arg("max_steps"), py::arg("first_step"), py::arg("t_eval"),
-            py::arg("trace"), py::arg("threads"), py::arg("progress"),
+            py::arg("atol"), py::arg("steps"), py::arg("max_steps"), py::arg("first_step"), py::arg("proportional_share"),
+            py::arg("t_eval"), py::arg("trace"), py::arg("threads"), py::arg("progress"),
             "Integrates x0 (n, D) from t0 to t1, with the trace of the Hessian if `trace` is 'exact' or probes "
             "(n, m, D); returns new arrays x (n, D + integrals), t, status, nfe, accepted, rejected and ys. "
             "`progress` is told the number of samples that have ended, about every 50 ms.")

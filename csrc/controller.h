@@ -18,7 +18,6 @@ namespace control {
 inline constexpr double kSafety = 0.9;
 inline constexpr double kMinFactor = 0.2;
 inline constexpr double kMaxFactor = 10.0;
-inline constexpr double kIntegralShare = 0.2;
 inline constexpr double kSmallestPreviousRatio = 1e-4;
 inline constexpr double kSmallestRatio = 1e-300;
 inline constexpr double kLargestRatio = 1e300;
@@ -61,8 +60,9 @@ inline double initial_step(double field_norm, double change_norm, double trial, 
 // The PI controller of Hairer and Wanner, "Solving ODEs II", IV.2, with the exponents of one method's error order.
 class PiController {
 public:
-    explicit PiController(int error_order)
-        : beta_(control::kIntegralShare / error_order),
+    // proportional_share: beta times the error order; 0 is integral control alone.
+    PiController(int error_order, double proportional_share)
+        : beta_(proportional_share / error_order),
           alpha_(1.0 / error_order - 0.75 * beta_),
           rejected_exponent_(-1.0 / error_order) {}
 

@@ -34,6 +34,8 @@ void check(double t0, double t1, const SolveOptions& options) {
         refuse("atol must be finite and not negative, got " + std::to_string(options.atol));
     if (options.has_first_step && (!(options.first_step > 0.0) || !std::isfinite(options.first_step)))
         refuse("first_step must be positive and finite, got " + std::to_string(options.first_step));
+    if (!(options.proportional_share >= 0.0 && options.proportional_share < 1.0))
+        refuse("proportional_share must be at least 0 and below 1, got " + std::to_string(options.proportional_share));
 }
 
 template <class T, const auto& tableau>

@@ -22,6 +22,7 @@ struct SolveOptions {
     std::int64_t steps = 0;            // equal steps of a fixed-step method
     bool has_first_step = false;
     double first_step = 0.0;
+    double proportional_share = 0.0;   // of the controller of an adaptive method, in [0, 1)
     const double* t_eval = nullptr;    // ordered from t0 to t1
     std::int64_t n_eval = 0;
 };

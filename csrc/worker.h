@@ -47,7 +47,7 @@ public:
           width_(shared.field.width()),
           storage_(storage_size(shared)),
           results_(shared.arrays, shared.options.n_eval, width_),
-          controller_(tableau.adaptive ? tableau.error_order : 1),
+          controller_(tableau.adaptive ? tableau.error_order : 1, shared.options.proportional_share),
           tolerance_{static_cast<T>(shared.options.rtol), static_cast<T>(shared.options.atol)} {
         const std::size_t lanes = static_cast<std::size_t>(shared.lanes), elements = lanes * width_;
         workspace_ = storage_.take(shared.field.workspace_size());

@@ -59,6 +59,7 @@ SOLVE = {
     "steps": None,
     "max_steps": 50,
     "first_step": None,
+    "proportional_share": 0.0,
     "t_eval": None,
     "trace": None,
     "threads": 1,
@@ -230,9 +231,7 @@ def is_number(value):
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
-        st.sampled_from(
-            ["t0", "t1", "method", "rtol", "atol", "steps", "max_steps", "first_step", "threads", "progress"]
-        ),
+        st.sampled_from([name for name in SOLVE if name not in ("t_eval", "trace")] + ["t0", "t1"]),
         NAMES,
         min_size=1,
         max_size=3,

@@ -66,6 +66,7 @@ class Mlp:
         steps: int | None,
         max_steps: int,
         first_step: float | None,
+        proportional_share: float,
         t_eval: Sequence[float] | None,
         trace: Literal["exact"] | Floats | None,
         threads: int,

@@ -19,7 +19,7 @@ FIXED = ("heun", "rk4", "euler")
 
 
 def name(options):
-    numbers = (options.rtol, options.atol, options.first_step, options.steps)
+    numbers = (options.rtol, options.atol, options.first_step, options.steps, options.proportional_share or None)
     return "-".join([options.method, *(f"{value:g}" for value in numbers if value is not None)])
 
 
@@ -113,6 +113,7 @@ def test_zoo(engine, device, supported, network, dtype):
         SolveOptions("dopri5", rtol=1e-4, first_step=0.3),
         SolveOptions("tsit5", rtol=1e-4, first_step=50.0),
         SolveOptions("bosh3", rtol=1e-3, first_step=1e-6),
+        SolveOptions("dopri5", rtol=1e-5, proportional_share=0.2),
         SolveOptions("dopri5", rtol=1e-6, atol=0.0),
         SolveOptions("dopri5", rtol=1e-12, atol=1e-4),
         SolveOptions("tsit5", rtol=1e-2, atol=1e-3),

@@ -81,7 +81,7 @@ def test_bits_of_the_solver(method, backward, dtype, ladder):
 def test_limits_and_first_steps(method, first_step, ladder):
     x0 = batch(dtype=torch.float32)
     for most in (1, 3, 9):
-        options = options_for(method, 0.0, 2.0, max_steps=most, first_step=first_step)
+        options = options_for(method, 0.0, 2.0, max_steps=most, first_step=first_step, proportional_share=0.1)
         expected = integrate(cubic, x0, 0.0, 2.0, options)
         assert int(Status.MAX_STEPS) in expected.status.tolist()
         solver = Solver(Plan.of(options), LADDERS[ladder])

@@ -184,8 +184,9 @@ def _control(
     tl.store(first + at, controller.initial_step(p, r, t, s, tl.load(inverse)), mask=at < n)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2])
 @pytest.mark.parametrize("order", [3, 5])
-def test_controller_has_the_librarys_bits(device, order):
+def test_controller_has_the_librarys_bits(device, order, share):
     special = torch.tensor(
         [0.0, 1e-300, 1e-20, 1e-5, 1e-4, 1.0, math.nextafter(1.0, 2.0), 2.0, 1e300, math.inf, math.nan],
         dtype=torch.float64,
@@ -194,16 +195,16 @@ def test_controller_has_the_librarys_bits(device, order):
     many = torch.stack((10.0 ** draws(3000, -12.0, 6.0, 1), 10.0 ** draws(3000, -6.0, 6.0, 2)), dim=1)
     ratio, previous = torch.cat((pairs, many)).T.contiguous()
     after = (torch.arange(len(ratio)) % 3 == 0).to(torch.int64)
-    twin = PIController()
-    beta = twin.integral_share / order
-    exponents = [1.0 / order - 0.75 * beta, beta, -1.0 / order, 1.0 / order]
-    numbers = [torch.tensor([value], dtype=torch.float64, device=device) for value in (SPAN, *exponents)]
+    twin = PIController(share)
+    exponents = twin.exponents(order)
+    values = (SPAN, *exponents, 1.0 / order)
+    numbers = [torch.tensor([value], dtype=torch.float64, device=device) for value in values]
     found = [torch.empty_like(ratio, device=device) for _ in range(4)]
     inputs = (ratio.to(device), previous.to(device), after.to(device), numbers[0])
     _control[(triton.cdiv(len(ratio), 1024),)](*inputs, *found, len(ratio), *numbers[1:], BLOCK=1024, **OPTIONS)
     trial = trial_step(ratio, previous, SPAN)
     expected = (
-        twin.factor(ratio, previous, after != 0, order),
+        twin.factor(ratio, previous, after != 0, exponents),
         twin.remember(ratio, previous),
         trial,
         initial_step(previous, ratio, trial, SPAN, order),

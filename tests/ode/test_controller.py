@@ -8,6 +8,7 @@ import torch
 from vapo_fast.ode.controller import PIController, initial_step, trial_step
 
 CONTROLLER = PIController()
+OF_FIVE = CONTROLLER.exponents(5)
 
 
 def numbers(*values):
@@ -24,26 +25,28 @@ def test_rejects(ratio):
     assert not CONTROLLER.accepts(numbers(ratio)).item()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2])
 @pytest.mark.parametrize("order", [3, 5])
-def test_factor_follows_the_formula(order):
+def test_factor_follows_the_formula(order, share):
     ratio, previous = numbers(0.3, 0.02, 0.9, 40.0), numbers(1.0, 0.4, 1e-4, 0.5)
     expected = [
-        0.9 * r ** -(0.85 / order) * p ** (0.2 / order) if r <= 1 else 0.9 * r ** (-1 / order)
+        0.9 * r ** -((1 - 0.75 * share) / order) * p ** (share / order) if r <= 1 else 0.9 * r ** (-1 / order)
         for r, p in zip(ratio.tolist(), previous.tolist(), strict=True)
     ]
-    factor = CONTROLLER.factor(ratio, previous, torch.zeros(4, dtype=torch.bool), order)
+    controller = PIController(share)
+    factor = controller.factor(ratio, previous, torch.zeros(4, dtype=torch.bool), controller.exponents(order))
     assert factor.tolist() == pytest.approx(expected, rel=1e-14)
 
 
 def test_factor_stays_within_its_limits():
     ratio = numbers(0.0, 1e-300, 1e300, math.inf, math.nan, 1e-12)
-    factor = CONTROLLER.factor(ratio, torch.ones_like(ratio), torch.zeros(6, dtype=torch.bool), 5)
+    factor = CONTROLLER.factor(ratio, torch.ones_like(ratio), torch.zeros(6, dtype=torch.bool), OF_FIVE)
     assert factor.tolist() == [10.0, 10.0, 0.2, 0.2, 0.2, 10.0]
 
 
 def test_no_growth_right_after_a_rejection():
     ratio = numbers(1e-6, 0.99)
-    after = CONTROLLER.factor(ratio, torch.ones_like(ratio), torch.ones(2, dtype=torch.bool), 5)
+    after = CONTROLLER.factor(ratio, torch.ones_like(ratio), torch.ones(2, dtype=torch.bool), OF_FIVE)
     assert after[0] == 1.0
     assert after[1] < 1.0
 
@@ -51,7 +54,7 @@ def test_no_growth_right_after_a_rejection():
 def test_a_rejected_step_never_grows():
     ratio = numbers(math.nextafter(1.0, 2.0), 1.5)
     loose = PIController(safety=1.5)
-    assert (loose.factor(ratio, torch.ones_like(ratio), torch.zeros(2, dtype=torch.bool), 5) <= 1.0).all()
+    assert (loose.factor(ratio, torch.ones_like(ratio), torch.zeros(2, dtype=torch.bool), OF_FIVE) <= 1.0).all()
 
 
 def test_memory_of_the_last_accepted_ratio():
@@ -62,10 +65,11 @@ def test_memory_of_the_last_accepted_ratio():
 def test_scripted_sequence():
     """Ratios 4 (reject), 0.5 (accept, no growth), 0.01 (accept, grows) from h = 1."""
     h, previous, after = numbers(1.0), numbers(1.0), torch.tensor([False])
+    exponents = PIController(0.2).exponents(5)
     taken = []
     for ratio in (4.0, 0.5, 0.01):
         r = numbers(ratio)
-        h = h * CONTROLLER.factor(r, previous, after, 5)
+        h = h * CONTROLLER.factor(r, previous, after, exponents)
         previous, after = CONTROLLER.remember(r, previous), ~CONTROLLER.accepts(r)
         taken.append(h.item())
     first = 0.9 * 4.0**-0.2
@@ -77,8 +81,9 @@ def test_scripted_sequence():
 def test_factor_does_not_depend_on_the_place_in_the_batch():
     ratio = torch.rand(101, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
     previous, after = ratio.flip(0), torch.zeros(101, dtype=torch.bool)
-    whole = CONTROLLER.factor(ratio, previous, after, 5)
-    alone = torch.cat([CONTROLLER.factor(ratio[i : i + 1], previous[i : i + 1], after[:1], 5) for i in range(101)])
+    whole = CONTROLLER.factor(ratio, previous, after, OF_FIVE)
+    rows = [slice(i, i + 1) for i in range(101)]
+    alone = torch.cat([CONTROLLER.factor(ratio[row], previous[row], after[:1], OF_FIVE) for row in rows])
     assert torch.equal(whole, alone)
 
 

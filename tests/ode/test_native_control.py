@@ -21,7 +21,7 @@ if native.unavailable_reason() is not None:
     pytest.skip(str(native.unavailable_reason()), allow_module_level=True)
 testing = importlib.import_module("vapo_fast._native").testing
 
-CONTROLLER = PIController()
+SHARES = st.sampled_from([0.0, 0.05, 0.2, 0.9])
 ADAPTIVE = [name for name, tableau in TABLEAUS.items() if tableau.adaptive]
 RESULTS = ("x", "t", "status", "nfe", "accepted", "rejected")
 
@@ -67,13 +67,14 @@ def test_log_and_exp_are_the_same_bits():
     assert testing.exp(arguments.tolist()) == _elementary.exp(arguments).tolist()
 
 
-@given(ratios, st.floats(1e-4, 1.0), st.booleans(), st.sampled_from([3, 5]))
+@given(ratios, st.floats(1e-4, 1.0), st.booleans(), st.sampled_from([3, 5]), SHARES)
 @settings(max_examples=600, deadline=None)
-def test_one_try_has_the_same_factor_memory_and_decision(ratio, previous, after_rejection, order):
-    r, p = numbers(ratio), numbers(previous)
-    factor, remembered, accepted = testing.step_factor(ratio, previous, after_rejection, order)
-    assert accepted == CONTROLLER.accepts(r).item()
-    expected = (CONTROLLER.factor(r, p, torch.tensor([after_rejection]), order), CONTROLLER.remember(r, p))
+def test_one_try_has_the_same_factor_memory_and_decision(ratio, previous, after_rejection, order, share):
+    r, p, controller = numbers(ratio), numbers(previous), PIController(share)
+    factor, remembered, accepted = testing.step_factor(ratio, previous, after_rejection, order, share)
+    assert accepted == controller.accepts(r).item()
+    chosen = controller.factor(r, p, torch.tensor([after_rejection]), controller.exponents(order))
+    expected = (chosen, controller.remember(r, p))
     assert bits(factor, remembered) == bits(*(value.item() for value in expected))
 
 
@@ -90,7 +91,7 @@ def test_first_steps_are_the_same_bits(state_norm, field_norm, change_norm, span
     assert bits(found) == bits(expected.item())
 
 
-def scripted_solve(monkeypatch, script, t0, t1, first_step, method, max_steps):
+def scripted_solve(monkeypatch, script, t0, t1, first_step, share, method, max_steps):
     """`vapo_fast.ode` with the error ratio of each try taken from a list: the tries' sizes and the solution."""
     sizes = []
 
@@ -101,7 +102,8 @@ def scripted_solve(monkeypatch, script, t0, t1, first_step, method, max_steps):
     # The package's function `solve` hides its module of the same name.
     monkeypatch.setattr(importlib.import_module("vapo_fast.ode.solve"), "error_ratio", scripted)
     x0 = torch.zeros(1, 1, dtype=torch.float64)
-    options = {"method": method, "first_step": first_step, "max_steps": max_steps, "throw": False}
+    options = {"method": method, "first_step": first_step, "proportional_share": share}
+    options |= {"max_steps": max_steps, "throw": False}
     return sizes, ode.solve(lambda x, t: torch.zeros_like(x), x0, t0, t1, **options)
 
 
@@ -110,18 +112,19 @@ def scripted_solve(monkeypatch, script, t0, t1, first_step, method, max_steps):
     st.floats(-3.0, 3.0),
     st.floats(-3.0, 3.0),
     st.floats(1e-6, 5.0),
+    SHARES,
     st.sampled_from(ADAPTIVE),
 )
-@example([0.5] * 3 + [math.nan] * 57, 0.0, 1.0, 0.1, "dopri5")
-@example([0.5] * 3 + [7.0] * 57, 1.0, 0.0, 0.1, "tsit5")
-@example([1e-9] * 60, 0.0, 3.0, 1e-3, "bosh3")
+@example([0.5] * 3 + [math.nan] * 57, 0.0, 1.0, 0.1, 0.0, "dopri5")
+@example([0.5] * 3 + [7.0] * 57, 1.0, 0.0, 0.1, 0.2, "tsit5")
+@example([1e-9] * 60, 0.0, 3.0, 1e-3, 0.0, "bosh3")
 @settings(max_examples=150, deadline=None)
-def test_a_scripted_sequence_of_tries_is_the_same(script, t0, t1, first_step, method):
+def test_a_scripted_sequence_of_tries_is_the_same(script, t0, t1, first_step, share, method):
     if t0 == t1:
         return
     with pytest.MonkeyPatch.context() as patched:
-        sizes, solution = scripted_solve(patched, script, t0, t1, first_step, method, len(script))
-    tries = testing.control(script, t0, t1, first_step, TABLEAUS[method].error_order, len(script))
+        sizes, solution = scripted_solve(patched, script, t0, t1, first_step, share, method, len(script))
+    tries = testing.control(script, t0, t1, first_step, TABLEAUS[method].error_order, share, len(script))
     assert bits(*(size for size, *_ in tries)) == bits(*sizes)
     _, t, _, accepted, rejected, status = tries[-1]
     assert bits(t) == bits(solution.t.item())
@@ -226,6 +229,7 @@ def test_every_outcome_is_the_same(dtype, method):
         ("still", {"rtol": 1e-5}),
         ("cubic", {"rtol": 1e-6, "atol": 0.0}),
         ("cubic", {"rtol": 1e-6, "first_step": 0.01}),
+        ("cubic", {"rtol": 1e-6, "proportional_share": 0.2}),
         ("cubic", {"rtol": 1e-6, "first_step": 100.0}),
         ("cubic", {"rtol": 1e-20, "atol": 1e-5}),
         ("rotation", {"rtol": 1e-6, "t_eval": [0.5] * 3 + [1.0]}),
@@ -388,6 +392,9 @@ def test_a_forked_child_starts_its_own_threads():
         ({"atol": -1.0}, "atol must be finite"),
         ({"max_steps": 0}, "max_steps must be >= 1"),
         ({"first_step": 0.0}, "first_step must be positive"),
+        ({"proportional_share": 1.0}, "proportional_share must be at least 0 and below 1"),
+        ({"proportional_share": -0.1}, "proportional_share must be at least 0 and below 1"),
+        ({"proportional_share": math.nan}, "proportional_share must be at least 0 and below 1"),
         ({"method": "rk4", "steps": 0}, "steps must be >= 1"),
         ({"t_eval": [0.5, 0.4]}, "t_eval must be ordered"),
         ({"t_eval": [1.5]}, "t_eval must be ordered"),

@@ -176,7 +176,7 @@ def test_error_norm(direction):
             assert solution.t.tolist() == [1.0 + direction * h]
 
 
-def plain_bosh3(f, x, t, t1, tol, h):
+def plain_bosh3(f, x, t, t1, tol, h, share):
     """The whole adaptive loop on Python floats: accepted step ends, and the number of rejections."""
     ends, rejected, previous, after_rejection, k1 = [], 0, 1.0, False, f(x, t)
     while t != t1:
@@ -188,7 +188,8 @@ def plain_bosh3(f, x, t, t1, tol, h):
         k4 = f(x_new, t + h)
         ratio = abs(h * (-5 / 72 * k1 + k2 / 12 + k3 / 9 - k4 / 8)) / (tol + tol * max(abs(x), abs(x_new)))
         if ratio <= 1.0:
-            factor = min(max(0.9 * ratio ** (-0.85 / 3) * previous ** (0.2 / 3), 0.2), 1.0 if after_rejection else 10.0)
+            factor = 0.9 * ratio ** ((0.75 * share - 1.0) / 3) * previous ** (share / 3)
+            factor = min(max(factor, 0.2), 1.0 if after_rejection else 10.0)
             t, x, k1, previous, after_rejection = t1 if last else t + h, x_new, k4, max(ratio, 1e-4), False
             ends.append((t, x))
         else:
@@ -197,14 +198,15 @@ def plain_bosh3(f, x, t, t1, tol, h):
     return ends, rejected
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2])
 @pytest.mark.parametrize(("tol", "first_step", "end"), [(1e-6, 1.0, 6.0), (1e-4, 0.01, 3.0), (1e-5, 0.3, 4.7)])
-def test_the_loop_is_the_plain_one(tol, first_step, end):
+def test_the_loop_is_the_plain_one(tol, first_step, end, share):
     """A bump in the field forces rejections; steps and states agree to rounding with the loop on Python floats."""
 
     def bump(x, t, exp):
         return -x + 5.0 * exp(-200.0 * (t - 1.3) * (t - 1.3))
 
-    ends, rejected = plain_bosh3(lambda x, t: bump(x, t, math.exp), 1.0, 0.0, end, tol, first_step)
+    ends, rejected = plain_bosh3(lambda x, t: bump(x, t, math.exp), 1.0, 0.0, end, tol, first_step, share)
     assert rejected > 0
     solution = solve(
         lambda x, t: bump(x, t[:, None], torch.exp),
@@ -214,6 +216,7 @@ def test_the_loop_is_the_plain_one(tol, first_step, end):
         method="bosh3",
         rtol=tol,
         first_step=first_step,
+        proportional_share=share,
         t_eval=[t for t, _ in ends],
     )
     assert solution.accepted.tolist() == [len(ends)]
@@ -460,6 +463,10 @@ ONES = torch.ones(2, 3)
         ({"max_steps": 0}, ValueError, "max_steps must be a positive integer, got 0"),
         ({"max_steps": math.inf}, TypeError, "max_steps must be a positive integer"),
         ({"first_step": 0.0}, ValueError, "first_step must be"),
+        ({"proportional_share": 1.0}, ValueError, "proportional_share must be at least 0 and below 1, got 1"),
+        ({"proportional_share": -0.2}, ValueError, "proportional_share must be"),
+        ({"proportional_share": "0.2"}, TypeError, "proportional_share must be"),
+        ({"proportional_share": 0.2, "method": "rk4", "steps": 3}, ValueError, "proportional_share=0.2 does not go"),
         ({"t1": math.inf}, ValueError, "t1 must be finite"),
         ({"t0": "now"}, TypeError, "t0 must be a number"),
         ({"x0": [[1.0]]}, TypeError, "x0 must be a torch.Tensor"),

@@ -153,6 +153,7 @@ class NativeEngine(Engine):
             steps=options.steps,
             max_steps=options.max_steps,
             first_step=options.first_step,
+            proportional_share=options.proportional_share,
             t_eval=options.t_eval,
             trace=trace,
             threads=_threads(),

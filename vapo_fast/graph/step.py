@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vapo_fast.graph.state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
-from vapo_fast.ode.controller import PIController
+from vapo_fast.ode.controller import Exponents, PIController
 from vapo_fast.ode.options import SolveOptions
 from vapo_fast.ode.settings import SETTINGS
 from vapo_fast.ode.solution import Status
@@ -35,6 +35,7 @@ from vapo_fast.ode.tableaus import TABLEAUS, Tableau
 Field = Callable[..., Tensor]
 """(x (R, *event), t (R,), *args) to (R, *event)."""
 
+# Its exponents are among a solve's numbers, so that one recording serves all.
 _CONTROLLER = PIController()
 _PLACE = {name: i for i, name in enumerate(SETTINGS)}
 
@@ -138,7 +139,8 @@ class TorchOps(Ops):
         if tableau.adaptive:
             ratio = error_ratio(tableau, state.stages, x, x_new, size, (value("rtol"), value("atol")))
             accepted = running & _CONTROLLER.accepts(ratio)
-            factor = _CONTROLLER.factor(ratio, state.previous_ratio, state.after_rejection != 0, tableau.error_order)
+            exponents = Exponents(*map(value, ("accepted_exponent", "previous_exponent", "rejected_exponent")))
+            factor = _CONTROLLER.factor(ratio, state.previous_ratio, state.after_rejection != 0, exponents)
             h_next = size * factor
             state.previous_ratio.copy_(
                 torch.where(running, _CONTROLLER.remember(ratio, state.previous_ratio), state.previous_ratio)

@@ -7,6 +7,7 @@ does not depend on its place in the batch and other engines can repeat it to the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,29 +18,47 @@ _SMALLEST_RATIO = 1e-300
 _LARGEST_RATIO = 1e300
 
 
+class Exponents(NamedTuple):
+    """Of the ratio after acceptance (its negative), of the previous ratio, and of the ratio after rejection.
+
+    Numbers, or tensors of no dimension.
+    """
+
+    accepted: float | Tensor
+    previous: float | Tensor
+    rejected: float | Tensor
+
+
 @dataclass(frozen=True)
 class PIController:
-    """The proportional-integral controller of Hairer and Wanner, "Solving ODEs II", IV.2, with their constants.
+    """The proportional-integral controller of Hairer and Wanner, "Solving ODEs II", IV.2.
 
     Attributes:
+        proportional_share: beta q; the exponents are ``alpha = (1 - 0.75 proportional_share)/q`` and ``beta =
+            proportional_share/q`` for an error estimate O(h^q). 0 is integral control alone, which needs fewest
+            evaluations for an error on the fields of trained potentials (docs/notes/performance.md); 0.2 is the
+            book's, for fields whose steps are limited by stability.
         safety: aim at an error ratio of about safety^error_order.
         min_factor, max_factor: limits of the change from one step to the next.
-        integral_share: beta q; the exponents are ``alpha = (1 - 0.75 integral_share)/q`` and ``beta =
-            integral_share/q`` for an error estimate O(h^q).
         smallest_previous_ratio: a very good step is remembered as no better than this.
     """
 
+    proportional_share: float = 0.0
     safety: float = 0.9
     min_factor: float = 0.2
     max_factor: float = 10.0
-    integral_share: float = 0.2
     smallest_previous_ratio: float = 1e-4
 
     def accepts(self, ratio: Tensor) -> Tensor:
         """Whether a step with this error ratio stands: only if ``ratio <= 1`` is true, so NaN rejects."""
         return ratio <= 1.0
 
-    def factor(self, ratio: Tensor, previous_ratio: Tensor, after_rejection: Tensor, error_order: int) -> Tensor:
+    def exponents(self, error_order: int) -> Exponents:
+        """(alpha, beta, -1/q) for error_order q."""
+        beta = self.proportional_share / error_order
+        return Exponents(1.0 / error_order - 0.75 * beta, beta, -1.0 / error_order)
+
+    def factor(self, ratio: Tensor, previous_ratio: Tensor, after_rejection: Tensor, exponents: Exponents) -> Tensor:
         """By how much to multiply the step size.
 
         After acceptance ``safety ratio^-alpha previous_ratio^beta``, not above 1 right after a rejection; after
@@ -50,14 +69,13 @@ class PIController:
             previous_ratio: (B,) ratio remembered from the last accepted step (`remember`); 1 at the start has no
                 effect.
             after_rejection: (B,) bool, whether the try before this one was rejected.
-            error_order: q.
+            exponents: `exponents` of this or another share.
         Returns: (B,) float64 in [min_factor, max_factor].
         """
-        beta = self.integral_share / error_order
-        alpha = 1.0 / error_order - 0.75 * beta
         log_ratio, log_previous = _elementary.log(_positive(torch.stack((ratio, previous_ratio)))).unbind(0)
         accepted = self.accepts(ratio)
-        exponent = torch.where(accepted, beta * log_previous - alpha * log_ratio, log_ratio * (-1.0 / error_order))
+        after_acceptance = exponents.previous * log_previous - exponents.accepted * log_ratio
+        exponent = torch.where(accepted, after_acceptance, log_ratio * exponents.rejected)
         factor = (self.safety * _elementary.exp(exponent)).clamp(self.min_factor, self.max_factor)
         return torch.where(accepted & ~after_rejection, factor, factor.clamp_max(1.0))
 

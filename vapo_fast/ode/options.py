@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vapo_fast import _checks
+from vapo_fast.ode.controller import PIController
 from vapo_fast.ode.tableaus import TABLEAUS, Tableau
 
 DEFAULT_RTOL = 1e-5
@@ -29,11 +30,16 @@ class SolveOptions:
     steps: int | None = None
     max_steps: int = DEFAULT_MAX_STEPS
     first_step: float | None = None
+    proportional_share: float = PIController.proportional_share
     t_eval: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _checks.one_of("method", self.method, TABLEAUS)
         _checks.positive_int("max_steps", self.max_steps)
+        share = _checks.non_negative_float("proportional_share", self.proportional_share)
+        if share >= 1.0:
+            raise ValueError(f"proportional_share must be at least 0 and below 1, got {share:g}")
+        object.__setattr__(self, "proportional_share", share)
         if self.tableau.adaptive:
             if self.steps is not None:
                 raise ValueError(
@@ -52,8 +58,8 @@ class SolveOptions:
                 f"steps is required by the fixed-step method {self.method!r}: how many equal steps to take"
             )
         _checks.positive_int("steps", self.steps)
-        for name in ("rtol", "atol", "first_step"):
-            if getattr(self, name) is not None:
+        for name in ("rtol", "atol", "first_step", "proportional_share"):
+            if getattr(self, name) not in (None, PIController.proportional_share):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} does not go with the fixed-step method {self.method!r}, which "
                     "estimates no error; give steps, or an adaptive method (dopri5, tsit5, bosh3)"
@@ -63,6 +69,11 @@ class SolveOptions:
     def tableau(self) -> Tableau:
         """The method's coefficients."""
         return TABLEAUS[self.method]
+
+    @property
+    def controller(self) -> PIController:
+        """Chooses the steps of an adaptive method."""
+        return PIController(self.proportional_share)
 
     @property
     def tolerances(self) -> tuple[float, float]:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from vapo_fast._transfer import to_device
-from vapo_fast.ode.controller import PIController
 from vapo_fast.ode.options import SolveOptions
 from vapo_fast.ode.stages import SMALLEST_STEP_ULPS
 
@@ -33,9 +32,8 @@ of output times that are t0 itself."""
 
 def settings(options: SolveOptions, t0: float, t1: float) -> list[float]:
     """The numbers of `SETTINGS`."""
-    order, controller = options.tableau.error_order, PIController()
-    beta = controller.integral_share / order if order else 0.0
-    alpha = 1.0 / order - 0.75 * beta if order else 0.0
+    order = options.tableau.error_order
+    exponents = options.controller.exponents(order) if order else (0.0, 0.0, 0.0)
     span = abs(t1 - t0)
     rtol, atol = options.tolerances if options.tableau.adaptive else (0.0, 0.0)
     first = 0.0 if options.first_step is None else min(options.first_step, span)
@@ -53,9 +51,7 @@ def settings(options: SolveOptions, t0: float, t1: float) -> list[float]:
         float(options.max_steps),
         float(options.steps or 0),
         float(at_start),
-        alpha,
-        beta,
-        -1.0 / order if order else 0.0,
+        *exponents,
         1.0 / order if order else 0.0,
     ]
 

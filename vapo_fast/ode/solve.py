@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from vapo_fast import _checks
-from vapo_fast.ode.controller import PIController
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS, SolveOptions, times_of
 from vapo_fast.ode.solution import Solution, Status
 from vapo_fast.ode.stages import (
@@ -41,7 +40,6 @@ __all__ = ["Field", "check_state", "checked", "error_ratio", "integrate", "row_r
 
 Field = Callable[..., Tensor]
 
-_CONTROLLER = PIController()
 # A row that has not ended carries the status it will have if the steps run out.
 _UNFINISHED = Status.MAX_STEPS
 
@@ -59,6 +57,7 @@ def solve(
     max_steps: int = DEFAULT_MAX_STEPS,
     t_eval: Tensor | Sequence[float] | None = None,
     first_step: float | None = None,
+    proportional_share: float = 0.0,
     args: Sequence[Tensor] = (),
     throw: bool = True,
 ) -> Solution:
@@ -80,6 +79,8 @@ def solve(
             come from the method's continuous extension (order 4 for dopri5 and tsit5, 3 for bosh3 and rk4, 2 heun, 1
             euler).
         first_step: first step size of an adaptive method; default: chosen per sample, for one more evaluation.
+        proportional_share: in [0, 1), how much the step controller of an adaptive method remembers (`PIController`).
+            0.2 may save rejections where steps are limited by stability; anything above 0 costs evaluations elsewhere.
         args: tensors (B, ...), constants of each sample that the field is given after t.
         throw: raise `SolveError` at the end if a sample failed; False returns the solution as it is.
     Returns: `Solution`. A sample that fails keeps its last accepted state and does not touch the others.
@@ -87,7 +88,7 @@ def solve(
         SolveError: some samples failed and throw is true.
         TypeError, ValueError: a bad argument, or a field whose result has the wrong shape, dtype or device.
     """
-    options = SolveOptions(method, rtol, atol, steps, max_steps, first_step, times_of(t_eval))
+    options = SolveOptions(method, rtol, atol, steps, max_steps, first_step, proportional_share, times_of(t_eval))
     if isinstance(x0, Tensor) and x0.requires_grad and torch.is_grad_enabled():
         raise ValueError("x0 requires grad, but a solve is not differentiable; pass x0.detach()")
     solution = integrate(field, x0, t0, t1, options, args)
@@ -118,6 +119,8 @@ def _integrate_adaptive(field: Field, live: _Live, results: _Results, options: S
     tableau, span = options.tableau, abs(results.t1 - results.t0)
     direction = 1.0 if results.t1 > results.t0 else -1.0
     smallest_step = SMALLEST_STEP_ULPS * torch.finfo(torch.float64).eps * max(abs(results.t0), abs(results.t1))
+    controller = options.controller
+    exponents = controller.exponents(tableau.error_order)
     if live.count:
         live = replace(live, f=field(live.x, live.t, *live.args), nfe=live.nfe + 1)
         live = _with_first_step(field, live, options, direction, span)
@@ -128,16 +131,16 @@ def _integrate_adaptive(field: Field, live: _Live, results: _Results, options: S
         h, t_new, last = next_step(live.t, live.h, results.t1, direction)
         x_new, stages = _step(tableau, field, live, direction * h)
         ratio = error_ratio(tableau, stages, live.x, x_new, h, options.tolerances)
-        accepted = _CONTROLLER.accepts(ratio)
+        accepted = controller.accepts(ratio)
         step = _Step(live, accepted, t_new, x_new, direction * h, stages)
-        h_next = h * _CONTROLLER.factor(ratio, live.previous_ratio, live.after_rejection, tableau.error_order)
+        h_next = h * controller.factor(ratio, live.previous_ratio, live.after_rejection, exponents)
         live = replace(
             live,
             x=torch.where(expand(accepted, x_new), x_new, live.x),
             f=torch.where(expand(accepted, x_new), stages[-1], live.f),
             t=torch.where(accepted, t_new, live.t),
             h=h_next,
-            previous_ratio=_CONTROLLER.remember(ratio, live.previous_ratio),
+            previous_ratio=controller.remember(ratio, live.previous_ratio),
             after_rejection=~accepted,
             nfe=live.nfe + (tableau.stages - 1),
             accepted=live.accepted + accepted,
