@@ -2,14 +2,15 @@
 
 ``python benchmarks/step_control.py`` writes benchmarks/results/step_control.csv anew: for each workload, method,
 tolerance and choice, means over samples of the reference's solve in float32, and the root mean square error against
-float64. A choice is an aim of the first step (the scaled error it is chosen for) and a proportional share of the
-controller. Ratios are to the defaults: ``same_tolerance`` of evaluations at this tolerance, ``same_error`` of
-evaluations to those with which the defaults would have made the same error, between their tolerances by a straight
-line in logarithms; empty where the error lies outside them.
+float64, from the noise to the data and back from where that leads. A choice is an aim of the first step (the scaled
+error it is chosen for) and a proportional share of the controller. Ratios are to the defaults: ``same_tolerance`` of
+evaluations at this tolerance, ``same_error`` of evaluations to those with which the defaults would have made the same
+error, between their tolerances by a straight line in logarithms; empty where the error lies outside them.
 """
 
 from __future__ import annotations
 
+import copy
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ METHODS = ("dopri5", "tsit5", "bosh3")
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6)
 ROWS = 128
 FIELDS = (
-    "workload", "dimension", "method", "aim", "proportional_share", "rtol", "evaluations", "rejected", "failed",
-    "error_rms", "same_tolerance", "same_error",
+    "workload", "dimension", "direction", "method", "aim", "proportional_share", "rtol", "evaluations", "rejected",
+    "failed", "error_rms", "same_tolerance", "same_error",
 )  # fmt: skip
 
 
@@ -48,6 +49,17 @@ class Choice:
 
 DEFAULT = Choice()
 CHOICES = (DEFAULT, Choice(aim=0.01), Choice(aim=0.1), Choice(proportional_share=0.1), Choice(proportional_share=0.2))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A field, where a solve starts, and where it leads exactly."""
+
+    potential: vf.MLPPotential
+    x0: Tensor
+    t0: float
+    t1: float
+    exact: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -69,34 +81,47 @@ def main() -> None:
         writer.writeheader()
         for name, (dimension, widths) in WORKLOADS:
             potential = workloads.problem(Case("solve", name, dimension, widths, ROWS, threads=1)).source
-            exact = workloads.reference(potential, ROWS)
-            for method in METHODS:
-                default = outcomes(potential, exact, method, DEFAULT)
-                for choice in CHOICES:
-                    found = default if choice == DEFAULT else outcomes(potential, exact, method, choice)
-                    for row in rows(found, default):
-                        numbers = {"aim": choice.aim, "proportional_share": choice.proportional_share}
-                        writer.writerow({"workload": name, "dimension": dimension, "method": method, **numbers, **row})
+            for direction, solves in both_ways(potential, workloads.reference(potential, ROWS)).items():
+                for method in METHODS:
+                    default = outcomes(solves, method, DEFAULT)
+                    for choice in CHOICES:
+                        found = default if choice == DEFAULT else outcomes(solves, method, choice)
+                        common = {"workload": name, "dimension": dimension, "direction": direction, "method": method}
+                        common |= {"aim": choice.aim, "proportional_share": choice.proportional_share}
+                        writer.writerows({**common, **row} for row in rows(found, default))
             print(f"{name}, d {dimension}: done", flush=True)
 
 
-def outcomes(potential: vf.MLPPotential, exact: NDArray[np.float64], method: str, choice: Choice) -> list[Outcome]:
+def both_ways(potential: vf.MLPPotential, at_data: NDArray[np.float64]) -> dict[str, Problem]:
+    """From the prior's draws to ``at_data``, and from there, rounded to float32, back to wherever that leads."""
+    path, ends = potential.homotopy, torch.from_numpy(at_data).float()
+    double = copy.deepcopy(potential).double()
+    back = vf.ode.solve(
+        lambda x, t: double.field(x, t)[1], ends.double(), path.t1, path.t0, rtol=1e-10, max_steps=1_000_000
+    )
+    return {
+        "to data": Problem(potential, start(potential, ROWS), path.t0, path.t1, at_data),
+        "to noise": Problem(potential, ends, path.t1, path.t0, back.x.numpy()),
+    }
+
+
+def outcomes(problem: Problem, method: str, choice: Choice) -> list[Outcome]:
     """Solves to every tolerance."""
-    path, x0, results = potential.homotopy, start(potential, ROWS), []
+    results = []
     for rtol in TOLERANCES:
         with mock.patch.object(stages, "initial_step", _aiming_at(choice.aim)):
             solution = vf.ode.solve(
-                lambda x, t: potential.field(x, t)[1],
-                x0,
-                path.t0,
-                path.t1,
+                lambda x, t: problem.potential.field(x, t)[1],
+                problem.x0,
+                problem.t0,
+                problem.t1,
                 rtol=rtol,
                 method=method,
                 proportional_share=choice.proportional_share,
                 throw=False,
             )
         evaluations, rejected = (float(part.to(torch.float64).mean()) for part in (solution.nfe, solution.rejected))
-        error = float(np.sqrt(np.square(solution.x.numpy() - exact).mean()))
+        error = float(np.sqrt(np.square(solution.x.numpy() - problem.exact).mean()))
         results.append(Outcome(rtol, evaluations, rejected, int((~solution.success).sum()), error))
     return results
 

@@ -16,7 +16,7 @@ from vapo_fast import _checks
 from vapo_fast._memory import free_memory, or_none_if_out_of_memory, saved_bytes_per_sample
 from vapo_fast.engines import Engine, Job
 from vapo_fast.engines.base import Progress
-from vapo_fast.ode import Solution, SolveOptions
+from vapo_fast.ode import PIController, Solution, SolveOptions
 from vapo_fast.ode.tableaus import TABLEAUS
 from vapo_fast.potentials.base import Potential
 
@@ -186,11 +186,23 @@ def end_time(model: Potential, t_end: float | None) -> float:
     return end
 
 
-def solve_options(method: str, rtol: float, atol: float | None, steps: int | None, max_steps: int) -> SolveOptions:
-    """Options of a solve; the tolerances are left out for a fixed-step method."""
+# From the data to the noise, steps first have to be short and then meet bounds that move with them: the controller's
+# memory saves rejections there. The other way it only holds steps back (docs/notes/performance.md).
+TO_NOISE_SHARE = 0.2
+
+
+def solve_options(
+    method: str,
+    rtol: float,
+    atol: float | None,
+    steps: int | None,
+    max_steps: int,
+    proportional_share: float = PIController.proportional_share,
+) -> SolveOptions:
+    """Options of a solve; what is for adaptive methods is left out for one with fixed steps."""
     _checks.one_of("method", method, TABLEAUS)
     if TABLEAUS[method].adaptive:
-        return SolveOptions(method, rtol, atol, steps, max_steps)
+        return SolveOptions(method, rtol, atol, steps, max_steps, proportional_share=proportional_share)
     return SolveOptions(method, steps=steps, max_steps=max_steps)
 
 

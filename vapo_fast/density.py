@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vapo_fast import _checks, noise
 from vapo_fast._flow import (
+    TO_NOISE_SHARE,
     batch_size_for,
     check_events,
     check_model,
@@ -121,7 +122,7 @@ def log_likelihood(
             stacklevel=2,
         )
     path, end = model.homotopy, end_time(model, t_end)
-    job = Job("solve_with_trace", precision, solve_options(method, rtol, atol, steps, max_steps))
+    job = Job("solve_with_trace", precision, solve_options(method, rtol, atol, steps, max_steps, TO_NOISE_SHARE))
     chosen = choose(engine, model, x.device, x.dtype, job)
     noise.check_seed(seed)
 

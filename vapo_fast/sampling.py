@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from vapo_fast import _checks, noise
-from vapo_fast._flow import check_events, check_model, end_time, model_dtype_device, solve_in_batches, solve_options
+from vapo_fast._flow import (
+    TO_NOISE_SHARE,
+    check_events,
+    check_model,
+    end_time,
+    model_dtype_device,
+    solve_in_batches,
+    solve_options,
+)
 from vapo_fast.engines import Job, choose
 from vapo_fast.ode import Solution
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS, DEFAULT_RTOL, times_of
@@ -148,11 +156,12 @@ def interpolate(
         raise ValueError(f"x_a and x_b must have one shape, got {tuple(x_a.shape)} and {tuple(x_b.shape)}")
     ends = [check_events(model, name, x.unsqueeze(0) if single else x) for name, x in (("x_a", x_a), ("x_b", x_b))]
     end, start_time = end_time(model, t_end), model.homotopy.t0
-    job = Job("solve", precision, solve_options(method, rtol, atol, steps, max_steps))
-    chosen = choose(engine, model, ends[0].device, ends[0].dtype, job)
+    to_data = Job("solve", precision, solve_options(method, rtol, atol, steps, max_steps))
+    to_noise = Job("solve", precision, solve_options(method, rtol, atol, steps, max_steps, TO_NOISE_SHARE))
+    chosen = choose(engine, model, ends[0].device, ends[0].dtype, to_data)
     rows = ends[0].shape[0]
 
-    def carry(x: Tensor, t_from: float, t_to: float) -> Tensor:
+    def carry(x: Tensor, t_from: float, t_to: float, job: Job) -> Tensor:
         # The copy is made where autograd works, also when x is somebody's inference tensor.
         solution = solve_in_batches(
             chosen, model, lambda i, j: x[i:j].clone(), x.shape[0], t_from, t_to, job, batch_size=batch_size
@@ -161,9 +170,10 @@ def interpolate(
 
     frames = [ends[0]]
     if n > 2:
-        z_a, z_b = carry(torch.cat(ends).detach(), end, start_time).reshape(2, rows, *model.event_shape)
+        z_a, z_b = carry(torch.cat(ends).detach(), end, start_time, to_noise).reshape(2, rows, *model.event_shape)
         between = torch.stack([spherical(z_a, z_b, i / (n - 1)) for i in range(1, n - 1)])
-        frames += carry(between.flatten(0, 1), start_time, end).reshape(n - 2, rows, *model.event_shape).unbind(0)
+        carried = carry(between.flatten(0, 1), start_time, end, to_data)
+        frames += carried.reshape(n - 2, rows, *model.event_shape).unbind(0)
     frames.append(ends[1])
     result = torch.stack([frame.detach() for frame in frames], dim=1)
     return result[0] if single else result

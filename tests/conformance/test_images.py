@@ -11,6 +11,7 @@ from zoo import DTYPES, times
 
 import vapo_fast as vf
 from vapo_fast import ode
+from vapo_fast._flow import TO_NOISE_SHARE
 from vapo_fast.engines import Batch, GraphEngine, Job, LossOptions, ReferenceEngine, base
 from vapo_fast.ode import SolveOptions, Status
 
@@ -112,7 +113,10 @@ def test_methods(method, backward, dtype):
     if method in FIXED:
         options = SolveOptions(method, steps=7, t_eval=t_eval)
     else:
-        options = SolveOptions(method, rtol=1e-3 if method == "bosh3" else 1e-4, t_eval=t_eval)
+        rtol = 1e-3 if method == "bosh3" else 1e-4
+        # As `vapo_fast` solves to either end.
+        share = TO_NOISE_SHARE if backward else 0.0
+        options = SolveOptions(method, rtol=rtol, proportional_share=share, t_eval=t_eval)
     x0 = events(7, model, dtype)
     solution = solve(network, model, x0, t0, t1, options)
     assert bool(solution.success.all())

@@ -125,7 +125,7 @@ def test_a_solver_is_kept_and_new_weights_are_read_in_place(engine, model):
     second = engine.solve(model, x0, 0.0, 1.0, JOB)
     assert [kept for kept, _ in solvers._known.values()] == [solver]
     torch.testing.assert_close(first.x, torch.full((2, 3), 1.0).mul(torch.e**-1), rtol=1e-2, atol=0)
-    torch.testing.assert_close(second.x, torch.full((2, 3), 1.0).mul(torch.e**-2), rtol=1e-2, atol=0)
+    torch.testing.assert_close(second.x, torch.full((2, 3), 1.0).mul(torch.e**-2), rtol=2e-2, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ class PIController:
     Attributes:
         proportional_share: beta q; the exponents are ``alpha = (1 - 0.75 proportional_share)/q`` and ``beta =
             proportional_share/q`` for an error estimate O(h^q). 0 is integral control alone, which needs fewest
-            evaluations for an error on the fields of trained potentials (docs/notes/performance.md); 0.2 is the
-            book's, for fields whose steps are limited by stability.
+            evaluations from the noise to the data; 0.2 is the book's, which saves rejections the other way
+            (docs/notes/performance.md).
         safety: aim at an error ratio of about safety^error_order.
         min_factor, max_factor: limits of the change from one step to the next.
         smallest_previous_ratio: a very good step is remembered as no better than this.

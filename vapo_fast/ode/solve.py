@@ -80,7 +80,7 @@ def solve(
             euler).
         first_step: first step size of an adaptive method; default: chosen per sample, for one more evaluation.
         proportional_share: in [0, 1), how much the step controller of an adaptive method remembers (`PIController`).
-            0.2 may save rejections where steps are limited by stability; anything above 0 costs evaluations elsewhere.
+            0 lets steps grow fastest, as from the noise to the data; 0.2 saves rejections where they have to shrink.
         args: tensors (B, ...), constants of each sample that the field is given after t.
         throw: raise `SolveError` at the end if a sample failed; False returns the solution as it is.
     Returns: `Solution`. A sample that fails keeps its last accepted state and does not touch the others.
