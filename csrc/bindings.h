@@ -13,5 +13,6 @@ void bind_graph(pybind11::module_& m);
 void bind_mlp(pybind11::module_& m);
 void bind_pointwise(pybind11::module_& m);
 void bind_rates(pybind11::module_& m);
+void bind_winograd(pybind11::module_& m);
 
 }  // namespace vapo_fast

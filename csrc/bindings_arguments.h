@@ -177,6 +177,18 @@ inline void refuse_overlap(std::initializer_list<std::pair<const char*, py::hand
     }
 }
 
+// The object of a class T, called `name` in Python, that a method was called on. pybind11 hands a method of an object
+// whose __init__ has not run (T.__new__) memory that nothing was written to.
+template <class T>
+const T& initialised(py::handle self, const char* name) {
+    if (!py::isinstance<T>(self))
+        throw py::type_error(std::string("self must be of type ") + name + ", got " + type_of(self));
+    auto* instance = reinterpret_cast<py::detail::instance*>(self.ptr());
+    if (!instance->get_value_and_holder().holder_constructed())
+        throw py::type_error(std::string(name) + ".__init__() has not been called");
+    return self.cast<const T&>();
+}
+
 // A monitor for calls that run without the interpreter's lock: it takes the lock, lets signals raise (Ctrl-C), and tells
 // `progress`, a callable or None, how far the call is. Both may raise. `progress` must outlive the call.
 inline std::function<bool(std::int64_t)> monitor(py::handle progress) {

@@ -24,6 +24,7 @@ namespace vapo_fast {
 namespace {
 
 using arguments::any;
+using arguments::initialised;
 using arguments::input;
 using arguments::output;
 
@@ -308,15 +309,7 @@ private:
     std::unique_ptr<AnyMlp> mlp_;
 };
 
-// pybind11 hands a method of an object whose __init__ has not run (Mlp.__new__) memory that nothing was written to.
-const Mlp& initialised(py::handle self) {
-    if (!py::isinstance<Mlp>(self)) throw py::type_error("self must be an Mlp, got " + arguments::type_of(self));
-    auto* instance = reinterpret_cast<py::detail::instance*>(self.ptr());
-    if (!instance->get_value_and_holder().holder_constructed()) throw py::type_error("Mlp.__init__() has not been called");
-    return self.cast<const Mlp&>();
-}
-
-AnyMlp& mlp_of(py::handle self) { return initialised(self).get(); }
+AnyMlp& mlp_of(py::handle self) { return initialised<Mlp>(self, "Mlp").get(); }
 
 }  // namespace
 
@@ -335,7 +328,7 @@ void bind_mlp(py::module_& m) {
              py::arg("activation"), py::arg("homotopy"), py::arg("omega"), py::arg("t1"), py::arg("data_scale"),
              py::arg("time_dependent"), py::arg("log_beta_ends"), py::arg("instruction_set") = py::none())
         .def_property_readonly("instruction_set",
-                               [](py::handle self) { return initialised(self).instruction_set(); })
+                               [](py::handle self) { return initialised<Mlp>(self, "Mlp").instruction_set(); })
         .def(
             "load",
             [](py::handle self, py::handle weights, py::handle biases, py::handle output, py::handle frequencies) {

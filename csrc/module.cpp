@@ -32,5 +32,6 @@ PYBIND11_MODULE(_native, m) {
     vapo_fast::bind_control(m);
     vapo_fast::bind_pointwise(m);
     vapo_fast::bind_rates(m);
+    vapo_fast::bind_winograd(m);
     vapo_fast::bind_graph(m);
 }

@@ -8,14 +8,10 @@
 
 #include <cstdint>
 
+#include "bfloat16.h"
 #include "instruction_set.h"
 
 namespace vapo_fast {
-
-// The upper half of a float's bits.
-struct BFloat16 {
-    std::uint16_t bits;
-};
 
 struct MapShape {
     std::int64_t rows, pixels, channels;

@@ -522,7 +522,7 @@ def test_an_mlp_without_its_constructor():
     ):
         with pytest.raises(TypeError, match=r"Mlp.__init__\(\) has not been called"):
             use()
-    with pytest.raises(TypeError, match="self must be an Mlp, got int"):
+    with pytest.raises(TypeError, match="self must be of type Mlp, got int"):
         _native.Mlp.load(1, **weights())
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vapo_fast.passes.winograd import WinogradWeights, worth_filtering
 
 
 class Convolutions:
@@ -19,13 +21,19 @@ class Convolutions:
     Args:
         dtype: what the convolutions read and write; products are accumulated in float32 at least.
         exact: convolutions that keep their weights' type instead.
+        winograd: the network's transformed weights, for the convolutions that they make faster; None to leave all to
+            the library.
     """
 
-    def __init__(self, dtype: torch.dtype, exact: Collection[nn.Conv2d] = ()) -> None:
+    def __init__(
+        self, dtype: torch.dtype, exact: Collection[nn.Conv2d] = (), winograd: WinogradWeights | None = None
+    ) -> None:
         self._dtype = dtype
         self._exact = frozenset(exact)
+        self._winograd = winograd
         self._weights: dict[nn.Conv2d, Tensor] = {}
         self._transposed: dict[nn.Conv2d, Tensor] = {}
+        self._filters: dict[tuple[nn.Conv2d, bool], Callable[[Tensor], Tensor]] = {}
 
     def dtype(self, layer: nn.Conv2d) -> torch.dtype:
         """What this layer reads."""
@@ -33,14 +41,11 @@ class Convolutions:
 
     def forward(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
         """``W x``, without the bias: (B, inputs, H, W) to (B, outputs, H, W)."""
-        return self._convolve(x.to(self.dtype(layer)), self._weight(layer))
+        return self._applied(layer, x, transposed=False)
 
     def transposed(self, layer: nn.Conv2d, a: Tensor) -> Tensor:
         """``W^T a``: what the convolution's input gets of its output's adjoint."""
-        if layer not in self._transposed:
-            turned = self._weight(layer).flip(2, 3).transpose(0, 1)
-            self._transposed[layer] = turned.contiguous(memory_format=torch.channels_last)
-        return self._convolve(a.to(self.dtype(layer)), self._transposed[layer])
+        return self._applied(layer, a, transposed=True)
 
     def transposed_halves(self, layer: nn.Conv2d, pair: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         """(W^T b, W^T a) for ``pair`` = [b; a]; ``kept`` is the second if that is known already."""
@@ -59,6 +64,21 @@ class Convolutions:
             [False, True, False],
         )  # fmt: skip
         return gradient.to(layer.weight.dtype)  # type: ignore[no-any-return]
+
+    def _applied(self, layer: nn.Conv2d, x: Tensor, transposed: bool) -> Tensor:
+        x = x.to(self.dtype(layer))
+        if self._winograd is not None and worth_filtering(layer, x):
+            key = layer, transposed
+            if key not in self._filters:
+                self._filters[key] = self._winograd.convolution(layer, self._weight(layer), transposed)
+            return self._filters[key](x)
+        return self._convolve(x, self._turned(layer) if transposed else self._weight(layer))
+
+    def _turned(self, layer: nn.Conv2d) -> Tensor:
+        if layer not in self._transposed:
+            turned = self._weight(layer).flip(2, 3).transpose(0, 1)
+            self._transposed[layer] = turned.contiguous(memory_format=torch.channels_last)
+        return self._transposed[layer]
 
     def _weight(self, layer: nn.Conv2d) -> Tensor:
         if layer not in self._weights:

@@ -32,6 +32,7 @@ from vapo_fast.passes.plain_network import unlike_a_plain_network
 from vapo_fast.passes.pointwise import Pointwise
 from vapo_fast.passes.pointwise_choice import fastest_pointwise
 from vapo_fast.passes.residual_block import Residual
+from vapo_fast.passes.winograd import WinogradWeights
 from vapo_fast.potentials.base import Potential
 from vapo_fast.potentials.image import ImagePotential
 from vapo_fast.potentials.unet import UNetPotential
@@ -73,6 +74,7 @@ class ExplicitPasses:
         assert isinstance(potential, ImagePotential)
         self.potential = potential
         self._pointwise = pointwise
+        self._winograd = WinogradWeights()
         self._layers = _layers(potential)
         self._ends = _ends(potential)
         self._blocks = [layer.block for layer in self._layers if isinstance(layer, Residual)]
@@ -197,7 +199,7 @@ class ExplicitPasses:
     def _convolutions(self, precision: str) -> Convolutions:
         # Both ends stay in the model's type: rounding the network's input and its adjoint would be most of the field's
         # error late in the path (docs/explicit_passes.md), and these layers have few channels.
-        return Convolutions(self._dtype(precision), self._ends)
+        return Convolutions(self._dtype(precision), self._ends, self._winograd)
 
     def _evaluation(self, x: Tensor, c: Coefficients, sweep: Sweep) -> Evaluation:
         return Evaluation(self._layers, self._patches(x * expand_time(c.inverse_radius, x)), sweep)

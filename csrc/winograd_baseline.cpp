@@ -1,0 +1,15 @@
+// The kernels of minimal filtering for the instruction set 'baseline'.
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "activation.h"
+#include "mlp.h"
+#include "winograd_table.h"
+
+#include "isa_begin.h"
+// Everything from here on is compiled for one instruction set.
+#include "winograd_kernels.h"
+#include "isa_end.h"
