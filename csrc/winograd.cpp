@@ -29,8 +29,10 @@ namespace {
 
 constexpr int taps = 9;
 constexpr int line = 64 / sizeof(float);  // of the cache
-// Tiles of a block: as many as fit a core's own cache with their products, in whole blocks of rows of those.
-constexpr std::int64_t block_size = (768 << 10) / sizeof(float);
+// Outputs of a group: as many as three of the widest registers hold, whose sums stay in registers.
+constexpr int group_size = 48;
+// Tiles of a block: as many as leave most of a core's own cache to the weights that pass through it.
+constexpr std::int64_t block_size = (384 << 10) / sizeof(float);
 constexpr std::int64_t fewest_tiles = 8, most_tiles = 96;
 
 const WinogradTable& table(InstructionSet instruction_set, int tile) {
@@ -52,15 +54,17 @@ std::int64_t rounded_up(std::int64_t size, std::int64_t unit) { return (size + u
 std::int64_t position_stride(std::int64_t size) { return (rounded_up(size, line) / line | 1) * line; }
 
 WinogradLayout layout_of(int inputs, int outputs, int tile, int lanes) {
-    const int panels = (outputs + lanes - 1) / lanes;
-    return {tile,
-            inputs,
-            outputs,
-            lanes,
-            panels,
-            rounded_up(inputs, lanes),
-            std::int64_t{panels} * lanes,
-            position_stride(std::int64_t{panels} * lanes * inputs)};
+    WinogradLayout layout{};
+    layout.tile = tile;
+    layout.inputs = inputs;
+    layout.outputs = outputs;
+    layout.lanes = lanes;
+    layout.panels = static_cast<int>(rounded_up(outputs, lanes)) / lanes;
+    layout.groups = static_cast<int>(rounded_up(std::int64_t{layout.panels} * lanes, group_size)) / group_size;
+    layout.input_stride = rounded_up(inputs, lanes);
+    layout.output_stride = rounded_up(layout.panels, layout.groups) / layout.groups * lanes;
+    layout.weight_stride = position_stride(std::int64_t{layout.panels} * lanes * inputs);
+    return layout;
 }
 
 }  // namespace
@@ -102,8 +106,8 @@ void WinogradConvolution::apply(const float* x, float* y, ImageShape shape, int 
 
     const std::int64_t transformed = position_stride(block * layout_.input_stride);
     const std::int64_t products = position_stride(block * layout_.output_stride);
-    const std::int64_t ends = rounded_up(layout_.input_stride, line) + rounded_up(layout_.output_stride, line);
-    const std::int64_t workspace = positions * (transformed + products) + ends;
+    const std::int64_t width = rounded_up(layout_.input_stride, line), panels = std::int64_t{layout_.panels} * layout_.lanes;
+    const std::int64_t workspace = positions * (transformed + products) + width + rounded_up(panels, line);
     // Kept from one call to the next: fresh pages would take as long as a transform.
     static thread_local AlignedBuffer<float> memory;
     if (memory.size() < static_cast<std::size_t>(workspace * team))
@@ -120,7 +124,7 @@ void WinogradConvolution::apply(const float* x, float* y, ImageShape shape, int 
             if (first >= tiles) return;
             kernels.block(WinogradBlock{x, y, shape, first, std::min(block, tiles - first), packed_.data(), own,
                                         own + positions * transformed, transformed, products, zeros,
-                                        zeros + rounded_up(layout_.input_stride, line)},
+                                        zeros + width},
                           layout_);
         }
     });

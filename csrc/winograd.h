@@ -24,14 +24,16 @@ struct ImageShape {
 
 // Where what lies in the packed weights and in a block's workspace, in numbers.
 struct WinogradLayout {
-    int tile;                                // m
-    int inputs, outputs;                     // channels
-    int lanes;                               // numbers of a register
-    int panels;                              // registers of outputs
-    std::int64_t input_stride, output_stride;  // of a tile's channels at one position: whole registers
-    std::int64_t weight_stride;              // from one position's packed weights to the next's
+    int tile;                    // m
+    int inputs, outputs;         // channels
+    int lanes;                   // numbers of a register
+    int panels, groups;          // registers of outputs, and in how many groups these are computed one after the other
+    std::int64_t input_stride;   // of a tile's inputs at one position: whole registers
+    std::int64_t output_stride;  // of its outputs of a group
+    std::int64_t weight_stride;  // from one position's packed weights to the next's
 
     int positions() const { return (tile + 2) * (tile + 2); }
+    int first_panel(int group) const { return panels * group / groups; }
 };
 
 // The weights of one moment, transformed and packed for one instruction set. Immutable.

@@ -187,46 +187,64 @@ VAPO_FAST_INLINE void each_tile(const WinogradBlock& block, int m, const F& f) {
 }
 
 template <int m>
-void winograd_block(const WinogradBlock& block, const WinogradLayout& layout) {
+void transform_all_inputs(const WinogradBlock& block, const WinogradLayout& layout) {
     constexpr int size = m + 2;
-    const std::int64_t height = block.shape.height, width = block.shape.width;
-    const std::int64_t inputs = layout.inputs, outputs = layout.outputs;
     each_tile(block, m, [&](std::int64_t tile, std::int64_t row, std::int64_t top, std::int64_t left) {
         const float* pixel[size * size];
         for (int i = 0; i < size; ++i) {
             for (int j = 0; j < size; ++j) {
                 const std::int64_t y = top + i - 1, x = left + j - 1;
-                const bool inside = y >= 0 && y < height && x >= 0 && x < width;
-                pixel[i * size + j] = inside ? block.x + ((row * height + y) * width + x) * inputs : block.zeros;
+                const bool inside = y >= 0 && y < block.shape.height && x >= 0 && x < block.shape.width;
+                const std::int64_t at = (row * block.shape.height + y) * block.shape.width + x;
+                pixel[i * size + j] = inside ? block.x + at * layout.inputs : block.zeros;
             }
         }
         float* v = block.transformed + tile * layout.input_stride;
-        each<float>(0, inputs, [&](auto lanes, std::int64_t c) {
+        each<float>(0, layout.inputs, [&](auto lanes, std::int64_t c) {
             transform_inputs<m>(lanes, pixel, c, v + c, block.transformed_position);
         });
     });
-    for (int position = 0; position < size * size; ++position) {
-        const Panels<float> weights{block.packed + position * layout.weight_stride, layout.inputs, layout.panels};
-        product(Product<float>{block.transformed + position * block.transformed_position,
-                               static_cast<int>(layout.input_stride), weights,
-                               block.products + position * block.products_position,
-                               static_cast<int>(layout.output_stride), nullptr, false, nullptr},
-                block.count);
-    }
+}
+
+// Of the channels from first to last, whose products are there.
+template <int m>
+void transform_group_outputs(const WinogradBlock& block, const WinogradLayout& layout, int first, int last) {
     each_tile(block, m, [&](std::int64_t tile, std::int64_t row, std::int64_t top, std::int64_t left) {
         float* pixel[m * m];
         for (int i = 0; i < m; ++i) {
             for (int j = 0; j < m; ++j) {
                 const std::int64_t y = top + i, x = left + j;
-                const bool inside = y < height && x < width;
-                pixel[i * m + j] = inside ? block.y + ((row * height + y) * width + x) * outputs : block.discarded;
+                const bool inside = y < block.shape.height && x < block.shape.width;
+                const std::int64_t at = (row * block.shape.height + y) * block.shape.width + x;
+                pixel[i * m + j] = inside ? block.y + at * layout.outputs : block.discarded;
             }
         }
         const float* products = block.products + tile * layout.output_stride;
-        each<float>(0, outputs, [&](auto lanes, std::int64_t c) {
-            transform_outputs<m>(lanes, products + c, block.products_position, pixel, c);
+        each<float>(first, last, [&](auto lanes, std::int64_t c) {
+            transform_outputs<m>(lanes, products + (c - first), block.products_position, pixel, c);
         });
     });
+}
+
+template <int m>
+void winograd_block(const WinogradBlock& block, const WinogradLayout& layout) {
+    constexpr int lanes = Vec<float>::lanes;
+    transform_all_inputs<m>(block, layout);
+    for (int group = 0; group < layout.groups; ++group) {
+        const int first = layout.first_panel(group), last = layout.first_panel(group + 1);
+        for (int position = 0; position < layout.positions(); ++position) {
+            const float* packed = block.packed + position * layout.weight_stride;
+            const Panels<float> weights{packed + std::int64_t{first} * layout.inputs * lanes, layout.inputs,
+                                        last - first};
+            product(Product<float>{block.transformed + position * block.transformed_position,
+                                   static_cast<int>(layout.input_stride), weights,
+                                   block.products + position * block.products_position,
+                                   static_cast<int>(layout.output_stride), nullptr, false, nullptr},
+                    block.count);
+        }
+        const int end = last * lanes;
+        transform_group_outputs<m>(block, layout, first * lanes, end < layout.outputs ? end : layout.outputs);
+    }
 }
 
 template <int m>

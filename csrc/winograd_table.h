@@ -18,11 +18,12 @@ struct WinogradBlock {
     ImageShape shape;
     std::int64_t first, count;
     const float* packed;
-    // Transformed inputs and outputs, [position][tile][channels], each position `*_position` after the one before.
+    // Transformed inputs, and outputs of a group, [position][tile][channels], each position `*_position` after the one
+    // before.
     float *transformed, *products;
     std::int64_t transformed_position, products_position;
     const float* zeros;  // [input_stride], read where a tile reaches out of the image
-    float* discarded;    // [output_stride], written there
+    float* discarded;    // [panels * lanes], written there
 };
 
 struct WinogradTable {

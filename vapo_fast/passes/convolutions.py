@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vapo_fast.passes.winograd import WinogradWeights, worth_filtering
+from vapo_fast.passes.winograd import WinogradWeights, winograd_tile
 
 
 class Convolutions:
@@ -33,7 +33,7 @@ class Convolutions:
         self._winograd = winograd
         self._weights: dict[nn.Conv2d, Tensor] = {}
         self._transposed: dict[nn.Conv2d, Tensor] = {}
-        self._filters: dict[tuple[nn.Conv2d, bool], Callable[[Tensor], Tensor]] = {}
+        self._filters: dict[tuple[nn.Conv2d, bool, int], Callable[[Tensor], Tensor]] = {}
 
     def dtype(self, layer: nn.Conv2d) -> torch.dtype:
         """What this layer reads."""
@@ -67,10 +67,11 @@ class Convolutions:
 
     def _applied(self, layer: nn.Conv2d, x: Tensor, transposed: bool) -> Tensor:
         x = x.to(self.dtype(layer))
-        if self._winograd is not None and worth_filtering(layer, x):
-            key = layer, transposed
+        tile = None if self._winograd is None else winograd_tile(layer, x)
+        if self._winograd is not None and tile is not None:
+            key = layer, transposed, tile
             if key not in self._filters:
-                self._filters[key] = self._winograd.convolution(layer, self._weight(layer), transposed)
+                self._filters[key] = self._winograd.convolution(layer, self._weight(layer), transposed, tile)
             return self._filters[key](x)
         return self._convolve(x, self._turned(layer) if transposed else self._weight(layer))
 

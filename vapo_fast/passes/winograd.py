@@ -14,46 +14,61 @@ from vapo_fast import native
 if TYPE_CHECKING:
     from vapo_fast._native import WinogradConvolution
 
-# Fewer channels than this leave too little work between a tile's transforms.
+# What `python -m benchmarks convolutions` found: with fewer channels a tile's transforms take as long as its products
+# save, and without this saving too; and weights that are larger than this pass through the cache too slowly.
 _FEWEST_CHANNELS = 16
-_TILE = 4
+_LEAST_SAVING = 1.5
+_MOST_WEIGHTS_OF_LARGE_TILES = 256 * 256
 
 
-def worth_filtering(layer: nn.Conv2d, x: Tensor) -> bool:
-    """Whether minimal filtering is there for a convolution of ``x`` (B, C, H, W), and faster than the library's.
+def winograd_tile(layer: nn.Conv2d, x: Tensor) -> int | None:
+    """The side of the squares of outputs to compute at once for ``x`` (B, C, H, W); None where the library is faster.
 
-    That depends on the layer and on the size of the image alone, never on how many images there are: so an image has
-    the same result in any batch.
+    That depends on the layer and on the size of the image alone, never on how many images there are: an image has the
+    same result in any batch.
     """
-    return (
-        x.device.type == "cpu"
-        and x.dtype == layer.weight.dtype == torch.float32
-        and layer.kernel_size == (3, 3)
-        and min(layer.in_channels, layer.out_channels) >= _FEWEST_CHANNELS
-        and len(x) > 0
-        and native.unavailable_reason() is None
-    )
+    if (
+        x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or layer.weight.dtype != torch.float32
+        or layer.kernel_size != (3, 3)
+        or min(layer.in_channels, layer.out_channels) < _FEWEST_CHANNELS
+        or len(x) == 0
+        or native.unavailable_reason() is not None
+    ):
+        return None
+    height, width = x.shape[2:]
+    large = layer.in_channels * layer.out_channels <= _MOST_WEIGHTS_OF_LARGE_TILES
+    tile = min((2, 4) if large else (2,), key=lambda side: _products(side, height, width))
+    return tile if 9 * height * width >= _LEAST_SAVING * _products(tile, height, width) else None
+
+
+def _products(tile: int, height: int, width: int) -> int:
+    """Multiplications for an image and a pair of channels."""
+    return -(-height // tile) * -(-width // tile) * (tile + 2) ** 2
 
 
 class WinogradWeights:
     """The transformed weights of a network's convolutions, kept from one evaluation to the next.
 
     They are compared with the layer's own, byte for byte, whenever they are asked for, so that they cannot be stale.
+    For a convolution and its adjoint they take 10 times the memory of its weight with tiles of 4, 5.6 times with 2.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[nn.Conv2d, bool], WinogradConvolution] = {}
+        self._kept: dict[tuple[nn.Conv2d, bool, int], WinogradConvolution] = {}
 
-    def convolution(self, layer: nn.Conv2d, weight: Tensor, transposed: bool) -> Callable[[Tensor], Tensor]:
+    def convolution(self, layer: nn.Conv2d, weight: Tensor, transposed: bool, tile: int) -> Callable[[Tensor], Tensor]:
         """The convolution by a layer's weight, or its adjoint: (B, C, H, W) float32 to the same with other channels.
 
         Args:
-            weight: (outputs, inputs, 3, 3) in channels-last memory, what the layer holds now.
+            weight: (outputs, inputs, 3, 3), float32 in channels-last memory, what the layer holds now.
+            tile: 2 or 4.
         """
-        array, key = weight.permute(0, 2, 3, 1).numpy(), (layer, transposed)
+        array, key = weight.permute(0, 2, 3, 1).numpy(), (layer, transposed, tile)
         kept = self._kept.get(key)
         if kept is None or not kept.holds(array):
-            kept = native.extension().WinogradConvolution(array, transposed=transposed, tile=_TILE, threads=_threads())
+            kept = native.extension().WinogradConvolution(array, transposed=transposed, tile=tile, threads=_threads())
             self._kept[key] = kept
         return partial(_convolve, kept, weight.shape[1 if transposed else 0])
 
