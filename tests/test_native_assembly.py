@@ -85,6 +85,14 @@ def assemble(kernels: str, *more: str) -> str:
     return done.stdout
 
 
+@needs_compiler
+@pytest.mark.parametrize("name", BLOCKS)
+def test_products_of_convolutions_keep_their_sums_in_registers(name: str):
+    loops = product_loops(assemble(f"winograd_{name}.cpp"), *BLOCKS[name])
+    assert len(loops) >= 2  # for either size of tile
+    assert [spilled for loop in loops if (spilled := spills(loop))] == []
+
+
 @pytest.fixture(scope="module")
 def assemblies() -> dict[str, str]:
     with ThreadPoolExecutor() as pool:

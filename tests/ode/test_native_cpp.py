@@ -1,4 +1,4 @@
-"""The C++ tests of the scheduler, the solver, and an MLP's field and loss (csrc/tests), run without Python.
+"""The C++ tests of the scheduler, the solver, an MLP's field and loss, and convolutions (csrc/tests), without Python.
 
 VAPO_FAST_SANITIZE=thread (or address,undefined) builds them with that sanitizer; `make sanitize` runs both.
 """
@@ -6,6 +6,7 @@ VAPO_FAST_SANITIZE=thread (or address,undefined) builds them with that sanitizer
 import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,8 +28,16 @@ PROGRAMS = {
         "tests/test_mlp.cpp",
         "tests/counted_new.cpp",
     ],
+    "test_winograd": [
+        "scheduler.cpp",
+        "shared_threads.cpp",
+        "winograd.cpp",
+        "winograd_baseline.cpp",
+        "instruction_set.cpp",
+        "tests/test_winograd.cpp",
+    ],
 }
-FEWEST_TESTS = {"test_scheduler": 7, "test_solve": 8, "test_mlp": 6}
+FEWEST_TESTS = {"test_scheduler": 7, "test_solve": 8, "test_mlp": 6, "test_winograd": 4}
 
 pytestmark = pytest.mark.skipif(COMPILER is None or os.name == "nt", reason="needs g++ or clang++ on a POSIX system")
 
@@ -52,7 +61,8 @@ def programs(tmp_path_factory):
 
     def compile_one(name):
         sources = [str(CSRC / source) for source in PROGRAMS[name]]
-        command = [COMPILER, *flags, *sources, "-o", str(folder / name)]
+        libraries = ["-ldl"] if sys.platform == "linux" else []
+        command = [COMPILER, *flags, *sources, "-o", str(folder / name), *libraries]
         return subprocess.run(command, capture_output=True, text=True).stderr or folder / name
 
     with ThreadPoolExecutor() as pool:
