@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks import (
     conformance,
+    convolutions,
     gpu,
     image_precision,
     images,
@@ -323,6 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=merge)
     gpu.add_arguments(commands.add_parser("gpu", help=gpu.SUMMARY))
     images.add_arguments(commands.add_parser("images", help=images.SUMMARY))
+    convolutions.add_arguments(commands.add_parser("convolutions", help=convolutions.SUMMARY))
     image_precision.add_arguments(commands.add_parser("image-precision", help=image_precision.SUMMARY))
     passes_report.add_arguments(commands.add_parser("passes-report", help=passes_report.SUMMARY))
     one = commands.add_parser("report", parents=[common], help="write tables and plots from the results file")

@@ -26,6 +26,7 @@ from vapo_fast.engines.base import Job
 from vapo_fast.engines.reference import ReferenceEngine
 from vapo_fast.passes import ExplicitPasses, explicit_passes
 from vapo_fast.passes.convolutions import Convolutions
+from vapo_fast.passes.winograd import WinogradWeights
 from vapo_fast.potentials.image import ImagePotential
 
 SUMMARY = "image potentials: error of reduced arithmetic at each noise level"
@@ -66,7 +67,8 @@ def policies(model: ImagePotential) -> dict[str, Callable[[], Convolutions]]:
     """By name; all have the stream, the sums and the gauge in float32."""
     ends = (model.stem, model.output)
     return {
-        "float32": lambda: Convolutions(torch.float32),
+        "float32": lambda: Convolutions(torch.float32, winograd=WinogradWeights()),
+        "float32, the library's convolutions": lambda: Convolutions(torch.float32),
         "tf32": lambda: RoundedConvolutions(torch.float32),
         "bf16": lambda: Convolutions(torch.bfloat16),
         "bf16 but the stem": lambda: Convolutions(torch.bfloat16, ends[:1]),

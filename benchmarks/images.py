@@ -43,6 +43,8 @@ COLUMNS = (
     "ratio_low", "ratio_high", "error", "peak_mib", "memory_ratio", "nfe", "warmup_s", "load", "tests",
 )  # fmt: skip
 EAGER, COMPILED = "eager", "torch.compile(func.grad)"
+GATE = Gate("passes", "test_equality or test_contract or test_native_winograd or (test_pointwise and not triton)")
+"""The tests that must pass before a speed is printed, of tests/passes."""
 SHAPE = (1, 28, 28)
 TOLERANCE = 1e-3
 # Enough for a field that is not the prior's: its samples are blurred garments.
@@ -251,8 +253,7 @@ def run(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     begin = time.perf_counter()
     commit()  # that of the code which is loaded now
-    gate = Gate("passes", "test_equality or test_contract or (test_pointwise and not triton)")
-    said = conformance.require(options.cache, ROOT / "tests" / "passes", gate)
+    said = conformance.require(options.cache, ROOT / "tests" / "passes", GATE)
     data_name, data = load_images(options.root)
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     for name in options.models:

@@ -6,17 +6,18 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import image_precision, images
+from benchmarks import convolutions, image_precision, images
 from benchmarks.conformance import ROOT
 
-SUMMARY = "write docs/explicit_passes.md from the results of `images` and `image-precision`"
+SUMMARY = "write docs/explicit_passes.md from the results of `images`, `image-precision` and `convolutions`"
 PAGE = ROOT / "docs" / "explicit_passes.md"
 _NAMES = {"unet": "U-Net", "wide_resnet": "Wide residual network"}
 _JOBS = {"train": "a training step: loss and all gradients", "sample": "sampling: a whole adaptive solve"}
 
 _TEXT = """# Explicit passes of image potentials
 
-Written by `python -m benchmarks passes-report` from `benchmarks/results/images.csv` and `image_precision.csv`.
+Written by `python -m benchmarks passes-report` from `benchmarks/results/images.csv`, `image_precision.csv` and
+`convolutions.csv`.
 
 `vapo_fast.passes.explicit_passes(potential)` computes what autograd's double backward does for a `WideResNetPotential`
 or `UNetPotential`, without a graph:
@@ -47,6 +48,15 @@ pass over memory as what they are multiplied with: in C++ on the CPU, by Triton 
 there, in PyTorch, whose operations are the definition that the others are tested against. With `recompute=True` a block
 keeps x and its tangent alone. `bytes_per_sample` says what a batch will take.
 
+On the CPU most 3×3 convolutions in float32, and their adjoints, are done with fewer multiplications than the definition
+has, by minimal filtering (Winograd's, `csrc/winograd.h`): a square of m × m outputs takes (m + 2)² products for each
+pair of channels, between two transforms. m is 4, or 2 where that takes no more products or the weights are many; images
+of one pixel, fewer than 16 channels, other kernels and types, and weight gradients are left to the library. The choice
+looks at the layer and the image's size alone, and an image has the same bits in any batch and on any threads. Transformed weights are
+kept from one evaluation to the next and compared with the parameters byte for byte; convolution and adjoint take 10
+times the weight's memory with m = 4, 5.6 times with m = 2. An entry that is not finite makes all outputs of its squares
+so, not only its nine neighbours; other images never notice.
+
 A potential that is not exactly what its class builds (a subclass, hooks, replaced or shared layers) is refused with the
 reason; `unlike_a_plain_network` gives it without an exception.
 """
@@ -57,6 +67,13 @@ _MEASURED = """## Measured
 with its quartiles. *error*: of training steps, the relative error of all gradients against float64; of sampling at
 rtol = atol = 1e-3, the root mean square distance from a float64 solution at 1e-6. *memory*: the most that tensors take
 at once in a call, counted, without the weights. *eager* is the reference engine: autograd's field, and double backward.
+"""
+
+_CONVOLUTIONS = """## Convolutions
+
+One 3×3 convolution of 64 images: how many times the library's speed minimal filtering reaches with either size of
+square, with quartiles, what the passes choose in bold; shares are of the processor's multiply-adds in registers, counting
+the products that are really made. *error*: root mean square, in units of the outputs', of the library, m = 2, m = 4.
 """
 
 _PRECISION = """## Precision
@@ -70,7 +87,9 @@ cheap.
 """
 
 
-def page(measured: Sequence[dict[str, str]], precision: Sequence[dict[str, str]]) -> str:
+def page(
+    measured: Sequence[dict[str, str]], precision: Sequence[dict[str, str]], single: Sequence[dict[str, str]]
+) -> str:
     """The whole page."""
     lines = [_TEXT, _MEASURED]
     for model, job in dict.fromkeys((row["model"], row["job"]) for row in measured):
@@ -82,6 +101,12 @@ def page(measured: Sequence[dict[str, str]], precision: Sequence[dict[str, str]]
         )
         lines += [f"**{what}** ({first['data']}; {where}; {first['date']}, commit {first['commit']})", ""]
         lines += [*_measured(rows), ""]
+    if single:
+        first = single[0]
+        where = f"{first['machine']}, {first['threads']} threads, {first['instruction_set']}, torch {first['torch']}"
+        head = ["channels", "image", "library, share", "m = 2", "share", "m = 4", "share", "error"]
+        lines += [_CONVOLUTIONS, f"({where}; {first['date']}, commit {first['commit']})", ""]
+        lines += [*_table(head, convolutions.table(single)), ""]
     lines.append(_PRECISION)
     for model in dict.fromkeys(row["model"] for row in precision):
         lines += [f"**{_NAMES[model]}**", "", *_precision([r for r in precision if r["model"] == model]), ""]
@@ -117,7 +142,8 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page."""
-    options.page.write_text(page(images.latest(options.csv), image_precision.latest(options.precision_csv)), "utf-8")
+    results = images.latest(options.csv), image_precision.latest(options.precision_csv)
+    options.page.write_text(page(*results, convolutions.latest(options.convolutions_csv)), "utf-8")
     print(f"wrote {options.page}")
     return 0
 
@@ -126,5 +152,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the command."""
     parser.add_argument("--csv", type=Path, default=images.CSV)
     parser.add_argument("--precision-csv", type=Path, default=image_precision.CSV)
+    parser.add_argument("--convolutions-csv", type=Path, default=convolutions.CSV)
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.set_defaults(command=run)

@@ -7,8 +7,9 @@ import struct
 import pytest
 import torch
 
-from benchmarks import image_precision, images, passes_report
+from benchmarks import convolutions, image_precision, images, passes_report
 from benchmarks.peak_memory import peak_bytes
+from vapo_fast import native
 
 
 def test_peak_memory_counts_what_lives_at_once() -> None:
@@ -73,6 +74,26 @@ def test_arms_compute_the_same(name: str) -> None:
 def test_page() -> None:
     measured = images.latest()
     precision = image_precision.latest()
-    text = passes_report.page(measured, precision)
+    text = passes_report.page(measured, precision, [])
+    assert "## Convolutions" not in text
     for row in measured:
         assert f"| {row['arm']} | {float(row['median_ms']):.0f} |" in text
+
+
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason="needs the native extension")
+def test_single_convolutions() -> None:
+    """A row for each arm, errors of float32, what is chosen marked, and a line of the page."""
+    shapes = {(16, 20, 3): "tiles of 4", (16, 16, 6): "tiles of 2", (3, 16, 4): "library"}
+    rows = []
+    for shape, chosen in shapes.items():
+        arms = {str(row["arm"]): row for row in convolutions.measure(shape, 2, 3, 1e-4)}
+        assert list(arms) == ["library", "tiles of 2", "tiles of 4"]
+        assert [name for name, row in arms.items() if row["chosen"]] == [chosen]
+        assert all(0.0 < float(str(row["error_rms"])) < 3e-6 for row in arms.values())
+        assert float(str(arms["library"]["ratio"])) == 1.0
+        assert [convolutions._products(name, 6) for name in arms] == [324, 144, 144]
+        where = {"machine": "m", "threads": "1", "torch": "t", "date": "d", "commit": "c"}
+        rows += [{key: str(value) for key, value in (row | where).items()} for row in arms.values()]
+    text = passes_report.page([], [], rows)
+    assert all(f"| {inputs} to {outputs} | {side}×{side} |" in text for inputs, outputs, side in shapes)
+    assert text.count("| **") == 2
