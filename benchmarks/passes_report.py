@@ -52,10 +52,10 @@ On the CPU most 3×3 convolutions in float32, and their adjoints, are done with 
 has, by minimal filtering (Winograd's, `csrc/winograd.h`): a square of m × m outputs takes (m + 2)² products for each
 pair of channels, between two transforms. m is 4, or 2 where that takes no more products or the weights are many; images
 of one pixel, fewer than 16 channels, other kernels and types, and weight gradients are left to the library. The choice
-looks at the layer and the image's size alone, and an image has the same bits in any batch and on any threads. Transformed weights are
-kept from one evaluation to the next and compared with the parameters byte for byte; convolution and adjoint take 10
-times the weight's memory with m = 4, 5.6 times with m = 2. An entry that is not finite makes all outputs of its squares
-so, not only its nine neighbours; other images never notice.
+looks at the layer and the image's size alone, and an image has the same bits in any batch and on any threads.
+Transformed weights are kept from one evaluation to the next and compared with the parameters byte for byte; convolution
+and adjoint take 10 times the weight's memory with m = 4, 5.6 times with m = 2. An entry that is not finite makes all
+outputs of its squares so, not only its nine neighbours; other images never notice.
 
 A potential that is not exactly what its class builds (a subclass, hooks, replaced or shared layers) is refused with the
 reason; `unlike_a_plain_network` gives it without an exception.
@@ -72,8 +72,9 @@ at once in a call, counted, without the weights. *eager* is the reference engine
 _CONVOLUTIONS = """## Convolutions
 
 One 3×3 convolution of 64 images: how many times the library's speed minimal filtering reaches with either size of
-square, with quartiles, what the passes choose in bold; shares are of the processor's multiply-adds in registers, counting
-the products that are really made. *error*: root mean square, in units of the outputs', of the library, m = 2, m = 4.
+square, with quartiles, what the passes choose in bold; shares are of the processor's multiply-adds in registers,
+counting the products that are really made. *error*: root mean square, in units of the outputs', of the library, m = 2
+and m = 4.
 """
 
 _PRECISION = """## Precision
