@@ -7,6 +7,7 @@ import _thread
 import copy
 import gc
 import math
+import pickle
 import threading
 import time
 import weakref
@@ -294,6 +295,21 @@ def test_a_copy_has_a_twin_of_its_own():
         twin.output.weight.mul_(3.0)
     assert not torch.equal(NATIVE.field(twin, x, t)[0], before)
     assert torch.equal(NATIVE.field(model, x, t)[0], before)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda trainer: pickle.loads(pickle.dumps(trainer))])
+def test_a_trainer_is_copied_with_the_registered_engine(again):
+    """What the engine keeps of a potential, after a fit, cannot be copied and need not be."""
+    data = torch.randn(50, 2)
+    trainer = vf.Trainer(mlp(), batch_size=16, engine="native")
+    trainer.fit(data, 2)
+    twin = again(trainer)
+    assert twin.engine is NATIVE
+    for each in (trainer, twin):
+        each.fit(data, 3)
+    for ours, theirs in zip(twin.model.parameters(), trainer.model.parameters(), strict=True):
+        assert ours is not theirs
+        assert torch.equal(ours, theirs)
 
 
 def test_a_potential_that_is_gone_is_forgotten():
