@@ -7,7 +7,10 @@ import _thread
 import copy
 import gc
 import math
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -637,6 +640,53 @@ def test_other_threads_run_during_a_call(call):
             n *= 2
     # A margin for what is Python in the call itself.
     assert ticker.between(begin + 0.02, end - 0.02) >= 3
+
+
+ENDS_AT_WORK = """
+import sys, threading, time
+import torch
+import vapo_fast as vf
+from vapo_fast.engines import Batch, Job
+from vapo_fast.engines.native import NATIVE
+from vapo_fast.ode import SolveOptions
+
+
+def tell(ended):
+    for _ in range(10**8):
+        pass
+
+
+torch.set_num_threads(2)
+model = vf.MLPPotential((2,), vf.DataHomotopy(), (512, 512, 512))
+rows, t = torch.randn(10**6, 2), torch.full((10**6,), 0.5)
+endless = Job("solve", solve=SolveOptions("rk4", steps=10**12))
+calls = {
+    "solve": lambda: NATIVE.solve(model, rows, 0.0, 1.0, endless),
+    "callback": lambda: NATIVE.solve(model, rows[:50], 0.0, 1.0, endless, tell),
+    "field": lambda: NATIVE.field(model, rows, t),
+    "loss": lambda: NATIVE.loss_and_grads(model, Batch(rows, t, rows), Job("loss_and_grads")),
+}
+threading.Thread(target=calls[sys.argv[1]], daemon=True).start()
+time.sleep(0.3)
+print("over", flush=True)
+"""
+
+
+def test_the_process_may_end_while_a_thread_is_at_work():
+    """Python ends a daemon thread that asks for the interpreter's lock by then, which must not abort the process."""
+    processes = {
+        call: subprocess.Popen(
+            [sys.executable, "-c", ENDS_AT_WORK, call],
+            env={**os.environ, "OMP_NUM_THREADS": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for call in ("solve", "callback", "field", "loss")
+    }
+    for call, process in processes.items():
+        said, errors = process.communicate(timeout=120)
+        assert (said, errors, process.returncode) == ("over\n", "", 0), call
 
 
 def test_two_python_threads_share_a_potential():
