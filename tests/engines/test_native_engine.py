@@ -131,7 +131,10 @@ REFUSALS = [
     (changed(lambda m: m.hidden.__setitem__(0, nn.Linear(4, 16))), r"hidden.0.weight has shape \(16, 4\)"),
     (changed(set_attribute("widths", (16,) * 65)), "the model has 65 hidden layers; this engine takes 64"),
     (changed(set_attribute("widths", (1 << 21,))), "a layer of 2097152 units; this engine takes 1048576"),
-    (changed(set_attribute("activation", "relu")), "the model's activation is 'relu'; this engine knows silu, softplus"),
+    (
+        changed(set_attribute("activation", "relu")),
+        "the model's activation is 'relu'; this engine knows silu, softplus",
+    ),
     (changed(frozen_in(torch.float64)), "hidden.1.weight is torch.float64 on cpu, not torch.float32"),
 ]
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -372,7 +373,7 @@ def test_a_forked_child_starts_its_own_threads():
             same = all(np.array_equal(solved[name], parent[name]) for name in RESULTS)
             if sys.platform.startswith("linux"):
                 # The fork left it one; working alone in the parent's pool would give the same numbers.
-                same &= len(os.listdir("/proc/self/task")) > 1
+                same &= len(list(Path("/proc/self/task").iterdir())) > 1
         finally:
             os._exit(0 if same else 1)
     for _ in range(600):
