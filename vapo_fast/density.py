@@ -95,7 +95,8 @@ def log_likelihood(
         x: (B, *event_shape), in the model's dtype and on its device.
         rtol, atol, method, steps, max_steps: as for `vapo_fast.sample`; the integral is part of the error's norm.
         trace: "exact" takes one reverse pass for each of the D coordinates (warns above D = 256); "hutchinson"
-            estimates it with ``probes`` (at most 2^20) random sign vectors for each sample, held fixed along its path, one pass each.
+            estimates it with ``probes`` (at most 2^20) random sign vectors for each sample, held fixed along its path,
+            one pass each.
         seed: of the probes; those of row i depend on (seed, i) only.
         t_end: end time, as for `vapo_fast.sample`.
         return_standard_error: also return the standard error over the probes (0 for the exact trace); needs probes >=
