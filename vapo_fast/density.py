@@ -105,7 +105,7 @@ def log_likelihood(
         engine, precision: see `vapo_fast.engines`.
         throw: raise `SolveError` if a row fails; with False such a row is NaN.
         progress: show a progress bar (needs rich).
-    Returns: (B,) nats in x's dtype, or (values, standard errors).
+    Returns: (B,) nats in x's dtype, or (values, standard errors); not differentiable, unlike `log_density`.
     Raises:
         SolveError, UnsupportedJobError, MemoryError, TypeError, ValueError: as `vapo_fast.sample`.
     """
