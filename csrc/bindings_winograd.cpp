@@ -7,6 +7,7 @@
 
 #include "bindings.h"
 #include "bindings_arguments.h"
+#include "interpreter_lock.h"
 #include "scheduler.h"
 #include "winograd.h"
 
@@ -50,7 +51,7 @@ std::unique_ptr<WinogradConvolution> convolution(py::handle weight, py::handle t
         throw py::value_error("weight must have at most " + std::to_string(most_channels) + " channels, got shape " +
                               arguments::shape_text(shape));
     const float* data = input<float>(weight, "weight", shape);
-    const py::gil_scoped_release release;
+    const WithoutLock release;
     return std::make_unique<WinogradConvolution>(data, static_cast<int>(shape[0]), static_cast<int>(shape[3]), adjoint,
                                                  static_cast<int>(side), instruction_set, team);
 }
@@ -60,7 +61,7 @@ bool holds(py::handle object, py::handle weight) {
     const int first = self.transposed() ? self.inputs() : self.outputs();
     const int last = self.transposed() ? self.outputs() : self.inputs();
     const float* data = input<float>(weight, "weight", {first, 3, 3, last});
-    const py::gil_scoped_release release;
+    const WithoutLock release;
     return self.holds(data);
 }
 
@@ -71,7 +72,7 @@ void apply(py::handle object, py::handle x, py::handle out, py::handle threads) 
     const float* from = input<float>(x, "x", shape);
     float* to = output<float>(out, "out", {shape[0], shape[1], shape[2], self.outputs()});
     arguments::refuse_overlap({{"out", out}}, {{"x", x}});
-    const py::gil_scoped_release release;
+    const WithoutLock release;
     self.apply(from, to, {shape[0], shape[1], shape[2]}, team);
 }
 
