@@ -29,7 +29,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -42,12 +41,12 @@ import vapo_fast as vf
 from benchmarks import provenance
 from benchmarks.quality import arms, report, results
 from benchmarks.quality.arms import Snapshots
+from benchmarks.quality.features import DEFAULT_CACHE, feature_extractor
 from benchmarks.quality.flow_matching import parameters
 from benchmarks.quality.settings import ARMS, SETTINGS, Setting
 from vapo_fast import config, data, plots
 from vapo_fast.noise import permutation
 
-DEFAULT_CACHE = Path(os.environ.get("VAPO_FAST_CACHE", Path.home() / ".cache" / "vapo_fast")) / "quality"
 CLOCKS: dict[str, arms.Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 _ROUNDS = 3
 _PICTURED = 16
@@ -87,7 +86,7 @@ class _Task:
         # Every score compares with all of both splits: files are decoded once.
         real = {"train": train.tensor(), "test": test.tensor()}
         events = config.training_data(data.Mirrored(train)) if setting.mirror else real["train"]
-        extract = _extractor(setting, train, options, device)
+        extract = feature_extractor(setting, train, options.cache, options.setting, device)
         return cls(options, setting, train.event_shape, real, events, extract, device)
 
     def arm(self, name: str, seed: int) -> arms.Arm:
@@ -164,21 +163,6 @@ def _budget(options: argparse.Namespace) -> str:
     if options.images is not None:
         return f"{options.images} images"
     return f"{options.seconds:g} s" + " of CPU time" * (options.clock == "cpu")
-
-
-def _extractor(
-    setting: Setting, train: data.Dataset, options: argparse.Namespace, device: torch.device
-) -> vf.metrics.Extractor:
-    if setting.extractor != "cnn":
-        return vf.metrics.extractor(setting.extractor, device)
-    path = options.cache / f"{options.setting}-{len(train)}-{setting.cnn_epochs}.safetensors"
-    if path.is_file():
-        return vf.metrics.CNNExtractor.load(path, device)
-    print(f"training the classifier whose features are compared, into {path}", flush=True)
-    trained = vf.metrics.CNNExtractor.train(train, epochs=setting.cnn_epochs, device=device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    trained.save(path)
-    return trained
 
 
 def _draw(rows: dict[str, Tensor], test: Tensor, options: argparse.Namespace) -> None:

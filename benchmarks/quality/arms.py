@@ -31,12 +31,13 @@ class Arm(ABC):
 
     Attributes:
         name: one of `ARMS`. network: what is trained, or its averaged copy in ``averaged()``. engine: what computes
-            losses and gradients.
+            losses and gradients. optimizer: Adam, whose learning rate is set at every step.
     """
 
     name: str
     engine: str
     network: nn.Module
+    optimizer: torch.optim.Adam
 
     @abstractmethod
     def fit(self, data: Data, steps: int, after_step: AfterStep | None = None) -> None:
@@ -63,12 +64,14 @@ class PotentialArm(Arm):
             lr=o.lr,
             batch_size=o.batch_size,
             ema_decay=o.ema_decay,
+            warmup_steps=o.warmup_steps,
             weight=o.weight,
             time_sampling=o.time_sampling,
             seed=seed,
             precision=precision,
         )
         self.engine = self._trainer.engine.name
+        self.optimizer = self._trainer.optimizer
 
     def fit(self, data: Data, steps: int, after_step: AfterStep | None = None) -> None:
         self._trainer.fit(data, steps, () if after_step is None else (_Teller(after_step),))
@@ -102,6 +105,7 @@ class FlowArm(Arm):
         options = options_of(name, setting, seed)
         self.engine = "autograd" + ", compiled" * compiled
         self._run = FlowMatching(self.network, options, bf16=precision == "bf16", compiled=compiled)
+        self.optimizer = self._run.optimizer
 
     def fit(self, data: Data, steps: int, after_step: AfterStep | None = None) -> None:
         self._run.fit(data, steps, after_step)

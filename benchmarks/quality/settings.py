@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.quality.flow_matching import VelocityUNet
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
+from vapo_fast.loss import Weight
 from vapo_fast.optim import TrainingOptions
 from vapo_fast.potentials import UNetPotential
 
@@ -18,10 +19,12 @@ class Setting:
         data: a name or path for `vapo_fast.data.load`; ``image_size`` and ``mirror`` as for `vapo-fast train`.
         channels, multipliers, blocks, patch_size, data_scale: of the U-Net.
         sigma: of `DataHomotopy`. A plain arm's linear path ends at the same noise, ``t1 = 1 - sigma``.
-        batch_size, lr, ema_decay: of the optimiser.
+        batch_size, lr, ema_decay, warmup_steps: of the optimiser.
         samples, rtol: how many samples are scored, and how exactly they are integrated.
         extractor: features of the Frechet distance; "cnn" is trained on the data.
         cnn_epochs: of that classifier.
+        weight: of the loss of the arms in the gauge; None for the path's balanced one.
+        potential: the potential's class, a `UNetPotential`.
     """
 
     data: str
@@ -40,6 +43,9 @@ class Setting:
     rtol: float = 1e-3
     extractor: str = "cnn"
     cnn_epochs: int = 3
+    warmup_steps: int = 100
+    weight: Weight | None = None
+    potential: type[UNetPotential] = UNetPotential
 
 
 SETTINGS: dict[str, Setting] = {
@@ -94,18 +100,20 @@ def network_of(arm: str, setting: Setting, event_shape: tuple[int, ...]) -> UNet
     path, backbone = path_of(arm, setting), (setting.channels, setting.multipliers, setting.blocks)
     sizes = {"patch_size": setting.patch_size, "data_scale": setting.data_scale}
     if arm == ARMS[0]:
-        return UNetPotential(event_shape, path, *backbone, **sizes)
+        return setting.potential(event_shape, path, *backbone, **sizes)
     return VelocityUNet(event_shape, path, *backbone, gauge=arm == ARMS[1], **sizes)
 
 
 def options_of(arm: str, setting: Setting, seed: int) -> TrainingOptions:
     """The optimiser's options: alike for all, except that the plain arm has uniform times and weight."""
     plain = arm == ARMS[2]
+    balanced = path_of(arm, setting).balanced_weight if setting.weight is None else setting.weight
     return TrainingOptions(
         lr=setting.lr,
         batch_size=setting.batch_size,
         ema_decay=setting.ema_decay,
-        weight="uniform" if plain else path_of(arm, setting).balanced_weight,
+        warmup_steps=setting.warmup_steps,
+        weight="uniform" if plain else balanced,
         time_sampling="uniform" if plain else "log_noise",
         seed=seed,
     )

@@ -95,7 +95,7 @@ def test_training_learns_and_follows_the_schedule_and_the_average():
     run.fit(data, 40, seen.append)
     assert seen == list(range(1, 41))
     assert float(run.loss(*fixed).detach()) < 0.8 * before
-    rate = run._optimizer.param_groups[0]["lr"]
+    rate = run.optimizer.param_groups[0]["lr"]
     assert rate == pytest.approx(3e-3 * 0.5 * (1 + math.cos(math.pi * 39 / 40)))
     lag = [(a - b).detach().abs().max() for a, b in zip(run.average.parameters(), model.parameters(), strict=True)]
     assert 0.0 < float(max(lag)) < 0.1
