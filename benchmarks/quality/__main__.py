@@ -1,11 +1,12 @@
 """Train a potential and flow matching on the same data for the same time, and score both: python -m benchmarks.quality
 
-The arms share the U-Net's layers and initial weights, the data, Adam and the averaging, and the per-sample solver that
-draws their samples:
+The arms share the data, Adam and the averaging, the per-sample solver that draws their samples, and, but for the last,
+a U-Net's layers and initial weights:
 
 - ``potential``: f = <z, F(z)> in the denoiser gauge, the energy loss, on `DataHomotopy`;
 - ``flow matching``: the velocity F in the same gauge, on the same path, times, noise and weight;
-- ``flow matching, plain``: v = F(x) on the linear path, times uniform, weight uniform, as usually written.
+- ``flow matching, plain``: v = F(x) on the linear path, times uniform, weight uniform, as usually written;
+- ``potential, wide ResNet``: a potential of the paper's family, trained as the first.
 
 The budget is either time (``--seconds``, from step times measured with the arms taking turns) or images
 (``--images``). ``--clock cpu`` counts the process's own CPU time, which on one thread of a machine that others use too
@@ -155,7 +156,9 @@ def _train_and_score(task: _Task, name: str, steps: int, seed: int) -> Tensor:
         results.append(row, scores, options.csv)
         print(results.line(row, scores), flush=True)
         if options.keep is not None and step == steps and isinstance(model, vf.Potential):
-            vf.save(model, options.keep / f"{options.setting}-seed{seed}.safetensors", notes={"data": options.setting})
+            kind = "" if name == ARMS[0] else "-wide-resnet"
+            kept = options.keep / f"{options.setting}{kind}-seed{seed}.safetensors"
+            vf.save(model, kept, notes={"data": options.setting})
     return samples
 
 

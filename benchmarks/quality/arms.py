@@ -55,8 +55,16 @@ class Arm(ABC):
 class PotentialArm(Arm):
     """The project's potential and trainer."""
 
-    def __init__(self, setting: Setting, event_shape: tuple[int, ...], device: torch.device, seed: int, precision: str):
-        self.name = ARMS[0]
+    def __init__(
+        self,
+        name: str,
+        setting: Setting,
+        event_shape: tuple[int, ...],
+        device: torch.device,
+        seed: int,
+        precision: str,
+    ):
+        self.name = name
         self.network = network_of(self.name, setting, event_shape).to(device)
         o = options_of(self.name, setting, seed)
         self._trainer = vf.Trainer(
@@ -135,10 +143,10 @@ def make(
     precision: str = "auto",
     compiled: bool = False,
 ) -> Arm:
-    """A new arm; initial weights depend on the seed only, and are the same in every arm."""
+    """A new arm; initial weights depend on the seed only, and are the same in every arm with the same layers."""
     torch.manual_seed(seed)
-    if name == ARMS[0]:
-        return PotentialArm(setting, event_shape, device, seed, precision)
+    if name in (ARMS[0], ARMS[3]):
+        return PotentialArm(name, setting, event_shape, device, seed, precision)
     return FlowArm(name, setting, event_shape, device, seed, precision, compiled)
 
 

@@ -8,7 +8,8 @@ from benchmarks.quality.flow_matching import VelocityUNet
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.loss import Weight
 from vapo_fast.optim import TrainingOptions
-from vapo_fast.potentials import UNetPotential
+from vapo_fast.potentials import UNetPotential, WideResNetPotential
+from vapo_fast.potentials.image import ImagePotential
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Setting:
     Attributes:
         data: a name or path for `vapo_fast.data.load`; ``image_size`` and ``mirror`` as for `vapo-fast train`.
         channels, multipliers, blocks, patch_size, data_scale: of the U-Net.
+        wide_blocks: of the wide residual network; its channels and multipliers are the U-Net's.
         sigma: of `DataHomotopy`. A plain arm's linear path ends at the same noise, ``t1 = 1 - sigma``.
         batch_size, lr, ema_decay, warmup_steps: of the optimiser.
         samples, rtol: how many samples are scored, and how exactly they are integrated.
@@ -44,6 +46,7 @@ class Setting:
     extractor: str = "cnn"
     cnn_epochs: int = 3
     warmup_steps: int = 100
+    wide_blocks: int = 3
     weight: Weight | None = None
     potential: type[UNetPotential] = UNetPotential
 
@@ -86,8 +89,11 @@ SETTINGS: dict[str, Setting] = {
     ),
 }
 
-ARMS = ("potential", "flow matching", "flow matching, plain")
-"""The project's potential; a velocity with its path, times, weight and gauge; one as usually written."""
+ARMS = ("potential", "flow matching", "flow matching, plain", "potential, wide ResNet")
+"""The project's potential; a velocity with its path, times, weight and gauge; one as usually written.
+
+The last is a potential with another backbone, the family of the paper: one number pooled from an encoder's features.
+"""
 
 
 def path_of(arm: str, setting: Setting) -> Homotopy:
@@ -95,10 +101,13 @@ def path_of(arm: str, setting: Setting) -> Homotopy:
     return LinearHomotopy(t1=1.0 - setting.sigma) if arm == ARMS[2] else DataHomotopy(sigma=setting.sigma)
 
 
-def network_of(arm: str, setting: Setting, event_shape: tuple[int, ...]) -> UNetPotential | VelocityUNet:
-    """The untrained network of an arm; all have the same layers."""
+def network_of(arm: str, setting: Setting, event_shape: tuple[int, ...]) -> ImagePotential | VelocityUNet:
+    """The untrained network of an arm; all but the wide residual network have the same layers."""
     path, backbone = path_of(arm, setting), (setting.channels, setting.multipliers, setting.blocks)
     sizes = {"patch_size": setting.patch_size, "data_scale": setting.data_scale}
+    if arm == ARMS[3]:
+        wide = (setting.channels, setting.multipliers, setting.wide_blocks)
+        return WideResNetPotential(event_shape, path, *wide, **sizes)
     if arm == ARMS[0]:
         return setting.potential(event_shape, path, *backbone, **sizes)
     return VelocityUNet(event_shape, path, *backbone, gauge=arm == ARMS[1], **sizes)

@@ -214,8 +214,8 @@ def load(path: Path = RESULTS) -> list[dict[str, str]]:
 
 _HEAD = """# Training a potential better: what was tried
 
-Written by `python -m benchmarks.quality.study` from `benchmarks/results/quality_study.csv`. One change at a time against
-the settings of [the comparison](quality.md), at equal images, for the potential and for flow matching in the same
+Written by `python -m benchmarks.quality.study` from `benchmarks/results/quality_study.csv`. One change at a time
+against the settings of [the comparison](quality.md), at equal images, for the potential and for flow matching in the same
 gauge, the same batches and initial weights. *Noise left*: `E|x_hat - x_data|^2 / (beta^2 D)` on held-out images, means
 over seeds, for beta from 1 to .3, .3 to .08 and .08 to .02; less is better, and the same number means the same field
 error. CPU time a step is the process's own, on a machine that others use too. Other heads are trained by double

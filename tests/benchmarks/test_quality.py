@@ -126,16 +126,19 @@ def test_samples_do_not_depend_on_the_batch_and_share_the_prior_with_the_potenti
     torch.testing.assert_close(whole, vf.sample(model.trunk, 6, rtol=1e-4, seed=2), rtol=0, atol=1e-4)
 
 
-def test_all_arms_have_the_same_parameters_and_start():
+def test_all_arms_of_one_backbone_have_the_same_parameters_and_start():
     shape, found = (1, 8, 8), {}
-    for arm in ARMS:
+    for arm in ARMS[:3]:
         torch.manual_seed(4)
         found[arm] = network_of(arm, SETTINGS["digits"], shape)
     counts = {flow_matching.parameters(model) for model in found.values()}
     assert len(counts) == 1
     first = list(found[ARMS[0]].state_dict().values())
-    for arm in ARMS[1:]:
+    for arm in ARMS[1:3]:
         assert all(torch.equal(a, b) for a, b in zip(first, found[arm].state_dict().values(), strict=True))
+    wide = network_of(ARMS[3], SETTINGS["digits"], shape)
+    assert isinstance(wide, vf.WideResNetPotential)
+    assert 0.8 < flow_matching.parameters(wide) / min(counts) < 1.25
     plain, ours = (options_of(arm, SETTINGS["digits"], 0) for arm in (ARMS[2], ARMS[0]))
     assert (plain.weight, plain.time_sampling) == ("uniform", "uniform")
     assert (ours.weight, ours.time_sampling) == ("inverse_variance", "log_noise")
@@ -193,10 +196,12 @@ def test_the_whole_command_on_a_tiny_budget(tmp_path, capsys):
     assert {row["images"] for row in rows} == {"64", "128"}
     assert {row["steps"] for row in rows} == {"2"}
     assert rows[0]["engine"] in vf.engines()
-    assert {row["engine"] for row in rows[2:]} == {"autograd"}
+    assert {row["engine"] for row in rows[2:6]} == {"autograd"}
+    assert rows[6]["engine"] in vf.engines()
     assert all(float(row[name]) == float(row[name]) for row in rows for name in results.METRICS)
     assert all(0 <= float(row["recall"]) <= 1 for row in rows)
     assert isinstance(vf.load(tmp_path / "kept" / "digits-seed0.safetensors"), vf.UNetPotential)
+    assert isinstance(vf.load(tmp_path / "kept" / "digits-wide-resnet-seed0.safetensors"), vf.WideResNetPotential)
     page = (tmp_path / "q.md").read_text()
     assert "## digits" in page
     assert "FD of the potential over that of flow matching, plain:" in page
