@@ -78,7 +78,7 @@ class _Task:
 
     @classmethod
     def prepare(cls, options: argparse.Namespace) -> _Task:
-        names = ("data", "samples", "rtol", "extractor", "batch_size", "channels")
+        names = ("data", "samples", "rtol", "extractor", "batch_size", "channels", "lr")
         given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
         setting = dataclasses.replace(SETTINGS[options.setting], **given)
         device = config.build_device(options.device)
@@ -196,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rtol", type=float, help="tolerance of sampling")
     parser.add_argument("--extractor", help="cnn, efficientnet-lite0, inception:FILE or pixels")
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--lr", type=float)
     parser.add_argument("--channels", type=int)
     parser.add_argument("--precision", choices=("auto", "bf16"), default="auto", help="of training, every arm")
     parser.add_argument("--compile", action="store_true", help="torch.compile the baselines' networks")

@@ -57,7 +57,7 @@ def test_the_half_head_is_half_of_the_librarys():
 
 def test_a_variation_changes_what_it_says_and_nothing_else():
     setting = SETTINGS["digits"]
-    assert study.VARIATIONS["as set"].of(setting) == setting
+    assert study.VARIATIONS["none"].of(setting) == setting
     changed = study.VARIATIONS["batch 32, lr x 2"].of(setting)
     assert changed == dataclasses.replace(setting, batch_size=32, lr=2 * setting.lr)
     weight = study.VARIATIONS["weight x beta"].of(setting).weight
@@ -68,12 +68,12 @@ def test_a_variation_changes_what_it_says_and_nothing_else():
 
 def test_the_command_runs_each_case_once_and_writes_the_page(tmp_path, capsys):
     arguments = ["digits", "--channels", "8", "--images", "128", "--csv", str(tmp_path / "s.csv")]
-    arguments += ["--docs", str(tmp_path / "s.md"), "--only", "as set", "betas .9, .99", "head <z + M, F>"]
+    arguments += ["--docs", str(tmp_path / "s.md"), "--only", "none", "betas .9, .99", "head <z + M, F>"]
     assert study.main(arguments) == 0
     rows = study.load(tmp_path / "s.csv")
     assert [(row["variation"], row["arm"]) for row in rows] == [
-        ("as set", ARMS[0]),
-        ("as set", ARMS[1]),
+        ("none", ARMS[0]),
+        ("none", ARMS[1]),
         ("betas .9, .99", ARMS[0]),
         ("betas .9, .99", ARMS[1]),
         ("head <z + M, F>", ARMS[0]),
