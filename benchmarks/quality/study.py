@@ -221,12 +221,12 @@ def load(path: Path = RESULTS) -> list[dict[str, str]]:
 
 _HEAD = """# Training a potential better: what was tried
 
-Written by `python -m benchmarks.quality.study` from `benchmarks/results/quality_study.csv`. Changes to batches of
-64 and a learning rate of 1e-3 (digits: 2e-3), with which [the comparison](quality.md) began, at equal images, for the potential and for flow matching in the
-same gauge, same batches, same initial weights. *Noise left*: `E|x_hat - x_data|^2 / (beta^2 D)` of held-out images,
-means over seeds, for beta from 1 to .3, .3 to .08 and .08 to .02; less is better, and the same number means the same
-field error. CPU time a step is the process's own, on a machine that others use too. Other heads are trained by double
-backward, so their time says nothing.
+Written by `python -m benchmarks.quality.study` from `benchmarks/results/quality_study.csv`. One change at a time to
+batches of 64 and a learning rate of 1e-3 (digits: 2e-3), with which [the comparison](quality.md) began, at equal
+images, for the potential and for flow matching in the same gauge, on the same batches from the same weights. *Noise
+left*: `E|x_hat - x_data|^2 / (beta^2 D)` of held-out images, means over seeds, for beta from 1 to .3, .3 to .08 and .08
+to .02; less is better, and the same number means the same field error. CPU time a step is the process's own, on a
+machine that others use too. Other heads are trained by double backward, so their time says nothing.
 """
 
 
