@@ -103,6 +103,7 @@ VARIATIONS: dict[str, Variation] = {
     "batch 16": Variation({"batch_size": 16}),
     "batch 32, lr x 2": Variation({"batch_size": 32}, lr=2.0),
     "batch 32, lr x 4": Variation({"batch_size": 32}, lr=4.0),
+    "batch 32, lr x 8": Variation({"batch_size": 32}, lr=8.0),
     "batch 16, lr x 2": Variation({"batch_size": 16}, lr=2.0),
     "betas .9, .99": Variation(betas=(0.9, 0.99)),
     "weight x beta^.5": Variation(weight=0.5),
