@@ -22,7 +22,7 @@ the same path and times; *flow matching, plain* is the linear path with uniform 
 per-sample dopri5. The floor is what as many real images score; no Fréchet distance here is an FID. Seconds are
 wall-clock of training without the first steps, which compile; CPU seconds are the process's own (they differ where a
 machine is shared). How the potential's loss and gradient are computed decides what its budget buys; the file says which
-engine did.
+engine did. Batch sizes and learning rates were chosen for all arms alike ([quality_study.md](quality_study.md)).
 """
 
 _LATER = {
