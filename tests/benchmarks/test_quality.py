@@ -190,6 +190,7 @@ def test_the_whole_command_on_a_tiny_budget(tmp_path, capsys):
     ]
     arguments += ["--channels", "8", "--fractions", "0.5", "1", "--csv", str(tmp_path / "q.csv"), "--device", "cpu"]
     arguments += ["--docs", str(tmp_path / "q.md"), "--pictures", str(tmp_path), "--keep", str(tmp_path / "kept")]
+    arguments += ["--arms", *ARMS]
     assert kit.main(arguments) == 0
     rows = results.load(tmp_path / "q.csv")
     assert [(row["arm"], row["fraction"]) for row in rows] == [(arm, f) for arm in ARMS for f in ("0.5", "1.0")]
