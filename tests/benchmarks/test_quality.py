@@ -195,7 +195,7 @@ def test_the_whole_command_on_a_tiny_budget(tmp_path, capsys):
     rows = results.load(tmp_path / "q.csv")
     assert [(row["arm"], row["fraction"]) for row in rows] == [(arm, f) for arm in ARMS for f in ("0.5", "1.0")]
     assert {row["images"] for row in rows} == {"64", "128"}
-    assert {row["steps"] for row in rows} == {"2"}
+    assert {row["steps"] for row in rows} == {"4"}
     assert rows[0]["engine"] in vf.engines()
     assert {row["engine"] for row in rows[2:6]} == {"autograd"}
     assert rows[6]["engine"] in vf.engines()
