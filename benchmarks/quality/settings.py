@@ -56,7 +56,7 @@ SETTINGS: dict[str, Setting] = {
         "digits", 32, (1, 2), 1, 32, 4e-3, 0.998, sigma=0.02, data_scale=0.75, samples=360, rtol=1e-4, cnn_epochs=10
     ),
     "fashion-mnist": Setting(
-        "fashion-mnist", 48, (1, 2), 1, 32, 4e-3, 0.999, sigma=0.02, data_scale=0.825, samples=2000, patch_size=2
+        "fashion-mnist", 48, (1, 2), 1, 32, 2e-3, 0.999, sigma=0.02, data_scale=0.825, samples=2000, patch_size=2
     ),
     "cifar10": Setting(
         "cifar10",
