@@ -154,6 +154,8 @@ def _file_for(path: Path, options: argparse.Namespace) -> Path:
         "kernels": options.kernels_csv,
         left_out.beside(Path("bench.csv")).stem: left_out.beside(options.csv),
         runs.beside(Path("bench.csv")).stem: runs.beside(options.csv),
+        "images": options.images_csv,
+        images.beside(Path("images.csv")).stem: images.beside(options.images_csv),
     }
     return targets.get(path.stem, options.csv)
 
@@ -165,6 +167,8 @@ def write_report(options: argparse.Namespace) -> int:
         left_out.load(left_out.beside(options.csv)),
         roofline.load(options.roofline_csv),
         kernels.load(options.kernels_csv),
+        images.latest_cases(options.images_csv),
+        images.load(images.beside(options.images_csv)),
     )
     for path in report.write(results, options.docs, options.readme):
         print(f"wrote {path}")
@@ -280,6 +284,7 @@ def _parser() -> argparse.ArgumentParser:
         "--roofline-csv", type=Path, default=roofline.CSV, help="that of rooflines (default: %(default)s)"
     )
     common.add_argument("--kernels-csv", type=Path, default=kernels.CSV, help="that of kernels (default: %(default)s)")
+    common.add_argument("--images-csv", type=Path, default=images.CSV, help="that of images (default: %(default)s)")
     common.add_argument("--device", choices=list(OURS), default="cpu", help="what cases run on (default: cpu)")
     common.add_argument("--cache", type=Path, default=default_cache(), help="trained potentials and float64 solutions")
     common.add_argument(

@@ -60,7 +60,14 @@ CUDA = Gate(
     "cuda",
 )
 """On a CUDA device in about two minutes: what the benchmarks there run first."""
-GATES = {gate.name: gate for gate in (FULL, QUICK, CUDA)}
+GRAPH = Gate(
+    "graph",
+    # Of images and modules of a user's own everything in float32; of MLPs, which have a suite elsewhere, a few solves.
+    "not float64 and (test_images or (graph and test_solve and (test_failing or test_many or (test_methods and d2))))",
+    "cuda",
+)
+"""The graph engine on a CUDA device, before images are measured there."""
+GATES = {gate.name: gate for gate in (FULL, QUICK, CUDA, GRAPH)}
 
 
 class ConformanceError(RuntimeError):

@@ -1,10 +1,12 @@
-"""Everything that needs a CUDA device, one step after the other, each with a limit on its time, in under nine minutes.
+"""Everything that needs a CUDA device, in steps that each have a limit on their time, in under nine minutes.
 
     python -m benchmarks.gpu              # what `make gpu` runs; --help lists the options
     python -m benchmarks.gpu --out DIR    # leave the results and the logs in DIR instead of benchmarks/results
+    python -m benchmarks.gpu --only device --only graph --only images-sampling --only images-training --scale 5
 
-The facts that a profiler tells, conformance and the kernels' own tests come first; without conformance no speed is
-measured. Nothing is installed or built, and no network is used: any Python with torch for CUDA, triton, pytest and the
+What tests comes first, side by side: the facts that a profiler tells, conformance, the kernels' own tests, a sanitizer.
+They mostly wait for compilers. What measures has the device to itself; an engine without conformance is not measured.
+Nothing is installed or built, and no network is used: any Python with torch for CUDA, triton, pytest and the
 package's small dependencies will do. Where vapo_fast is not installed in it, the steps get a folder of links that looks
 as if it were (kernels/ is the package ``vapo_fast.kernels``). Peers that are missing are named and left out.
 """
@@ -12,6 +14,7 @@ as if it were (kernels/ is the package ``vapo_fast.kernels``). Peers that are mi
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import signal
@@ -21,9 +24,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SUMMARY = "on a CUDA device: conformance, sanitizer, benchmarks and rooflines, in under nine minutes"
+SUMMARY = "on a CUDA device: conformance, sanitizer, benchmarks of MLPs and images, rooflines, in under nine minutes"
 PASSED, FAILED, LEFT_OUT = "passed", "FAILED", "left out"
 # What a sanitizer says of a device that it cannot attach to, some virtual machines' for instance.
 _NO_SANITIZER = ("Device not supported", "Unable to initialize", "not supported on this")
@@ -34,16 +38,19 @@ _SANITIZER_ERROR = 86
 class Step:
     """One command with its limit in seconds.
 
-    ``needed``: without it the steps that measure are left out. ``kept``: earlier steps leave it its time. `BUDGET` in
-    the command becomes the seconds that the step has for itself.
+    Attributes:
+        needs: names of steps without which it is left out, where these were to be run.
+        kept: seconds that earlier steps leave it. slack: of its time, for starting, and for what it does when its own
+            budget is spent; `BUDGET` in the command becomes the rest. together: it runs beside the others that say so.
     """
 
     name: str
     command: tuple[str, ...]
     seconds: float
-    needed: bool = False
-    measures: bool = False
-    kept: bool = False
+    needs: tuple[str, ...] = ("device",)
+    kept: float = 0.0
+    slack: float = 0.0
+    together: bool = False
     missing: str = ""
 
 
@@ -57,55 +64,61 @@ class Result:
     said: str
 
 
-def steps(python: str, csv: Path, roofline_csv: Path, cache: Path, docs: Path | None, scale: float) -> list[Step]:
-    """What is run, in order; ``scale`` stretches the limits."""
+def steps(python: str, results: Path, cache: Path, docs: Path | None, scale: float) -> list[Step]:
+    """What is run, in order; ``scale`` stretches the limits, ``results`` is the folder of the results' files."""
     run = (python, "-m", "benchmarks")
-    files = ("--csv", str(csv), "--roofline-csv", str(roofline_csv), "--cache", str(cache))
-    sanitizer = shutil.which("compute-sanitizer")
-    limits = {name: scale * seconds for name, seconds in SECONDS.items()}
-    measuring = ("--rounds", "5", "--round-seconds", "0.03", "--run-seconds", "3", "--case-seconds", "60")
+    files = (
+        "--csv",
+        str(results / "bench.csv"),
+        "--roofline-csv",
+        str(results / "roofline.csv"),
+        "--cache",
+        str(cache),
+    )
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    sanitizer = shutil.which("compute-sanitizer")
+    memcheck = ("--tool", "memcheck", "--error-exitcode", str(_SANITIZER_ERROR))
+
+    def step(name: str, *command: str, **more: Any) -> Step:
+        return Step(name, command, scale * SECONDS[name], kept=scale * KEPT.get(name, 0.0), **more)
+
+    def tests(name: str, *command: str, missing: str = "") -> Step:
+        return step(name, *command, together=True, missing=missing)
+
+    def images(name: str, job: str) -> Step:
+        limits = ("--rounds", "5", "--run-seconds", f"{2.0 * scale:g}", "--case-seconds", f"{45 * scale:g}")
+        where = ("--csv", str(results / "images.csv"), "--cache", str(cache), "--budget-seconds", BUDGET)
+        command = (*run, "images", "--device", "cuda", "--jobs", job, *limits, *where)
+        return step(name, *command, needs=("device", "graph"), slack=20.0)
+
+    measuring = ("--rounds", "5", "--round-seconds", "0.03", "--run-seconds", "3", "--case-seconds", "60")
+    cases = (*run, "run", "--device", "cuda", "--select", "gpu", *measuring, "--budget-seconds", BUDGET, *files)
+    needs = ("device", "conformance")
     found = [
-        Step("device", (python, "-c", _DEVICE), limits["device"], needed=True),
-        Step(
-            "facts",
-            (*pytest, "tests/engines/test_triton_cuda.py"),
-            limits["facts"],
-        ),
-        Step(
-            "conformance",
-            (*run, "gate", "--gate", "cuda", "--cache", str(cache)),
-            limits["conformance"],
-            needed=True,
-        ),
-        Step(
+        step("device", python, "-c", _DEVICE, needs=()),
+        tests("conformance", *run, "gate", "--gate", "cuda", "--cache", str(cache)),
+        tests("graph", *run, "gate", "--gate", "graph", "--cache", str(cache)),
+        tests("facts", *pytest, "tests/engines/test_triton_cuda.py"),
+        tests("graph-facts", *pytest, "-m", "not slow", *GRAPH_TESTS),
+        tests("kernels", *pytest, *KERNEL_TESTS),
+        tests(
             "sanitizer",
-            (
-                sanitizer or "compute-sanitizer",
-                *("--tool", "memcheck", "--error-exitcode", str(_SANITIZER_ERROR)),
-                *(python, "-P", str(ROOT / "benchmarks" / "sanitize_case.py")),
-            ),
-            limits["sanitizer"],
+            *(sanitizer or "compute-sanitizer", *memcheck),
+            *(python, "-P", str(ROOT / "benchmarks" / "sanitize_case.py")),
             missing="" if sanitizer else "compute-sanitizer is not on the PATH",
         ),
-        Step("kernels", (*pytest, *KERNEL_TESTS), limits["kernels"]),
-        Step(
-            "benchmarks",
-            (*run, "run", "--device", "cuda", "--select", "gpu", *measuring, "--budget-seconds", BUDGET, *files),
-            limits["benchmarks"],
-            measures=True,
-        ),
-        Step("roofline", (*run, "roofline", "--device", "cuda", *files), limits["roofline"], measures=True, kept=True),
+        step("benchmarks", *cases, needs=needs, slack=40.0),
+        images("images-sampling", "sample"),
+        images("images-training", "train"),
+        step("roofline", *run, "roofline", "--device", "cuda", *files, needs=needs),
     ]
     if docs is not None:
-        report = (*run, "report", *files, "--docs", str(docs))
-        found.append(Step("report", report, limits["report"], measures=True, kept=True))
+        pages = ("--images-csv", str(results / "images.csv"), "--docs", str(docs))
+        found.append(step("report", *run, "report", *files, *pages))
     return found
 
 
 BUDGET = "{seconds}"
-# Of a step's time: for starting, and for what it does when its own budget is spent.
-_SLACK = 40.0
 KERNEL_TESTS = (
     "tests/kernels/test_functions.py",
     "tests/kernels/test_draws.py",
@@ -117,17 +130,32 @@ KERNEL_TESTS = (
 )
 """What the others do not run on a device: elementary functions, draws, every status, masks, derivatives of Phi. (Errors
 of each precision are among the facts.)"""
+GRAPH_TESTS = (
+    "tests/graph/test_graph_cuda.py",
+    "tests/graph/test_launch.py",
+    "tests/graph/test_solver.py",
+    "tests/kernels/test_graph_step.py",
+    "tests/passes/test_pointwise.py",
+    "tests/passes/test_equality.py",
+)
+"""Of the graph engine and the explicit passes: waiting, recording and precision on the device, and their kernels."""
 SECONDS = {
     "device": 40,
-    "facts": 150,
-    "conformance": 180,
-    "sanitizer": 110,
-    "kernels": 90,
-    "benchmarks": 300,
+    "conformance": 200,
+    "graph": 200,
+    "facts": 180,
+    "graph-facts": 180,
+    "kernels": 150,
+    "sanitizer": 180,
+    "benchmarks": 160,
+    "images-sampling": 130,
+    "images-training": 90,
     "roofline": 75,
     "report": 30,
 }
 """Limits; the whole is held to `TOTAL` as well: a step gets what those before it left, less what is kept for later."""
+KEPT = {"images-sampling": 70, "images-training": 45, "roofline": 55, "report": 20}
+"""Of these, what is kept for each step."""
 TOTAL = 530.0
 
 _DEVICE = """
@@ -170,43 +198,62 @@ def run(options: argparse.Namespace) -> int:
     for folder in (results, logs):
         folder.mkdir(parents=True, exist_ok=True)
     docs = ROOT / "docs" / "benchmarks.md" if options.out is None else None
-    todo = steps(
-        options.python, results / "bench.csv", results / "roofline.csv", options.cache.resolve(), docs, options.scale
-    )
+    todo = steps(options.python, results, options.cache.resolve(), docs, options.scale)
     todo = [step for step in todo if not options.only or step.name in options.only]
     for line in without_peers(options.python) if any(step.name == "benchmarks" for step in todo) else ():
         print(line, flush=True)
     environment = environment_for(options.python)
-    ended = run_steps(todo, lambda step, seconds: execute(step, seconds, environment, logs), TOTAL * options.scale)
+    ended = run_steps(todo, lambda planned: execute(planned, environment, logs), TOTAL * options.scale)
     text = summary(ended)
     (logs / "summary.txt").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\nlogs: {logs}")
     return int(any(one.state == FAILED for one in ended))
 
 
-def run_steps(todo: Sequence[Step], do: Callable[[Step, float], Result], total: float) -> list[Result]:
-    """Do the steps in order; those that measure only if nothing that is needed failed, and all within ``total``."""
+Planned = tuple[Step, float]
+"""A step, its command complete, and how long it may take."""
+
+
+def run_steps(todo: Sequence[Step], do: Callable[[Sequence[Planned]], list[Result]], total: float) -> list[Result]:
+    """Do the steps in order, all within ``total``; those that need one which did not pass are left out."""
     ended: list[Result] = []
     begin = time.monotonic()
-    for i, step in enumerate(todo):
-        broken = next((one.step.name for one in ended if one.step.needed and one.state != PASSED), "")
-        kept = 0.0 if step.kept else sum(later.seconds for later in todo[i + 1 :] if later.kept)
-        left = total - kept - (time.monotonic() - begin)
-        if broken and (step.measures or broken == "device"):
-            ended.append(Result(step, LEFT_OUT, 0.0, f"{broken} did not pass"))
-        elif step.missing:
-            ended.append(Result(step, LEFT_OUT, 0.0, step.missing))
-        elif left < 5.0:
-            ended.append(Result(step, LEFT_OUT, 0.0, "no time left"))
-        else:
-            seconds = min(step.seconds, left)
-            budget = f"{max(5.0, seconds - _SLACK):.0f}"
-            command = tuple(budget if part == BUDGET else part for part in step.command)
-            print(f"== {step.name} (at most {seconds:.0f} s)", flush=True)
-            ended.append(do(replace(step, command=command), seconds))
-            one = ended[-1]
-            print(f"== {step.name}: {one.state}, {one.seconds:.0f} s; {one.said}", flush=True)
+    for together, group in itertools.groupby(todo, lambda step: step.together):
+        for some in [list(group)] if together else [[step] for step in group]:
+            results = _run_beside(some, todo, ended, do, total - (time.monotonic() - begin))
+            for one in results:
+                print(f"== {one.step.name}: {one.state}, {one.seconds:.0f} s; {one.said}", flush=True)
+            ended += results
     return ended
+
+
+def _run_beside(
+    some: Sequence[Step],
+    todo: Sequence[Step],
+    ended: Sequence[Result],
+    do: Callable[[Sequence[Planned]], list[Result]],
+    total: float,
+) -> list[Result]:
+    """Do steps at once, in what time is left."""
+    failed = {one.step.name for one in ended if one.state != PASSED}
+    last = max(todo.index(step) for step in some)
+    kept = sum(later.kept for later in todo[last + 1 :])
+    planned, left_out = list[Planned](), dict[str, str]()
+    for step in some:
+        left = max(total - kept, min(step.kept, total))
+        broken = next((name for name in step.needs if name in failed), "")
+        if broken or step.missing or left < 5.0:
+            left_out[step.name] = f"{broken} did not pass" if broken else step.missing or "no time left"
+            continue
+        seconds = min(step.seconds, left)
+        budget = f"{max(5.0, seconds - step.slack):.0f}"
+        command = tuple(budget if part == BUDGET else part for part in step.command)
+        print(f"== {step.name} (at most {seconds:.0f} s)", flush=True)
+        planned.append((replace(step, command=command), seconds))
+    done = {one.step.name: one for one in (do(planned) if planned else ())}
+    return [
+        Result(step, LEFT_OUT, 0.0, left_out[step.name]) if step.name in left_out else done[step.name] for step in some
+    ]
 
 
 def without_peers(python: str) -> list[str]:
@@ -219,24 +266,56 @@ def without_peers(python: str) -> list[str]:
     return [f"diffrax and JAX are left out: {reason}"] if reason else []
 
 
-def execute(step: Step, seconds: float, environment: dict[str, str], logs: Path) -> Result:
-    """Run a step's command, its output shown and kept in ``logs``; past the limit it and its children are ended."""
-    begin, path = time.monotonic(), logs / f"{step.name}.log"
-    with path.open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            step.command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            code: int | None = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            # Its group is its own session: workers and compilers that it left go with it.
-            _end_group(process)
-    text = path.read_text(encoding="utf-8", errors="replace")
-    print(text, flush=True)
-    state, said = judge(step, code, text)
-    return Result(step, state, time.monotonic() - begin, said)
+def execute(planned: Sequence[Planned], environment: dict[str, str], logs: Path) -> list[Result]:
+    """Run the steps' commands at once, each one's output kept in ``logs`` and shown when it ends; past its limit a
+    command and its children are ended."""
+    running = [_Running(step, seconds, environment, logs) for step, seconds in planned]
+    try:
+        while any(one.result is None for one in running):
+            time.sleep(_LOOK_SECONDS)
+            for one in running:
+                one.look()
+    finally:
+        for one in running:
+            one.end()
+    return [one.result for one in running if one.result is not None]
+
+
+_LOOK_SECONDS = 0.1
+
+
+class _Running:
+    """A step's command in a process group of its own."""
+
+    def __init__(self, step: Step, seconds: float, environment: dict[str, str], logs: Path) -> None:
+        self._step, self._limit, self._path = step, seconds, logs / f"{step.name}.log"
+        self.result: Result | None = None
+        self._begin = time.monotonic()
+        if step.together:
+            # Threads of several processes would wait for one another, over tensors that are small.
+            environment = {"OMP_NUM_THREADS": "1", **environment}
+        with self._path.open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                step.command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def look(self) -> None:
+        """Note how it ended, if it did or is to."""
+        if self.result is not None:
+            return
+        code, seconds = self._process.poll(), time.monotonic() - self._begin
+        if code is None and seconds < self._limit:
+            return
+        # Its group is its own session: workers and compilers that it left go with it.
+        self.end()
+        text = self._path.read_text(encoding="utf-8", errors="replace")
+        print(text, flush=True)
+        state, said = judge(self._step, code, text)
+        self.result = Result(self._step, state, time.monotonic() - self._begin, said)
+
+    def end(self) -> None:
+        """End what is left of it."""
+        _end_group(self._process)
 
 
 def judge(step: Step, code: int | None, text: str) -> tuple[str, str]:
@@ -249,15 +328,17 @@ def judge(step: Step, code: int | None, text: str) -> tuple[str, str]:
         said = next((line for line in reversed(lines) if "ERROR SUMMARY" in line), said)
         if code and code != _SANITIZER_ERROR and any(sign in text for sign in _NO_SANITIZER):
             return LEFT_OUT, "compute-sanitizer cannot work on this device"
-    if step.name in ("facts", "kernels") and code == 0 and " passed" not in said:
+    if step.name in ("facts", "graph-facts", "kernels") and code == 0 and " passed" not in said:
         return FAILED, f"nothing was tested: {said}"
     return (PASSED, said) if code == 0 else (FAILED, f"status {code}; {said}")
 
 
 def summary(ended: Sequence[Result]) -> str:
     """A line for each step."""
-    lines = [f"{one.step.name:12} {one.state:9} {one.seconds:5.0f} s  {one.said}" for one in ended]
-    return "\n".join([*lines, f"{'in all':12} {'':9} {sum(one.seconds for one in ended):5.0f} s"])
+    lines = [f"{one.step.name:16} {one.state:9} {one.seconds:5.0f} s  {one.said}" for one in ended]
+    beside = [one.seconds for one in ended if one.step.together]
+    took = sum(one.seconds for one in ended if not one.step.together) + max(beside, default=0.0)
+    return "\n".join([*lines, f"{'in all':16} {'':9} {took:5.0f} s"])
 
 
 def environment_for(python: str) -> dict[str, str]:

@@ -2,9 +2,9 @@
 
     python -m benchmarks image-precision --root DIR
 
-Against float64, for the briefly trained models of `benchmarks.images`. TF32, which only CUDA has, is emulated: factors
-are rounded to ten bits of fraction and products summed in float32. A policy "but ..." keeps some layers in float32.
-Writes benchmarks/results/image_precision.csv.
+Against float64, for the briefly trained models of `benchmarks.image_models`. TF32, which only CUDA has, is emulated:
+factors are rounded to ten bits of fraction and products summed in float32. A policy "but ..." keeps some layers in
+float32. Writes benchmarks/results/image_precision.csv.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.images import MODELS, SHAPE, flat, in_float64, load_images, potential
+from benchmarks.image_arms import flat
+from benchmarks.image_models import MODELS, SHAPE, in_float64, load_images, potential
 from benchmarks.measure import default_cache
 from benchmarks.provenance import RESULTS, append
 from vapo_fast import noise
@@ -137,7 +138,8 @@ def run(options: argparse.Namespace) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the command."""
     parser.add_argument("--root", type=Path, help="folder with Fashion-MNIST's idx files")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    small = [name for name, model in MODELS.items() if model.trained]
+    parser.add_argument("--models", nargs="+", choices=small, default=small)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--cache", type=Path, default=default_cache())

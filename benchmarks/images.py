@@ -1,9 +1,11 @@
-"""Convolutional potentials at 28x28: sampling and training steps by explicit passes, against autograd's.
+"""Convolutional potentials: sampling and training steps by our engines, against autograd's and other solvers.
 
     python -m benchmarks images --root DIR      DIR has Fashion-MNIST's idx files; without them, images are random blobs
+    python -m benchmarks images --device cuda   the cases of `benchmarks.image_targets`, on 32x32 colours
 
 Arms of a case start from the same weights, batches and starts, run interleaved, and are held to float64. Ratios are
-paired by round. Memory is the most that tensors take at once in a call, counted, without the weights.
+paired by round. Memory is the most that tensors take at once in a call, counted, without the weights; on CUDA it is the
+allocator's, from before an arm is made ready to the end of its first call.
 """
 
 from __future__ import annotations
@@ -11,275 +13,308 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import vapo_fast as vf
-from benchmarks import conformance
+from benchmarks import conformance, image_selections, image_targets
 from benchmarks.conformance import ROOT, Gate
+from benchmarks.devices import accelerator, timer, usable, wait
+from benchmarks.image_arms import COMPILED_STEP, REFERENCE, Arm, Problem, Seen, arms_of
+from benchmarks.image_models import MODELS, blobs, load_images, potential
+from benchmarks.image_selections import JOBS, OURS, PEERS, Case
 from benchmarks.measure import Quartiles, default_cache, paired_ratio, rotated
 from benchmarks.peak_memory import peak_bytes
+from benchmarks.peers.base import DisagreementError, UnavailableError
 from benchmarks.provenance import RESULTS, append, commit
-from vapo_fast import noise, ode
-from vapo_fast.batches import Batch, as_source, training_batch
-from vapo_fast.data import DataNotFoundError
-from vapo_fast.engines.base import Job
-from vapo_fast.engines.reference import ReferenceEngine
-from vapo_fast.ode import SolveOptions
-from vapo_fast.passes import explicit_passes
 from vapo_fast.potentials.image import ImagePotential
 
-SUMMARY = "image potentials: explicit passes against autograd, time and memory"
+SUMMARY = "image potentials: our engines against autograd and other solvers, time, memory and error"
 CSV = RESULTS / "images.csv"
 COLUMNS = (
     "run", "data", "model", "parameters", "job", "batch", "arm", "median_ms", "low_ms", "high_ms", "rounds", "ratio",
-    "ratio_low", "ratio_high", "error", "peak_mib", "memory_ratio", "nfe", "warmup_s", "load", "tests",
+    "ratio_low", "ratio_high", "error", "peak_mib", "memory_ratio", "nfe", "warmup_s", "load", "tests", "device",
+    "accelerator", "driver", "triton", "case", "rtol", "ours", "name", "precision", "used", "failed", "each_ms",
 )  # fmt: skip
-EAGER, COMPILED = "eager", "torch.compile(func.grad)"
+LEFT_OUT_COLUMNS = ("run", "device", "case", "arm", "reason")
+EVERY_ARM = "every arm"
 GATE = Gate("passes", "test_equality or test_contract or test_native_winograd or (test_pointwise and not triton)")
 """The tests that must pass before a speed is printed, of tests/passes."""
-SHAPE = (1, 28, 28)
-TOLERANCE = 1e-3
-# Enough for a field that is not the prior's: its samples are blurred garments.
-TRAINING_STEPS = 200
-MODELS: dict[str, Callable[[], ImagePotential]] = {
-    # That of docs/images.md.
-    "unet": lambda: vf.UNetPotential(SHAPE, _path(), 48, (1, 2), 1, patch_size=2, data_scale=0.825),
-    "wide_resnet": lambda: vf.WideResNetPotential(SHAPE, _path(), 32, (1, 2, 2), 2, data_scale=0.825),
-}
+GATES = {"cpu": (GATE, "passes"), "cuda": (conformance.GRAPH, "conformance")}
 
 
-def _path() -> vf.DataHomotopy:
-    return vf.DataHomotopy(omega=1.0, sigma=0.02)
+@dataclass(frozen=True)
+class Limits:
+    """How long to measure.
+
+    Attributes:
+        rounds: in which the arms take turns. run_seconds: an arm one run of which takes longer is left out.
+        case_seconds: once a case has taken as long, no further arm is made ready for it.
+    """
+
+    rounds: int = 7
+    run_seconds: float = 600.0
+    case_seconds: float = 3600.0
 
 
 @dataclass
-class Arm:
-    """One way to do a job: what is timed, the relative error of its result, and what else is known of it."""
+class Measured:
+    """One arm: seconds of each round, of what came before the first, bytes at the peak, and what came of it."""
 
-    call: Callable[[], object]
-    error: Callable[[object], float]
-    nfe: Callable[[object], float] | None = None
-    countable: bool = True
-
-
-# Data and weights -------------------------------------------------------------------------------------------------
-
-
-def load_images(root: Path | None) -> tuple[str, Tensor]:
-    """Fashion-MNIST's images, or as many smooth random ones; (name, (n, 1, 28, 28))."""
-    try:
-        data = vf.data.load("fashion-mnist", root=root, n=2048)
-        return "fashion-mnist", torch.stack([data[i] for i in range(len(data))])
-    except DataNotFoundError:
-        drawn = noise.normal(3, range(2048), (1, 7, 7))
-        return "blobs", nn.functional.interpolate(drawn, SHAPE[1:], mode="bilinear").tanh()
-
-
-def potential(name: str, data: Tensor, cache: Path) -> ImagePotential:
-    """A briefly trained model; kept in the cache."""
-    torch.manual_seed(0)
-    model, file = MODELS[name](), cache / f"images-{name}-{TRAINING_STEPS}.pt"
-    if file.exists():
-        model.load_state_dict(torch.load(file, weights_only=True))
-        return model
-    passes, source = explicit_passes(model), as_source(data, SHAPE)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
-    for step in range(TRAINING_STEPS):
-        grads = passes.loss_and_grads(_batch(model, source, step, 64))[1]
-        for key, parameter in model.named_parameters():
-            parameter.grad = grads[key]
-        optimiser.step()
-    cache.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), file)
-    return model
-
-
-def _batch(model: ImagePotential, source: object, step: int, size: int) -> Batch:
-    return training_batch(
-        source,  # type: ignore[arg-type]
-        step,
-        homotopy=model.homotopy,
-        seed=0,
-        batch_size=size,
-        time_sampling="log_noise",
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
-
-
-# Jobs -------------------------------------------------------------------------------------------------------------
-
-
-def training_arms(model: ImagePotential, batch: Batch, compiled: bool) -> dict[str, Arm]:
-    """Loss and all gradients of one batch."""
-    engine, passes = ReferenceEngine(), explicit_passes(model)
-    double = in_float64(model)
-    exact = flat(explicit_passes(double).loss_and_grads(Batch(*(part.double() for part in batch)))[1])
-
-    def error(result: object) -> float:
-        grads: dict[str, Tensor] = result[1]  # type: ignore[index]
-        return float((flat(grads).double() - exact).norm() / exact.norm())
-
-    arms = {
-        EAGER: Arm(lambda: engine.loss_and_grads(model, batch, Job("loss_and_grads")), error),
-        "passes": Arm(lambda: passes.loss_and_grads(batch), error),
-        "passes, recomputing": Arm(lambda: passes.loss_and_grads(batch, recompute=True), error),
-        "eager, bf16": Arm(lambda: engine.loss_and_grads(model, batch, Job("loss_and_grads", "bf16")), error),
-        "passes, bf16": Arm(lambda: passes.loss_and_grads(batch, precision="bf16"), error),
-    }
-    if compiled:
-        step = _compiled_step(model)
-        arms[COMPILED] = Arm(lambda: step(batch), error, countable=False)
-    return arms
-
-
-def _compiled_step(model: ImagePotential) -> Callable[[Batch], tuple[None, dict[str, Tensor]]]:
-    """Both derivatives in one function, compiled as a whole: double backward through a compiled module is refused."""
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    buffers = dict(model.named_buffers())
-    path = model.homotopy
-
-    def loss(parameters: Mapping[str, Tensor], x: Tensor, velocity: Tensor, t: Tensor, weight: Tensor) -> Tensor:
-        def phi(x: Tensor) -> Tensor:
-            return torch.func.functional_call(model, {**parameters, **buffers}, (x, t)).sum()
-
-        gradient = torch.func.grad(phi)(x).flatten(1)
-        terms = 0.5 * gradient.square().sum(1) - (gradient * velocity.flatten(1)).sum(1)
-        return (weight * terms).mean()
-
-    compiled = torch.compile(torch.func.grad(loss), dynamic=False)
-
-    def step(batch: Batch) -> tuple[None, dict[str, Tensor]]:
-        point = path.perturb(*batch)
-        weight = path.kernel(batch.t).beta.pow(-2)
-        return None, compiled(parameters, point.x, point.velocity, batch.t, weight)
-
-    return step
-
-
-def sampling_arms(model: ImagePotential, n: int) -> dict[str, Arm]:
-    """A whole adaptive solve from the prior to the data."""
-    engine, passes, path = ReferenceEngine(), explicit_passes(model), model.homotopy
-    start = path.omega * noise.normal(5, range(n), SHAPE)
-    options = SolveOptions(rtol=TOLERANCE)
-    few = slice(0, min(4, n))
-    tight = SolveOptions(rtol=1e-6)
-    exact_passes = explicit_passes(in_float64(model))
-    exact = ode.integrate(lambda x, t: exact_passes.field(x, t)[1], start[few].double(), path.t0, path.t1, tight).x
-
-    def solve(precision: str) -> object:
-        return ode.integrate(lambda x, t: passes.field(x, t, precision)[1], start, path.t0, path.t1, options)
-
-    def error(result: object) -> float:
-        difference = result.x[few].double() - exact  # type: ignore[attr-defined]
-        return float(difference.square().mean().sqrt())
-
-    def nfe(result: object) -> float:
-        return float(result.nfe.double().mean())  # type: ignore[attr-defined]
-
-    return {
-        EAGER: Arm(lambda: engine.solve(model, start, path.t0, path.t1, Job("solve", solve=options)), error, nfe),
-        "passes": Arm(lambda: solve("auto"), error, nfe),
-        "passes, bf16": Arm(lambda: solve("bf16"), error, nfe),
-    }
-
-
-def in_float64(model: ImagePotential) -> ImagePotential:
-    double = vf.potentials.potential_from_config(model.config()).double()
-    double.load_state_dict(model.state_dict())
-    assert isinstance(double, ImagePotential)
-    return double
-
-
-def flat(grads: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([grads[name].flatten() for name in sorted(grads)])
+    arm: Arm
+    rounds: list[float]
+    warmup: float
+    peak: int | None
+    seen: Seen
 
 
 # Measuring --------------------------------------------------------------------------------------------------------
 
 
-def interleaved(arms: Mapping[str, Arm], rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of every round, one run of each arm a round, and of what came before the first."""
-    warmup, seconds = {}, {name: [] for name in arms}
-    for name, arm in arms.items():
+class _Ready:
+    """An arm that is compiled and warm."""
+
+    def __init__(self, arm: Arm, device: str, limits: Limits) -> None:
+        reason = arm.missing()
+        if reason:
+            raise UnavailableError(reason)
+        self.arm, self._device, self._clock = arm, device, timer(device)
+        before = _reset_peak(device)
         begin = time.perf_counter()
-        arm.call()
-        warmup[name] = time.perf_counter() - begin
-    for i in range(rounds):
-        for name in rotated(list(arms), i):
-            gc.collect()
-            begin = time.perf_counter()
-            arms[name].call()
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds, warmup
+        self.call = arm.make()
+        result = self.once() if arm.seconds is not None else self.call()
+        wait(device)
+        self.warmup = time.perf_counter() - begin
+        self.peak = None if before is None else torch.cuda.max_memory_allocated() - before
+        self.seen = arm.look(result)
+        del result
+        if self.seen.error is not None and not self.seen.error <= arm.largest_error:
+            raise DisagreementError(
+                f"its result differs from float64's by {self.seen.error:.2g}, over {arm.largest_error:.2g}"
+            )
+        # Warm, and what is recorded as it comes a second time is recorded now.
+        once = self.once()
+        if once > limits.run_seconds:
+            raise UnavailableError(f"one run took {once:.1f} s, over the limit of {limits.run_seconds:g} s")
+
+    def once(self) -> float:
+        """Seconds of a run."""
+        return self._clock(self.call) if self.arm.seconds is None else self.arm.seconds(self.call)
+
+    def count(self) -> None:
+        """The CPU's memory is counted in a run of its own."""
+        if self._device == "cpu" and self.arm.countable:
+            self.peak = peak_bytes(self.call)
 
 
-def rows_of(arms: Mapping[str, Arm], rounds: int) -> list[dict[str, object]]:
-    """A row for each arm."""
-    seconds, warmup = interleaved(arms, rounds)
-    peaks = {name: peak_bytes(arm.call) if arm.countable else None for name, arm in arms.items()}
+def _reset_peak(device: str) -> int | None:
+    if device != "cuda":
+        return None
+    wait(device)
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def measure(
+    arms: Sequence[Arm], device: str, limits: Limits, counts: bool = True, say: Callable[[str], None] = print
+) -> tuple[list[Measured], dict[str, str]]:
+    """The arms of one case, measured in turns, and why others are not among them; ``counts`` the CPU's memory too.
+
+    Raises: DisagreementError if an arm of ours computes something else. A peer that does is left out, by name.
+    """
+    begin, ready, left_out = time.perf_counter(), list[_Ready](), dict[str, str]()
+    for arm in arms:
+        try:
+            if time.perf_counter() - begin > limits.case_seconds:
+                raise UnavailableError(f"the case's {limits.case_seconds:g} s are up")
+            ready.append(_Ready(arm, device, limits))
+        except Exception as error:
+            if isinstance(error, DisagreementError) and arm.ours:
+                raise DisagreementError(f"{arm.key}: {error}") from None
+            # One arm's trouble, such as memory that runs out, must not cost the others their turn.
+            known = isinstance(error, (UnavailableError, DisagreementError))
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            left_out[arm.key] = (reason or type(error).__name__).splitlines()[0][:160]
+            say(f"  left out: {arm.key}: {left_out[arm.key]}")
+            del error
+            _free(device)
+    seconds: dict[str, list[float]] = {one.arm.key: [] for one in ready}
+    by_key = {one.arm.key: one for one in ready}
+    # What exists now is not looked through again: collecting between arms takes next to no time.
+    gc.collect()
+    gc.freeze()
+    try:
+        for i in range(limits.rounds):
+            for key in rotated(list(by_key), i):
+                gc.collect()
+                seconds[key].append(by_key[key].once())
+    finally:
+        gc.unfreeze()
+    for one in ready if counts else ():
+        one.count()
+    return [Measured(one.arm, seconds[one.arm.key], one.warmup, one.peak, one.seen) for one in ready], left_out
+
+
+def _free(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def rows_of(found: Sequence[Measured]) -> list[dict[str, object]]:
+    """A row for each arm; ratios are those of eager float32's time over the arm's, where that was measured."""
+    base = next((one for one in found if one.arm.key == REFERENCE), None)
     rows: list[dict[str, object]] = []
-    for name, arm in arms.items():
-        result = arm.call()
-        spread, ratio = Quartiles.of(seconds[name]), paired_ratio(seconds[EAGER], seconds[name])
-        peak, eager = peaks[name], peaks[EAGER]
+    for one in found:
+        spread = Quartiles.of(one.rounds)
+        ratio = None if base is None else paired_ratio(base.rounds, one.rounds)
+        shared = None if base is None or not base.peak or one.peak is None else one.peak / base.peak
+        seen = one.seen
         rows.append(
             {
-                "arm": name,
+                "arm": one.arm.key,
                 **{f"{key}_ms": f"{1e3 * getattr(spread, key):.6g}" for key in ("median", "low", "high")},
-                "rounds": rounds,
-                **{("ratio" if key == "median" else f"ratio_{key}"): f"{getattr(ratio, key):.4g}"
+                "rounds": len(one.rounds),
+                **{("ratio" if key == "median" else f"ratio_{key}"): _cell(ratio and getattr(ratio, key), ".4g")
                    for key in ("median", "low", "high")},
-                "error": f"{arm.error(result):.3g}",
-                "peak_mib": "" if peak is None else f"{peak / 2**20:.4g}",
-                "memory_ratio": "" if peak is None or eager is None else f"{peak / eager:.3g}",
-                "nfe": "" if arm.nfe is None else f"{arm.nfe(result):.4g}",
-                "warmup_s": f"{warmup[name]:.3g}",
+                "error": _cell(seen.error, ".3g"),
+                "peak_mib": _cell(None if one.peak is None else one.peak / 2**20, ".4g"),
+                "memory_ratio": _cell(shared, ".3g"),
+                "nfe": _cell(seen.nfe, ".4g"),
+                "warmup_s": f"{one.warmup:.3g}",
+                "ours": one.arm.ours,
+                "name": one.arm.name,
+                "precision": one.arm.precision,
+                "used": seen.precision,
+                "failed": seen.failed,
+                "each_ms": " ".join(f"{1e3 * value:.5g}" for value in one.rounds),
             }
         )  # fmt: skip
     return rows
 
 
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+# Running ----------------------------------------------------------------------------------------------------------
+
+
 def run(options: argparse.Namespace) -> int:
-    """Measure every case and append it to the results."""
+    """Measure the cases and append them to the results."""
+    reason = usable(options.device)
+    if reason:
+        print(f"error: {reason}")
+        return 1
     torch.set_num_threads(options.threads)
     begin = time.perf_counter()
     commit()  # that of the code which is loaded now
-    said = conformance.require(options.cache, ROOT / "tests" / "passes", GATE)
-    data_name, data = load_images(options.root)
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    for name in options.models:
-        model = potential(name, data, options.cache)
-        parameters = sum(p.numel() for p in model.parameters())
-        batch = _batch(model, as_source(data, SHAPE), TRAINING_STEPS, options.batch)
-        jobs: dict[str, Callable[[], dict[str, Arm]]] = {
-            "train": lambda model=model, batch=batch: training_arms(model, batch, options.compile),
-            "sample": lambda model=model: sampling_arms(model, options.samples),
+    gate, suite = GATES[options.device]
+    said = conformance.require(options.cache, ROOT / "tests" / suite, gate)
+    print(f"tests: {said} ({time.perf_counter() - begin:.0f} s)", flush=True)
+    kit = _Kit(options, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), said)
+    cases, wrong = cases_for(options), list[str]()
+    for i, case in enumerate(cases, 1):
+        elapsed = time.perf_counter() - begin
+        left = options.budget_seconds - elapsed
+        if left <= case.least_seconds:
+            kit.leave_out(
+                case, {EVERY_ARM: f"{max(0.0, left):.0f} s of the run's {options.budget_seconds:.0f} were left"}
+            )
+            continue
+        print(f"\n[{i}/{len(cases)}, {elapsed:.0f} s] {case.name}", flush=True)
+        try:
+            kit.measure(case)
+        except DisagreementError as error:
+            print(f"error: {error}", flush=True)
+            kit.leave_out(case, {EVERY_ARM: str(error)})
+            wrong.append(case.name)
+    if options.device == "cuda":
+        print(f"\n{image_targets.text(image_targets.findings(latest_cases(options.csv)))}")
+    return int(bool(wrong))
+
+
+def cases_for(options: argparse.Namespace) -> list[Case]:
+    """Those that were asked for, of the models that are for the device."""
+    models = [name for name in options.models or MODELS if MODELS[name].device == options.device]
+    if options.device == "cuda":
+        cases = image_selections.cuda(options.jobs, models)
+    else:
+        cases = image_selections.cpu(models, options.jobs, options.samples, options.batch)
+    return [case for case in cases if options.peers is None or case.peers in options.peers]
+
+
+class _Kit:
+    """One run: models as they are needed, and rows as they come."""
+
+    def __init__(self, options: argparse.Namespace, stamp: str, said: str) -> None:
+        self._options, self._stamp, self._said = options, stamp, said
+        self._limits = Limits(options.rounds, options.run_seconds, options.case_seconds)
+        self._loaded: tuple[str, ImagePotential, str, Tensor] | None = None
+
+    def measure(self, case: Case) -> None:
+        """Measure a case and append its rows; what of it fails is left out by name."""
+        try:
+            self._measure(case)
+        finally:
+            # What was compiled and captured goes before the next case's memory is asked for.
+            torch.compiler.reset()
+            _free(case.device)
+
+    def _measure(self, case: Case) -> None:
+        load = os.getloadavg()[0]
+        model, data_name, data = self._model(case)
+        problem = Problem(case, model, data, self._options.cache)
+        arms = [arm for arm in arms_of(problem) if self._options.compile or arm.name != COMPILED_STEP]
+        found, left_out = measure(arms, case.device, self._limits, case.peers == OURS)
+        rows = rows_of(found)
+        common = {
+            **self._keys(case),
+            "data": data_name,
+            "model": case.model,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "job": case.job,
+            "batch": case.n,
+            "rtol": "" if case.rtol is None else f"{case.rtol:g}",
+            "load": f"{load:.2f}",
+            "tests": self._said,
+            **asdict(accelerator(case.device)),
         }
-        for job, make in jobs.items():
-            if job not in options.jobs:
-                continue
-            load = os.getloadavg()[0]
-            rows = rows_of(make(), options.rounds)
-            size = options.batch if job == "train" else options.samples
-            common = {"run": stamp, "data": data_name, "model": name, "parameters": parameters, "job": job}
-            append(options.csv, COLUMNS, [
-                {**common, "batch": size, **row, "load": f"{load:.2f}", "tests": said} for row in rows
-            ])  # fmt: skip
-            print(f"\n{name}, {job}, {size} images ({time.perf_counter() - begin:.0f} s)")
-            print(table(rows), flush=True)
-    return 0
+        append(self._options.csv, COLUMNS, [common | row for row in rows])
+        self.leave_out(case, left_out)
+        print(table(rows), flush=True)
+
+    def leave_out(self, case: Case, reasons: Mapping[str, str]) -> None:
+        """Write down what was not measured, and why."""
+        if EVERY_ARM in reasons:
+            print(f"not measured: {case.name}: {reasons[EVERY_ARM]}", flush=True)
+        rows = [self._keys(case) | {"arm": arm, "reason": reason} for arm, reason in reasons.items()]
+        if rows:
+            append(beside(self._options.csv), LEFT_OUT_COLUMNS, rows)
+
+    def _keys(self, case: Case) -> dict[str, object]:
+        return {"run": self._stamp, "device": case.device, "case": case.name}
+
+    def _model(self, case: Case) -> tuple[ImagePotential, str, Tensor]:
+        if self._loaded is None or self._loaded[0] != case.model:
+            self._loaded = None  # before the next one is made
+            one = MODELS[case.model]
+            data_name, data = load_images(self._options.root) if one.trained else ("blobs", blobs(one.shape))
+            model = potential(case.model, data, self._options.cache)
+            self._loaded = case.model, model.to(torch.device(case.device)).eval(), data_name, data
+        return self._loaded[1:]
 
 
-SHOWN = ("arm", "median_ms", "ratio", "ratio_low", "ratio_high", "error", "peak_mib", "memory_ratio", "nfe")
+# Results ----------------------------------------------------------------------------------------------------------
+
+SHOWN = ("arm", "median_ms", "ratio", "ratio_low", "ratio_high", "error", "peak_mib", "memory_ratio", "nfe", "used")
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
@@ -288,26 +323,54 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(str(row[key]) for key in SHOWN) + " |" for row in rows)])
 
 
-def latest(path: Path = CSV) -> list[dict[str, str]]:
-    """Rows of the newest run of each model and job."""
+def beside(results: Path = CSV) -> Path:
+    """The file of what was left out that goes with a results file: ``images_left_out.csv`` for ``images.csv``."""
+    return results.with_name(f"{results.stem}_left_out.csv")
+
+
+def load(path: Path) -> list[dict[str, str]]:
+    """Every row of a file; none if there is no file. Rows from before a column was added have an empty cell there."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        return [{name: cell or "" for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def latest(path: Path = CSV) -> list[dict[str, str]]:
+    """On the CPU: rows of the newest run of each model and job."""
+    rows = [row for row in load(path) if row.get("device", "") in ("", "cpu")]
     newest = {(row["model"], row["job"]): row["run"] for row in rows}
     return [row for row in rows if newest[row["model"], row["job"]] == row["run"]]
+
+
+def latest_cases(path: Path = CSV) -> dict[str, list[dict[str, str]]]:
+    """On CUDA: for each case, by name, the rows of its newest run."""
+    rows = [row for row in load(path) if row.get("device") == "cuda"]
+    newest = {row["case"]: row["run"] for row in rows}
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        if newest[row["case"]] == row["run"]:
+            found.setdefault(row["case"], []).append(row)
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the command."""
     parser.add_argument("--root", type=Path, help="folder with Fashion-MNIST's idx files")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--jobs", nargs="+", choices=["train", "sample"], default=["train", "sample"])
+    parser.add_argument("--device", choices=list(GATES), default="cpu")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), help="default: all that are for the device")
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=["train", "sample"])
+    parser.add_argument("--peers", nargs="+", choices=PEERS, help="only cases with these peers")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=64, help="images of a training step")
-    parser.add_argument("--samples", type=int, default=64, help="images that are sampled")
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="without the arm that compiles")
+    parser.add_argument("--run-seconds", type=float, default=600.0, help="leave out an arm whose run is longer")
+    parser.add_argument("--case-seconds", type=float, default=3600.0, help="then make no further arm of a case ready")
+    parser.add_argument("--budget-seconds", type=float, default=math.inf, help="after this, begin no further case")
+    parser.add_argument("--batch", type=int, default=64, help="images of a training step on the CPU")
+    parser.add_argument("--samples", type=int, default=64, help="images that are sampled on the CPU")
+    parser.add_argument(
+        "--no-compile", dest="compile", action="store_false", help="without the CPU's arm that compiles"
+    )
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--cache", type=Path, default=default_cache())
     parser.set_defaults(command=run)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks import image_tables
 from benchmarks.cases import JOBS, THREADS
 from benchmarks.curves import ERRORS, Curve, curves, plot, time_at_error
 from benchmarks.kernels import KernelRate
@@ -59,13 +60,15 @@ class Results:
 
     Attributes:
         rows: measured arms. left_out: those that were not, with reasons. roofs, kernels: of single kernels, on a GPU
-            and on the CPU.
+            and on the CPU. images: of images on a GPU, by case. images_left_out: what was not measured there.
     """
 
     rows: Sequence[Record]
     left_out: Sequence[LeftOut] = ()
     roofs: Sequence[Roof] = ()
     kernels: Sequence[KernelRate] = ()
+    images: image_tables.Cases = field(default_factory=dict)
+    images_left_out: Sequence[Mapping[str, str]] = ()
 
 
 def write(results: Results, docs: Path = DOCS, readme: Path | None = README) -> list[Path]:
@@ -94,6 +97,8 @@ def docs_text(results: Results, drawn: Sequence[Curve] = ()) -> str:
         within = limits(held, threads, targets)
         if within:
             parts += ["", "## Limits", "", *_LIMITS_INTRODUCTION, "", limits_text(within)]
+    if results.images:
+        parts += ["", *image_tables.section(results.images, results.images_left_out)]
     if results.kernels:
         parts += ["", "## Kernels", "", *_KERNELS_INTRODUCTION, "", kernels_text(results.kernels)]
     if results.roofs:

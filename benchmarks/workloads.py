@@ -182,11 +182,11 @@ def start(potential: vf.MLPPotential, n: int) -> Tensor:
     return potential.homotopy.omega * noise.normal(0, range(n), potential.event_shape)
 
 
-def fingerprint(potential: vf.MLPPotential) -> str:
+def fingerprint(potential: vf.Potential) -> str:
     """A hash of a potential's configuration and weights."""
     digest = hashlib.sha256(repr(potential.config()).encode())
     for name, value in potential.state_dict().items():
-        digest.update(name.encode() + value.numpy().tobytes())
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "interpreter_lock.h"
+
 namespace vapo_fast {
 namespace arguments {
 
@@ -195,10 +197,12 @@ inline std::function<bool(std::int64_t)> monitor(py::handle progress) {
     if (!progress.is_none() && PyCallable_Check(progress.ptr()) == 0)
         throw py::type_error("progress must be callable or None, got " + type_of(progress));
     return [progress](std::int64_t done) {
-        const py::gil_scoped_acquire lock;
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-        if (!progress.is_none()) progress(done);
-        return true;
+        const WithLock lock;
+        return unless_python_ends([&] {
+            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+            if (!progress.is_none()) progress(done);
+            return true;
+        });
     };
 }
 

@@ -13,6 +13,7 @@
 #include "analytic_field.h"
 #include "bindings_results.h"
 #include "controller.h"
+#include "interpreter_lock.h"
 #include "solve.h"
 #include "tableau.h"
 
@@ -100,13 +101,13 @@ py::dict solve_formula(const std::string& formula, const py::array_t<T, py::arra
     Monitor monitor;
     if (progress) {
         monitor = [&](std::int64_t done) {
-            const py::gil_scoped_acquire gil;
+            const WithLock gil;
             return progress(done);
         };
     }
     bool finished;
     {
-        const py::gil_scoped_release release;
+        const WithoutLock release;
         finished = solve(field, t0, t1, options, arrays, threads, monitor);
     }
     py::dict result = results.dict();

@@ -10,6 +10,7 @@
 #include "bindings.h"
 #include "bindings_arguments.h"
 #include "draws.h"
+#include "interpreter_lock.h"
 
 namespace py = pybind11;
 namespace arguments = vapo_fast::arguments;
@@ -33,7 +34,7 @@ py::array draw(const vapo_fast::Draws& draws, DrawFunction<T> function) {
     py::array_t<T> out({draws.samples, draws.size});
     T* values = out.mutable_data();
     {
-        const py::gil_scoped_release release;
+        const vapo_fast::WithoutLock release;
         function(draws, values);
     }
     return std::move(out);
@@ -62,7 +63,7 @@ py::array permutation(py::handle seed, py::handle stream, py::handle epoch, py::
     py::array_t<std::int64_t> out(count);
     std::int64_t* order = out.mutable_data();
     {
-        const py::gil_scoped_release release;
+        const vapo_fast::WithoutLock release;
         vapo_fast::permutation(key, stream_word, index, count, order);
     }
     return std::move(out);

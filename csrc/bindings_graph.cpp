@@ -7,6 +7,7 @@
 #include "bindings.h"
 #include "bindings_arguments.h"
 #include "graph_replay.h"
+#include "interpreter_lock.h"
 
 namespace py = pybind11;
 
@@ -35,7 +36,7 @@ py::tuple replay_graph(py::handle library, py::handle graph, py::handle stream, 
     const Driver driver(name);
     Replayed replayed{};
     {
-        const py::gil_scoped_release release;
+        const WithoutLock release;
         replayed = replay(driver, replays, [&](std::int64_t running) { tell(running); });
     }
     return py::make_tuple(replayed.running, replayed.launched);

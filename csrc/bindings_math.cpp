@@ -10,6 +10,7 @@
 #include "bindings.h"
 #include "elementwise.h"
 #include "instruction_set.h"
+#include "interpreter_lock.h"
 
 namespace py = pybind11;
 namespace vf = vapo_fast;
@@ -24,7 +25,7 @@ py::array evaluate(vf::ElementwiseFunction function, const py::array& x, vf::Ins
     const T* from = input.data();
     T* to = out.mutable_data();
     const py::ssize_t size = input.size();
-    py::gil_scoped_release release;
+    const vapo_fast::WithoutLock release;
     vf::elementwise(function, from, to, size, instruction_set);
     return std::move(out);
 }

@@ -15,6 +15,7 @@
 #include "bindings.h"
 #include "bindings_arguments.h"
 #include "bindings_results.h"
+#include "interpreter_lock.h"
 #include "mlp_field.h"
 #include "solve.h"
 
@@ -122,7 +123,7 @@ public:
         if (n == 0) return;
         const Monitor monitor = arguments::monitor(py::none());
         const MlpField<T> field(mlp, instruction_set_, Trace<T>{});
-        const py::gil_scoped_release release;
+        const WithoutLock release;
         evaluate_batch<T>(field, rows, threads, monitor);
     }
 
@@ -141,7 +142,7 @@ public:
         SolveArrays<T> arrays = results.arrays(nullptr);
         arrays.x0 = arrays.x;  // each row is read before it is written
         {
-            const py::gil_scoped_release release;
+            const WithoutLock release;
             for (std::int64_t i = 0; i < n; ++i) {
                 T* row = arrays.x + i * width;
                 std::fill(std::copy_n(start + i * d, d, row), row + width, T(0));
@@ -187,7 +188,7 @@ public:
         py::array_t<T> of_output(shape_.size(shape_.layers()));
         result.output = of_output.mutable_data();
         {
-            const py::gil_scoped_release release;
+            const WithoutLock release;
             // A second thread that trains the same potential at the same time works in memory of its own.
             const std::unique_lock<std::mutex> kept(loss_mutex_, std::try_to_lock);
             LossMemory<T> other;

@@ -9,6 +9,7 @@
 
 #include "bindings.h"
 #include "bindings_arguments.h"
+#include "interpreter_lock.h"
 #include "pointwise.h"
 #include "scheduler.h"
 
@@ -84,7 +85,7 @@ void silu_map_of(py::handle x, py::handle out, py::handle threads) {
         const T* from = input<T>(x, "x", whole(shape));
         N* to = output<N>(out, "out", whole(shape));
         arguments::refuse_overlap({{"out", out}}, {{"x", x}});
-        const py::gil_scoped_release release;
+        const WithoutLock release;
         silu_map(from, to, shape, run);
     });
 }
@@ -102,7 +103,7 @@ void silu_derivative_of(py::handle x, py::handle v, py::handle skip, py::handle 
             arguments::refuse_overlap({{"out", out}}, {{"x", x}});
             refuse_partial_overlap("out", out, "v", v);
             if (added != nullptr) refuse_partial_overlap("out", out, "skip", skip);
-            const py::gil_scoped_release release;
+            const WithoutLock release;
             silu_derivative(at, direction, added, to, shape, run);
         };
         if constexpr (std::is_same_v<T, N>) {
@@ -132,7 +133,7 @@ void silu_second_of(py::handle x, py::handle x_dot, py::handle a_s, py::handle b
                                       output<N>(values, "values", pair(shape))};
         arguments::refuse_overlap({{"adjoints", adjoints}, {"values", values}},
                                   {{"x", x}, {"x_dot", x_dot}, {"a_s", a_s}, {"b_s", b_s}});
-        const py::gil_scoped_release release;
+        const WithoutLock release;
         silu_second(arrays, shape, run);
     });
 }
@@ -149,7 +150,7 @@ void film_silu_of(py::handle c, py::handle gain, py::handle offset, py::handle o
         N* to = output<N>(out, "out", whole(shape));
         arguments::refuse_overlap({{"out", out}}, {{"gain", gain}, {"offset", offset}});
         refuse_partial_overlap("out", out, "c", c);
-        const py::gil_scoped_release release;
+        const WithoutLock release;
         film_silu(from, g, o, to, shape, run);
     });
 }
@@ -169,7 +170,7 @@ void film_silu_derivative_of(py::handle c, py::handle v, py::handle gain, py::ha
         arguments::refuse_overlap({{"out", out}}, {{"gain", gain}, {"offset", offset}});
         refuse_partial_overlap("out", out, "c", c);
         refuse_partial_overlap("out", out, "v", v);
-        const py::gil_scoped_release release;
+        const WithoutLock release;
         film_silu_derivative(at, direction, g, o, to, shape, run);
     });
 }
@@ -195,7 +196,7 @@ void film_silu_second_of(py::handle c, py::handle c_dot, py::handle a_s, py::han
         arguments::refuse_overlap(
             {{"adjoints", adjoints}, {"values", values}, {"of_gain", of_gain}, {"of_offset", of_offset}},
             {{"c", c}, {"c_dot", c_dot}, {"a_s", a_s}, {"b_s", b_s}, {"gain", gain}, {"offset", offset}});
-        const py::gil_scoped_release release;
+        const WithoutLock release;
         film_silu_second(arrays, shape, run);
     });
 }
@@ -213,7 +214,7 @@ void residual_of(py::handle branch, py::handle skip, py::handle bias, py::handle
         if (added != nullptr) arguments::refuse_overlap({{"out", out}}, {{"bias", bias}});
         refuse_partial_overlap("out", out, "branch", branch);
         refuse_partial_overlap("out", out, "skip", skip);
-        const py::gil_scoped_release release;
+        const WithoutLock release;
         residual(first, second, added, to, shape, run);
     });
 }

@@ -8,6 +8,7 @@
 
 #include "bindings.h"
 #include "bindings_arguments.h"
+#include "interpreter_lock.h"
 #include "rates.h"
 #include "scheduler.h"
 
@@ -36,14 +37,14 @@ int size_of(py::handle value, const char* name) {
 
 double multiply_adds(py::handle instruction_set, py::handle turns, py::handle threads) {
     const Work work(instruction_set, turns, threads);
-    const py::gil_scoped_release release;
+    const WithoutLock release;
     return repeat_multiply_adds(work.instruction_set, work.turns, work.threads);
 }
 
 double product(py::handle inner, py::handle columns, py::handle instruction_set, py::handle turns, py::handle threads) {
     const Work work(instruction_set, turns, threads);
     const int in = size_of(inner, "inner"), out = size_of(columns, "columns");
-    const py::gil_scoped_release release;
+    const WithoutLock release;
     return repeat_product(work.instruction_set, in, out, work.turns, work.threads);
 }
 
@@ -52,7 +53,7 @@ double activation(py::handle name, py::handle columns, py::handle instruction_se
     const Work work(instruction_set, turns, threads);
     const Activation kind = activation_named(arguments::text(name, "activation"));
     const int out = size_of(columns, "columns");
-    const py::gil_scoped_release release;
+    const WithoutLock release;
     return repeat_activation(work.instruction_set, kind, out, work.turns, work.threads);
 }
 
@@ -67,7 +68,7 @@ double field(py::handle dimension, py::handle widths, py::handle instruction_set
         throw py::value_error("widths must hold between 1 and " + std::to_string(most_layers) + " sizes, got " +
                               std::to_string(shape.widths.size()));
     shape.log_beta_last = -4.0;
-    const py::gil_scoped_release release;
+    const WithoutLock release;
     return repeat_field(work.instruction_set, shape, work.turns, work.threads);
 }
 

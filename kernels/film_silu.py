@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import launch
 from .activation import activate
-from .launch import OPTIONS, on
 from .silu_map import load, store
 
 _BLOCK, _CHANNELS = 1024, 64
@@ -65,7 +65,7 @@ def _film_silu_second(
     of_offset_ptr,
     pixels,
     channels,
-    size,
+    size: tl.int64,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -100,18 +100,18 @@ def _film_silu_second(
 
 def film_silu(c: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
     """``out = silu(gain c + offset)``; ``out`` may be ``c``."""
-    grid, sizes, tile = _launch(c)
+    grid, sizes, tile = _grid(c)
     if c.numel():
-        with on(c.device):
-            _film_silu[grid](c, gain, offset, out, *sizes, **tile, **OPTIONS)
+        with launch.on(c.device):
+            _film_silu[grid](c, gain, offset, out, *sizes, **tile, **launch.OPTIONS)
 
 
 def film_silu_derivative(c: Tensor, v: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:
     """``out = gain silu'(gain c + offset) v``; ``out`` may be ``c`` or ``v``."""
-    grid, sizes, tile = _launch(c)
+    grid, sizes, tile = _grid(c)
     if c.numel():
-        with on(c.device):
-            _film_silu_derivative[grid](c, v, gain, offset, out, *sizes, **tile, **OPTIONS)
+        with launch.on(c.device):
+            _film_silu_derivative[grid](c, v, gain, offset, out, *sizes, **tile, **launch.OPTIONS)
 
 
 def film_silu_second(
@@ -130,29 +130,17 @@ def film_silu_second(
 
     The pairs are of twice as many rows; a program sums over all pixels of its channels, in an order of its own alone.
     """
-    (_, across), (pixels, channels, _), tile = _launch(c)
+    (_, across), (pixels, channels, _), tile = _grid(c)
     if c.numel():
-        with on(c.device):
+        inputs = (c, c_dot, a_s, b_s, gain, offset)
+        outputs = (adjoints, values, of_gain, of_offset)
+        with launch.on(c.device):
             _film_silu_second[(len(c), across)](
-                c,
-                c_dot,
-                a_s,
-                b_s,
-                gain,
-                offset,
-                adjoints,
-                values,
-                of_gain,
-                of_offset,
-                pixels,
-                channels,
-                c.numel(),
-                **tile,
-                **OPTIONS,
+                *inputs, *outputs, pixels, channels, c.numel(), **tile, **launch.OPTIONS
             )
 
 
-def _launch(c: Tensor) -> tuple[tuple[int, int], tuple[int, int, int], dict[str, int]]:
+def _grid(c: Tensor) -> tuple[tuple[int, int], tuple[int, int, int], dict[str, int]]:
     """The grid, (pixels, channels, tiles of a row's pixels), and the tile's shape."""
     n, channels, height, width = c.shape
     across = min(_CHANNELS, triton.next_power_of_2(channels))

@@ -6,14 +6,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import OPTIONS, on
+from .launch import run
 from .silu_map import load, store
 
 _BLOCK = 1024
 
 
 @triton.jit
-def _residual(branch_ptr, skip_ptr, bias_ptr, out_ptr, channels, size, BIAS: tl.constexpr, BLOCK: tl.constexpr):
+def _residual(
+    branch_ptr, skip_ptr, bias_ptr, out_ptr, channels, size: tl.int64, BIAS: tl.constexpr, BLOCK: tl.constexpr
+):
     start = tl.program_id(0).to(tl.int64) * BLOCK
     at = start + tl.arange(0, BLOCK)
     inside = at < size
@@ -32,15 +34,7 @@ def residual(branch: Tensor, skip: Tensor, bias: Tensor | None, out: Tensor) -> 
     """
     size = skip.numel()
     if size:
-        with on(skip.device):
-            _residual[(triton.cdiv(size, _BLOCK),)](
-                branch,
-                skip,
-                skip if bias is None else bias,
-                out,
-                skip.shape[1],
-                size,
-                BIAS=bias is not None,
-                BLOCK=_BLOCK,
-                **OPTIONS,
-            )
+        inputs = (branch, skip, skip if bias is None else bias)
+        sizes = (skip.shape[1], size)
+        programs = triton.cdiv(size, _BLOCK)
+        run(_residual, programs, skip.device, *inputs, out, *sizes, BIAS=bias is not None, BLOCK=_BLOCK)

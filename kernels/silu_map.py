@@ -12,9 +12,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import activate
-from .launch import OPTIONS, on
+from .launch import run
 
 _BLOCK = 1024
+
+# Sizes are 64 bits wide, and specialised: that they are multiples of 16, as they are for any batch of a usual network,
+# is what lets the compiler load several numbers at once up to the end.
 
 
 @triton.jit
@@ -36,14 +39,14 @@ def _place(size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _silu(x_ptr, out_ptr, size, BLOCK: tl.constexpr):
+def _silu(x_ptr, out_ptr, size: tl.int64, BLOCK: tl.constexpr):
     at, inside = _place(size, BLOCK)
     value, _first, _second = activate(load(x_ptr, at, inside), "silu", False)
     store(out_ptr, at, value, inside)
 
 
 @triton.jit
-def _silu_derivative(x_ptr, v_ptr, skip_ptr, out_ptr, size, SKIP: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_derivative(x_ptr, v_ptr, skip_ptr, out_ptr, size: tl.int64, SKIP: tl.constexpr, BLOCK: tl.constexpr):
     at, inside = _place(size, BLOCK)
     _value, first, _second = activate(load(x_ptr, at, inside), "silu", False)
     result = first * load(v_ptr, at, inside)
@@ -61,7 +64,7 @@ def _silu_second(
     skip_ptr,
     adjoints_ptr,
     values_ptr,
-    size,
+    size: tl.int64,
     SKIP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -83,17 +86,14 @@ def _silu_second(
 def silu(x: Tensor, out: Tensor) -> None:
     """``out = silu(x)``; both contiguous in the same order, float32 or bfloat16."""
     if x.numel():
-        with on(x.device):
-            _silu[(triton.cdiv(x.numel(), _BLOCK),)](x, out, x.numel(), BLOCK=_BLOCK, **OPTIONS)
+        run(_silu, _programs(x), x.device, x, out, x.numel(), BLOCK=_BLOCK)
 
 
 def silu_derivative(x: Tensor, v: Tensor, skip: Tensor | None, out: Tensor) -> None:
     """``out = silu'(x) v + skip``; all contiguous in the same order. ``out`` may be any of the others."""
     if x.numel():
-        with on(x.device):
-            _silu_derivative[(triton.cdiv(x.numel(), _BLOCK),)](
-                x, v, v if skip is None else skip, out, x.numel(), SKIP=skip is not None, BLOCK=_BLOCK, **OPTIONS
-            )
+        others = (v, v if skip is None else skip, out, x.numel())
+        run(_silu_derivative, _programs(x), x.device, x, *others, SKIP=skip is not None, BLOCK=_BLOCK)
 
 
 def silu_second(
@@ -104,17 +104,10 @@ def silu_second(
     All contiguous in the same order; skip, adjoints and values are of twice the size. ``adjoints`` may be ``skip``.
     """
     if x.numel():
-        with on(x.device):
-            _silu_second[(triton.cdiv(x.numel(), _BLOCK),)](
-                x,
-                x_dot,
-                a_s,
-                b_s,
-                adjoints if skip is None else skip,
-                adjoints,
-                values,
-                x.numel(),
-                SKIP=skip is not None,
-                BLOCK=_BLOCK,
-                **OPTIONS,
-            )
+        inputs = (x, x_dot, a_s, b_s, adjoints if skip is None else skip)
+        constants = {"SKIP": skip is not None, "BLOCK": _BLOCK}
+        run(_silu_second, _programs(x), x.device, *inputs, adjoints, values, x.numel(), **constants)
+
+
+def _programs(x: Tensor) -> int:
+    return int(triton.cdiv(x.numel(), _BLOCK))

@@ -287,6 +287,7 @@ CASES: dict[str, list[Case]] = {
         Case("vf.log_likelihood(model, x[:0])", V),
         Case("vf.log_likelihood(model, x, trace='hutch')", V),
         Case("vf.log_likelihood(model, x, trace='hutchinson', probes=0)", V),
+        Case("vf.log_likelihood(model, x, trace='hutchinson', probes=10**12)", V),
         Case("vf.log_likelihood(model, x, trace='hutchinson', probes=1, return_standard_error=True)", V),
         Case("vf.log_likelihood(model, x, batch_size=0)", V),
         Case("vf.log_likelihood(model, x, max_steps=2)", vf.SolveError),

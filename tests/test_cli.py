@@ -155,6 +155,21 @@ def test_sample_numbers_do_not_depend_on_the_batch_size(trained, tmp_path):
     assert f"8 samples by engine {engine} in float32" in outcome.err
 
 
+def test_samples_that_run_out_of_steps_are_told_and_may_have_more(trained, tmp_path):
+    """The error asks for more max_steps, so there is a flag for them."""
+    common = ["-n", 3, "--rtol", 1e-4, "--no-progress"]
+    for command in (["sample", trained, "-o", tmp_path / "x.npy"], ["evaluate", trained]):
+        outcome = run(*command, *common[:4], "--max-steps", 2, "--no-progress")
+        assert outcome.code == FAILED
+        assert "3 of 3 samples did not reach the end time: 3 MAX_STEPS" in outcome.plain
+    outcome = run("sample", trained, "-o", tmp_path / "x.npy", *common, "--max-steps", 500)
+    assert outcome.code == 0, outcome.all
+    outcome = run("sample", trained, "-o", tmp_path / "x.npy", *common, "--max-steps", 0)
+    assert (outcome.code, "max_steps must be a positive integer, got 0" in outcome.plain) == (USAGE, True)
+    outcome = run("sample", trained, "-o", tmp_path / "x.png", *common, "--max-steps", 9)
+    assert (outcome.code, "--max-steps cannot be used for a picture of points" in outcome.plain) == (USAGE, True)
+
+
 def test_sample_pictures(trained, trained_images, tmp_path):
     assert run("sample", trained, "-n", 16, "-o", tmp_path / "points.png", "--rtol", 1e-2).code == 0
     outcome = run("sample", trained_images, "-n", 4, "-o", tmp_path / "images.png", "--rtol", 1e-2, "--columns", 4)

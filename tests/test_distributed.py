@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -386,6 +387,66 @@ def test_the_command_line_writes_once(groups: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(first["samples"], drawn, rtol=0, atol=0)
     assert json.loads(first["scores"])["n_fake"] == 11
     assert "minutes hold about" in first["minutes"][2]
+
+
+THREADS_LEFT = """
+import importlib.util, os
+import torch
+import vapo_fast as vf
+from vapo_fast.distributed import process_group
+
+specification = importlib.util.spec_from_file_location("distributed_loop", {example!r})
+example = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(example)
+
+
+def gloo():
+    tasks = "/proc/self/task"
+    names = [open(f"{{tasks}}/{{task}}/comm").read().strip() for task in os.listdir(tasks)]
+    return [name for name in names if "gloo" in name]
+
+
+with process_group(torch.device("cpu")):
+    torch.manual_seed(0)
+    model, data = vf.MLPPotential((2,), vf.DataHomotopy(), (8,)), torch.randn(64, 2)
+    vf.Trainer(model, batch_size=16).fit(data, 3)
+    loss = example.Loss(model)
+    wrapped = example.DistributedDataParallel(loss)
+    wrapped(data, torch.ones(64), torch.randn(64, 2)).backward()
+    vf.distributed.sample(model, 5, rtol=1e-2)
+    began = gloo()
+    del wrapped
+print(len(began), gloo())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="lists a process's threads as Linux does")
+def test_a_group_is_gone_with_its_context() -> None:
+    """Threads that it left would ask for the lock of an interpreter that is shutting down, and abort the process.
+
+    In processes of their own, because what would keep the group is done at most once in each.
+    """
+    processes = []
+    for _ in range(3):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launcher = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", THREADS_LEFT.format(example=str(group.EXAMPLE))],
+                env={**os.environ, **launcher, "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for process in processes:
+        said, errors = process.communicate(timeout=120)
+        began, left = said.split(maxsplit=1)
+        assert int(began) > 0, errors
+        assert left.strip() == "[]"
+        assert process.returncode == 0, errors
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ from vapo_fast.engines.triton import tune as tune_tiles
 from vapo_fast.langevin import refine as refine_samples
 from vapo_fast.likelihood import bits_per_dim
 from vapo_fast.ode import Solution
+from vapo_fast.ode.options import DEFAULT_MAX_STEPS
 from vapo_fast.ood import auroc, ood_scores, typicality
 from vapo_fast.optim import NonFiniteLossError
 from vapo_fast.potentials import SumPotential
@@ -77,6 +78,7 @@ CheckpointPath = Annotated[
     Path, typer.Argument(help="A .safetensors checkpoint, or the folder of a training run.", show_default=False)
 ]
 RtolOption = Annotated[float, typer.Option(help="Relative tolerance of the solver.")]
+MaxStepsOption = Annotated[int, typer.Option(help="Most steps that the solver may try for each sample.")]
 SeedOption = Annotated[int, typer.Option(help="Sample i depends on the seed and i only.")]
 TEndOption = Annotated[
     float | None, typer.Option(show_default="the path's end", help="Time to integrate to (time-independent models).")
@@ -226,6 +228,7 @@ def sample(
     rtol: RtolOption = 1e-5,
     atol: Annotated[float | None, typer.Option(show_default="rtol", help="Absolute tolerance.")] = None,
     method: Annotated[Method, typer.Option(help="Runge-Kutta method.")] = Method.dopri5,
+    max_steps: MaxStepsOption = DEFAULT_MAX_STEPS,
     t_end: TEndOption = None,
     seed: SeedOption = 0,
     batch_size: BatchOption = None,
@@ -260,6 +263,7 @@ def sample(
                 _refuse_for_points(
                     atol=atol is not None,
                     method=method != Method.dopri5,
+                    max_steps=max_steps != DEFAULT_MAX_STEPS,
                     batch_size=batch_size is not None,
                     columns=columns is not None,
                     engine=engine != "auto",
@@ -275,6 +279,7 @@ def sample(
             rtol=rtol,
             atol=atol,
             method=method.value,
+            max_steps=max_steps,
             t_end=t_end,
             seed=seed,
             batch_size=batch_size,
@@ -342,6 +347,7 @@ def evaluate(
         Path | None, typer.Option("--out", "-o", show_default=False, help="Also write a .json file.")
     ] = None,
     rtol: RtolOption = 1e-5,
+    max_steps: MaxStepsOption = DEFAULT_MAX_STEPS,
     t_end: TEndOption = None,
     seed: SeedOption = 0,
     batch_size: BatchOption = None,
@@ -387,8 +393,8 @@ def evaluate(
         else:
             potential = _load_model(generated, where)
             count = n if n is not None else len(held_out)
-            options = {"rtol": rtol, "t_end": t_end, "seed": seed, "batch_size": batch_size, "engine": engine}
-            fake = _solve(potential, count, progress=shown, **options).x.float().cpu()
+            options = {"rtol": rtol, "max_steps": max_steps, "t_end": t_end, "seed": seed, "batch_size": batch_size}
+            fake = _solve(potential, count, progress=shown, engine=engine, **options).x.float().cpu()
         if not distributed.world().is_first:
             # The others have done their share of the samples.
             return

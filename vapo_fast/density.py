@@ -29,6 +29,8 @@ from vapo_fast.potentials.base import Potential
 
 TRACES = ("exact", "hutchinson")
 _DEFAULT_PROBES = 16
+MOST_PROBES = 1 << 20
+"""Of a Hutchinson estimate: what every engine has room for; its error falls as the root of their number."""
 # The exact Laplacian takes one reverse pass for each coordinate at each evaluation.
 _EXACT_WARNING_DIMENSION = 256
 
@@ -93,7 +95,8 @@ def log_likelihood(
         x: (B, *event_shape), in the model's dtype and on its device.
         rtol, atol, method, steps, max_steps: as for `vapo_fast.sample`; the integral is part of the error's norm.
         trace: "exact" takes one reverse pass for each of the D coordinates (warns above D = 256); "hutchinson"
-            estimates it with ``probes`` random sign vectors for each sample, held fixed along its path, one pass each.
+            estimates it with ``probes`` (at most 2^20) random sign vectors for each sample, held fixed along its path,
+            one pass each.
         seed: of the probes; those of row i depend on (seed, i) only.
         t_end: end time, as for `vapo_fast.sample`.
         return_standard_error: also return the standard error over the probes (0 for the exact trace); needs probes >=
@@ -102,7 +105,7 @@ def log_likelihood(
         engine, precision: see `vapo_fast.engines`.
         throw: raise `SolveError` if a row fails; with False such a row is NaN.
         progress: show a progress bar (needs rich).
-    Returns: (B,) nats in x's dtype, or (values, standard errors).
+    Returns: (B,) nats in x's dtype, or (values, standard errors); not differentiable, unlike `log_density`.
     Raises:
         SolveError, UnsupportedJobError, MemoryError, TypeError, ValueError: as `vapo_fast.sample`.
     """
@@ -110,6 +113,8 @@ def log_likelihood(
     check_events(model, "x", x)
     _checks.one_of("trace", trace, TRACES)
     probes = _checks.positive_int("probes", probes)
+    if probes > MOST_PROBES:
+        raise ValueError(f"probes must be at most {MOST_PROBES}, got {probes}")
     hutchinson = trace == "hutchinson"
     if return_standard_error and hutchinson and probes < 2:
         raise ValueError(f"return_standard_error needs probes >= 2 to compare, got {probes}")

@@ -24,6 +24,12 @@ from vapo_fast.ode.options import DEFAULT_MAX_STEPS, DEFAULT_RTOL
 from vapo_fast.potentials.base import Potential
 from vapo_fast.sampling import solve_samples
 
+if dist.is_available() and not dist.is_initialized():
+    # Its functions keep the default group of the moment of their definition as a default argument, for ever. PyTorch
+    # imports it with its first optimiser: were there a group by then, its threads would outlive it, ask for the lock of
+    # an interpreter that is shutting down, and abort the process after its work was done.
+    import torch.distributed.nn.functional
+
 Result = TypeVar("Result")
 
 

@@ -62,7 +62,7 @@ def sample(
         progress: show a progress bar (needs rich).
         throw: raise `SolveError`, once all batches are done, if a sample failed; its ``.solution`` holds all states.
         return_solution: return the `Solution` of all samples instead of the tensor.
-    Returns: (n, *event_shape), or the `Solution` with it as ``x``.
+    Returns: (n, *event_shape), or the `Solution` with it as ``x``; not differentiable.
     Raises:
         SolveError: see ``throw``.
         UnsupportedJobError: the named engine cannot do this.

@@ -79,8 +79,8 @@ class _Shared:
 _SHARED = _Shared()
 
 
-def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A CUDA graph of a call, and the tensors that its replays write."""
+def captured(call: Callable[[], Any], mode: str = "global") -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of a call, and the tensors that its replays write; ``mode`` is ``capture_error_mode``."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -89,7 +89,7 @@ def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode=mode):
         result = call()
     return graph, result
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -41,8 +41,27 @@ from benchmarks.workloads import Problem
 Field = Callable[[Tensor, Tensor | float], Tensor]
 # Solves once: the end states, and what the solver itself tells of its steps.
 Solve = Callable[[], tuple[Tensor, dict[str, Any]]]
+
+
+class Tolerance(Protocol):
+    """``rtol``, which is ``atol`` too; or a number of equal steps."""
+
+    rtol: float | None
+    steps: int | None
+
+
+class InitialValue(Protocol):
+    """What a solver is given beside the field: starts (n, ...), the interval twice over, and a tolerance."""
+
+    case: Tolerance
+    x0: Tensor
+    span: tuple[float, float]
+    ends: Tensor
+    device: torch.device
+
+
 # Sets a solver up around a field, once for a problem.
-Maker = Callable[[Field, Problem], Solve]
+Maker = Callable[[Field, InitialValue], Solve]
 
 
 def _prepare(name: str, make: Maker, problem: Problem) -> Runner:
@@ -101,7 +120,7 @@ def _failed(told: Tensor | int) -> int:
     return int((told != 0).sum()) if isinstance(told, Tensor) else told
 
 
-def with_torchdiffeq(field: Field, problem: Problem) -> Solve:
+def with_torchdiffeq(field: Field, problem: InitialValue) -> Solve:
     import torchdiffeq
 
     case, times, x0 = problem.case, problem.ends, problem.x0
@@ -117,7 +136,7 @@ def with_torchdiffeq(field: Field, problem: Problem) -> Solve:
     return lambda: (torchdiffeq.odeint(right_hand_side, x0, times, **options)[-1], {})
 
 
-def with_torchebm(field: Field, problem: Problem) -> Solve:
+def with_torchebm(field: Field, problem: InitialValue) -> Solve:
     from torchebm.integrators import Dopri5Integrator, RK4Integrator
 
     case, (t0, t1), device = problem.case, problem.span, problem.device
@@ -140,7 +159,7 @@ def with_torchebm(field: Field, problem: Problem) -> Solve:
     return lambda: (integrator.integrate(state, first, 1, drift=drift, t=problem.ends, adaptive=True)["x"], {})
 
 
-def with_torchode(field: Field, problem: Problem) -> Solve:
+def with_torchode(field: Field, problem: InitialValue) -> Solve:
     import torchode
 
     case, x0 = problem.case, problem.x0
@@ -163,7 +182,7 @@ def with_torchode(field: Field, problem: Problem) -> Solve:
     return solve
 
 
-def with_scipy(field: Field, problem: Problem) -> Solve:
+def with_scipy(field: Field, problem: InitialValue) -> Solve:
     from scipy.integrate import solve_ivp
 
     case, shape = problem.case, problem.x0.shape
@@ -171,10 +190,10 @@ def with_scipy(field: Field, problem: Problem) -> Solve:
         raise UnavailableError("SciPy has no fixed-step method")
 
     def right_hand_side(t: float, flat: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(flat.reshape(shape)).to(torch.float32)
-        return field(x, t).numpy().reshape(-1).astype(np.float64)
+        x = torch.from_numpy(flat.reshape(shape)).to(problem.device, torch.float32)
+        return field(x, t).cpu().numpy().reshape(-1).astype(np.float64)
 
-    start = problem.x0.numpy().reshape(-1).astype(np.float64)
+    start = problem.x0.cpu().numpy().reshape(-1).astype(np.float64)
 
     def solve() -> tuple[Tensor, dict[str, Any]]:
         solution = solve_ivp(right_hand_side, problem.span, start, method="RK45", rtol=case.rtol, atol=case.rtol)

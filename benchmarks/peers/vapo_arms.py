@@ -131,7 +131,7 @@ _UNTIMED_STEPS = {"cpu": 3, "cuda": 20}
 _LEAST_STEPS = {"cpu": 1, "cuda": 100}
 
 
-class _Stopwatch(Callback):
+class Stopwatch(Callback):
     """Starts when a number of steps are done, and the device has done them."""
 
     def __init__(self, device: str, steps: int) -> None:
@@ -161,7 +161,7 @@ class _TrainerRunner(Runner):
 
     def run(self, repeats: int) -> Timings:
         untimed, steps = _UNTIMED_STEPS[self._device], max(repeats, _LEAST_STEPS[self._device])
-        watch = _Stopwatch(self._device, untimed)
+        watch = Stopwatch(self._device, untimed)
         self._trainer.fit(self._data, untimed + steps, callbacks=(watch,))
         wait(self._device)
         seconds = time.perf_counter() - watch.begin

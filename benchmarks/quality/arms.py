@@ -77,6 +77,7 @@ class PotentialArm(Arm):
             time_sampling=o.time_sampling,
             seed=seed,
             precision=precision,
+            augment=o.augment,
         )
         self.engine = self._trainer.engine.name
         self.optimizer = self._trainer.optimizer

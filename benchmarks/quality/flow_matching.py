@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks.quality.velocity import VelocityUNet
 from vapo_fast import noise, ode
-from vapo_fast.batches import Data, as_source, training_batch
+from vapo_fast.batches import Batch, Batches, Data, as_source
+from vapo_fast.device_batches import DeviceBatches
 from vapo_fast.loss import loss_weight
 from vapo_fast.ode import Solution, SolveOptions
 from vapo_fast.optim import (
@@ -22,6 +25,7 @@ from vapo_fast.optim import (
     make_optimizer,
     set_gradients,
 )
+from vapo_fast.prefetch import batches_ahead, prepared
 
 AfterStep = Callable[[int], None]
 
@@ -52,27 +56,34 @@ class FlowMatching:
 
     def fit(self, data: Data, steps: int, after_step: AfterStep | None = None) -> None:
         """Do ``steps`` more steps; ``after_step`` is told the number of all that are done, after each."""
-        o, source = self.options, as_source(data, self.model.event_shape, seed=self.options.seed)
+        o = self.options
         start, end = self.step, self.step + steps
         self.model.train()
-        while self.step < end:
-            batch = training_batch(
-                source,
-                self.step,
-                homotopy=self.model.homotopy,
-                seed=o.seed,
-                batch_size=o.batch_size,
-                time_sampling=o.time_sampling,
-                device=self._device,
-                dtype=torch.float32,
-            )
-            set_gradients(self._parameters, torch.autograd.grad(self.loss(*batch), self._parameters))
-            self.optimizer.param_groups[0]["lr"] = learning_rate(o, self.step, start, end)
-            self.optimizer.step()
-            self._averaging.update(ema_decay_at(o, self.step))
-            self.step += 1
-            if after_step is not None:
-                after_step(self.step)
+        with self._batches(data, range(start, end)) as batch_of:
+            while self.step < end:
+                batch = batch_of(self.step)
+                set_gradients(self._parameters, torch.autograd.grad(self.loss(*batch), self._parameters))
+                self.optimizer.param_groups[0]["lr"] = learning_rate(o, self.step, start, end)
+                self.optimizer.step()
+                self._averaging.update(ema_decay_at(o, self.step))
+                self.step += 1
+                if after_step is not None:
+                    after_step(self.step)
+
+    @contextmanager
+    def _batches(self, data: Data, steps: range) -> Iterator[Callable[[int], Batch]]:
+        """Batches by step, made as the trainer makes them: by the device where the data lies there, else ahead."""
+        o, source = self.options, as_source(data, self.model.event_shape, seed=self.options.seed)
+        batches = Batches(
+            source, self.model.homotopy, o.seed, o.batch_size, o.time_sampling, self._device, torch.float32, o.augment
+        )
+        on_device = DeviceBatches.of(batches)
+        if on_device is not None:
+            yield partial(_drawn_there, on_device, torch.zeros((), dtype=torch.int64, device=self._device))
+            return
+        ahead = batches_ahead(o.prefetch, source, self._device)
+        with prepared(batches.draw, steps, ahead, self._device) as drawn:
+            yield lambda step: batches.place(step, drawn(step))
 
     def loss(self, x_data: Tensor, t: Tensor, draws: Tensor) -> Tensor:
         """The mean over a batch; what `vapo_fast.energy_loss` is for ``v = grad Phi``, plus ``E w |u|^2 / 2``."""
@@ -82,6 +93,11 @@ class FlowMatching:
             velocity = self._network(point.x, t)
         error = (velocity - point.velocity).flatten(1).square().sum(1)
         return (loss_weight(path, self.options.weight, t) * 0.5 * error).mean()
+
+
+def _drawn_there(batches: DeviceBatches, number: Tensor, step: int) -> Batch:
+    batches.prepare(step)
+    return batches(number.fill_(step))
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ class Setting:
     """What is the same for every arm.
 
     Attributes:
-        data: a name or path for `vapo_fast.data.load`; ``image_size`` and ``mirror`` as for `vapo-fast train`.
+        data: a name or path for `vapo_fast.data.load`; ``image_size`` as for `vapo-fast train`.
+        mirror: flip images at random, on the device.
         channels, multipliers, blocks, patch_size, data_scale: of the U-Net.
         wide_blocks: of the wide residual network; its channels and multipliers are the U-Net's.
         sigma: of `DataHomotopy`. A plain arm's linear path ends at the same noise, ``t1 = 1 - sigma``.
@@ -125,4 +126,5 @@ def options_of(arm: str, setting: Setting, seed: int) -> TrainingOptions:
         weight="uniform" if plain else balanced,
         time_sampling="uniform" if plain else "log_noise",
         seed=seed,
+        augment="flip" if setting.mirror else None,
     )

@@ -91,3 +91,16 @@ def test_a_gate_covers_every_job(name: str):
         assert any("native" in line for line in chosen)
         if name == "quick":
             assert any("reference" in line for line in chosen)
+
+
+def test_the_graph_gate_is_of_images_and_of_solves_in_float32():
+    # Where there is no CUDA device, the reference engine's tests of MLPs stand for those of graph.
+    expression = conformance.GRAPH.expression.replace("graph", "reference")
+    command = [*conformance.command(conformance.SUITE, conformance.Gate("graph", expression)), "--collect-only"]
+    told = subprocess.run(command, cwd=conformance.ROOT, capture_output=True, text=True, check=False).stdout
+    chosen = [line for line in told.splitlines() if "::" in line]
+    for name in ("test_field", "test_methods", "test_failing", "test_repetition", "test_new_weights"):
+        assert any(f"test_images.py::{name}" in line for line in chosen), name
+    assert any("test_solve.py::test_failing" in line for line in chosen)
+    assert not any("float64" in line for line in chosen)
+    assert {line.split("::")[0].split("/")[-1] for line in chosen} == {"test_images.py", "test_solve.py"}

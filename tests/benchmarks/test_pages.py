@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kernels, left_out, records, report, roofline
+from benchmarks import images, kernels, left_out, records, report, roofline
 from benchmarks.curves import curves
 
 
@@ -19,6 +19,8 @@ def results() -> report.Results:
         left_out.load(left_out.beside()),
         roofline.load(roofline.CSV),
         kernels.load(kernels.CSV),
+        images.latest_cases(),
+        images.load(images.beside()),
     )
 
 

@@ -2,7 +2,9 @@
 
 import csv
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from benchmarks.quality import arms, flow_matching, report, results
 from benchmarks.quality.flow_matching import FlowMatching
 from benchmarks.quality.settings import ARMS, SETTINGS, network_of, options_of, path_of
 from benchmarks.quality.velocity import VelocityUNet
-from vapo_fast.batches import as_source, training_batch
+from vapo_fast.batches import Batch, Batches, as_source, training_batch
 from vapo_fast.noise import normal
 from vapo_fast.optim import TrainingOptions
 
@@ -209,6 +211,113 @@ def test_the_whole_command_on_a_tiny_budget(tmp_path, capsys):
     assert "cifar10 --data FOLDER --seconds 1500" in page
     assert (tmp_path / "quality_digits.png").stat().st_size > 2000
     capsys.readouterr()
+
+
+@pytest.fixture
+def cifar_folder(tmp_path):
+    """An image folder as that of CIFAR-10: JPEG files in train/CLASS and test/CLASS, of 32x32 colours."""
+    pytest.importorskip("PIL")
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 8)):
+        for name in ("airplane", "truck"):
+            folder = tmp_path / "cifar" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                colours = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+                Image.fromarray(colours).resize((32, 32), Image.Resampling.BILINEAR).save(folder / f"{i:04}.jpg")
+    return tmp_path / "cifar"
+
+
+def test_the_cifar_command_on_a_tiny_folder(cifar_folder, tmp_path, capsys, monkeypatch):
+    """The page's command, but for its budget, backbone and device: an image folder, flips, bf16, a compiled baseline,
+    two arms, and the page with both."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    monkeypatch.setitem(SETTINGS, "cifar10", replace(SETTINGS["cifar10"], multipliers=(1, 1.5), blocks=1))
+    arguments = ["cifar10", "--data", str(cifar_folder), "--images", "4", "--precision", "bf16", "--compile"]
+    arguments += [
+        "--arms",
+        *ARMS[:2],
+        "--fractions",
+        "1",
+        "--keep",
+        str(tmp_path / "kept"),
+        "--csv",
+        str(tmp_path / "q.csv"),
+    ]
+    arguments += ["--docs", str(tmp_path / "q.md"), "--pictures", str(tmp_path), "--device", "cpu"]
+    tiny = [
+        "--channels",
+        "4",
+        "--batch-size",
+        "4",
+        "--samples",
+        "6",
+        "--rtol",
+        "2e-2",
+        "--extractor",
+        "cnn",
+        "--cache",
+        str(tmp_path),
+    ]
+    assert kit.main([*arguments, *tiny]) == 0
+    ours, theirs = results.load(tmp_path / "q.csv")
+    assert (ours["arm"], theirs["arm"]) == ARMS[:2]
+    assert (ours["engine"], theirs["engine"]) == ("graph", "autograd, compiled")
+    assert {row["arithmetic"] for row in (ours, theirs)} == {"bf16"}
+    assert {row["parameters"] for row in (ours, theirs)} == {ours["parameters"]}
+    assert {row["n_real"] for row in (ours, theirs)} == {"24"}
+    assert len(compiled) == 1
+    assert options_of(ARMS[0], SETTINGS["cifar10"], 0).augment == "flip"
+    page = (tmp_path / "q.md").read_text()
+    assert "## cifar10" in page
+    assert "FD of the potential over that of flow matching:" in page
+    assert (tmp_path / "quality_cifar10.png").stat().st_size > 2000
+    assert isinstance(vf.load(tmp_path / "kept" / "cifar10-seed0.safetensors"), vf.UNetPotential)
+    capsys.readouterr()
+
+
+def test_the_pages_commands_are_the_kits(capsys):
+    for name, line in report._LATER.items():
+        words = line.split()
+        options = kit._parser().parse_args(words[words.index("benchmarks.quality") + 1 :])
+        assert options.setting == name
+        assert options.device == "cuda"
+
+
+@pytest.mark.parametrize("augment", [None, "flip"])
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_batches_are_those_of_the_trainer_prepared_ahead_or_not(ahead, augment):
+    model, data = network(), normal(3, range(20), SHAPE)
+    run = FlowMatching(model.float(), options(prefetch=ahead, augment=augment))
+    wanted = Batches(
+        as_source(data, SHAPE), model.homotopy, 3, 8, "log_noise", torch.device("cpu"), torch.float32, augment
+    )
+    with run._batches(data, range(4, 9)) as batch_of:
+        for step in range(4, 9):
+            for found, part in zip(batch_of(step), wanted(step), strict=True):
+                assert torch.equal(found, part)
+
+
+def test_batches_are_drawn_by_the_device_where_it_can(monkeypatch):
+    """As the trainer's captured step draws them: with the step's number in a tensor."""
+    seen = []
+
+    class Drawing:
+        def prepare(self, step):
+            seen.append(step)
+
+        def __call__(self, step):
+            assert step.dtype == torch.int64
+            return Batch(*3 * (torch.full((2,), float(step)),))
+
+    monkeypatch.setattr(flow_matching.DeviceBatches, "of", staticmethod(lambda batches: Drawing()))
+    run = FlowMatching(network().float(), options())
+    with run._batches(normal(3, range(20), SHAPE), range(2, 5)) as batch_of:
+        assert [float(batch_of(step).t[0]) for step in range(2, 5)] == [2.0, 3.0, 4.0]
+    assert seen == [2, 3, 4]
 
 
 def test_a_budget_of_time_gives_each_arm_its_own_steps(tmp_path, capsys):

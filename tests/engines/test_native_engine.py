@@ -7,6 +7,10 @@ import _thread
 import copy
 import gc
 import math
+import os
+import pickle
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -127,6 +131,10 @@ REFUSALS = [
     (changed(lambda m: m.hidden.__setitem__(0, nn.Linear(4, 16))), r"hidden.0.weight has shape \(16, 4\)"),
     (changed(set_attribute("widths", (16,) * 65)), "the model has 65 hidden layers; this engine takes 64"),
     (changed(set_attribute("widths", (1 << 21,))), "a layer of 2097152 units; this engine takes 1048576"),
+    (
+        changed(set_attribute("activation", "relu")),
+        "the model's activation is 'relu'; this engine knows silu, softplus",
+    ),
     (changed(frozen_in(torch.float64)), "hidden.1.weight is torch.float64 on cpu, not torch.float32"),
 ]
 
@@ -293,6 +301,21 @@ def test_a_copy_has_a_twin_of_its_own():
         twin.output.weight.mul_(3.0)
     assert not torch.equal(NATIVE.field(twin, x, t)[0], before)
     assert torch.equal(NATIVE.field(model, x, t)[0], before)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda trainer: pickle.loads(pickle.dumps(trainer))])
+def test_a_trainer_is_copied_with_the_registered_engine(again):
+    """What the engine keeps of a potential, after a fit, cannot be copied and need not be."""
+    data = torch.randn(50, 2)
+    trainer = vf.Trainer(mlp(), batch_size=16, engine="native")
+    trainer.fit(data, 2)
+    twin = again(trainer)
+    assert twin.engine is NATIVE
+    for each in (trainer, twin):
+        each.fit(data, 3)
+    for ours, theirs in zip(twin.model.parameters(), trainer.model.parameters(), strict=True):
+        assert ours is not theirs
+        assert torch.equal(ours, theirs)
 
 
 def test_a_potential_that_is_gone_is_forgotten():
@@ -620,6 +643,53 @@ def test_other_threads_run_during_a_call(call):
             n *= 2
     # A margin for what is Python in the call itself.
     assert ticker.between(begin + 0.02, end - 0.02) >= 3
+
+
+ENDS_AT_WORK = """
+import sys, threading, time
+import torch
+import vapo_fast as vf
+from vapo_fast.engines import Batch, Job
+from vapo_fast.engines.native import NATIVE
+from vapo_fast.ode import SolveOptions
+
+
+def tell(ended):
+    for _ in range(10**8):
+        pass
+
+
+torch.set_num_threads(2)
+model = vf.MLPPotential((2,), vf.DataHomotopy(), (512, 512, 512))
+rows, t = torch.randn(10**6, 2), torch.full((10**6,), 0.5)
+endless = Job("solve", solve=SolveOptions("rk4", steps=10**12))
+calls = {
+    "solve": lambda: NATIVE.solve(model, rows, 0.0, 1.0, endless),
+    "callback": lambda: NATIVE.solve(model, rows[:50], 0.0, 1.0, endless, tell),
+    "field": lambda: NATIVE.field(model, rows, t),
+    "loss": lambda: NATIVE.loss_and_grads(model, Batch(rows, t, rows), Job("loss_and_grads")),
+}
+threading.Thread(target=calls[sys.argv[1]], daemon=True).start()
+time.sleep(0.3)
+print("over", flush=True)
+"""
+
+
+def test_the_process_may_end_while_a_thread_is_at_work():
+    """Python ends a daemon thread that asks for the interpreter's lock by then, which must not abort the process."""
+    processes = {
+        call: subprocess.Popen(
+            [sys.executable, "-c", ENDS_AT_WORK, call],
+            env={**os.environ, "OMP_NUM_THREADS": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for call in ("solve", "callback", "field", "loss")
+    }
+    for call, process in processes.items():
+        said, errors = process.communicate(timeout=120)
+        assert (said, errors, process.returncode) == ("over\n", "", 0), call
 
 
 def test_two_python_threads_share_a_potential():

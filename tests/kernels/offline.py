@@ -402,7 +402,9 @@ def source(launch: _Launch) -> ASTSource:
     attributes: dict[tuple[int, ...], list[list[object]]] = {}
     for i, (parameter, name) in enumerate(zip(launch.kernel.params, launch.kernel.arg_names, strict=True)):
         value = launch.arguments[name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not parameter.do_not_specialize):
+        # A 1 is a constant, but where the kernel says the argument's type, or that it is not to be looked at.
+        plain = not parameter.do_not_specialize and not parameter.annotation_type
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1 and plain):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[name] = _TYPES[value.dtype]

@@ -37,7 +37,7 @@ def guarded(monkeypatch) -> list[torch.device | None]:
         yield
         current.pop()
 
-    for module in (launch, film_silu, residual, silu_map, stage, settle):
+    for module in (launch, stage, settle):
         monkeypatch.setattr(module, "on", on)
     monkeypatch.setattr(type(noise._draw), "run", lambda kernel, *_, grid, warmup, **__: found.append(current[-1]))
     return found

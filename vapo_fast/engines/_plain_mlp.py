@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
 from vapo_fast.potentials.base import Potential
-from vapo_fast.potentials.mlp import MLPPotential
+from vapo_fast.potentials.mlp import ACTIVATIONS, MLPPotential
 
 _HOOKS_AND_METHODS = {
     "_forward_hooks",
@@ -38,6 +38,8 @@ def unlike_a_plain_mlp(
     path = potential.homotopy
     if type(path) not in (DataHomotopy, LinearHomotopy):
         return f"the path is a {type(path).__name__}; this engine knows DataHomotopy and LinearHomotopy"
+    if potential.activation not in ACTIVATIONS:  # set by hand
+        return f"the model's activation is {potential.activation!r}; this engine knows {', '.join(ACTIVATIONS)}"
     if len(potential.widths) > most_layers:
         return f"the model has {len(potential.widths)} hidden layers; this engine takes {most_layers}"
     dimension = math.prod(potential.event_shape)

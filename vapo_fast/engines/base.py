@@ -12,7 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +74,13 @@ class Engine(ABC):
     name: str
     capturable: bool = False
     """Whether losses with gradients only launch work, so that a training step can be captured as a CUDA graph."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # What an engine keeps belongs to a process: copies and pickles of what refers to it, such as a trainer, mean
+        # the engine registered where they are made.
+        if _REGISTRY.get(self.name) is self:
+            return registered, (self.name,)
+        return super().__reduce_ex__(protocol)
 
     @abstractmethod
     def available(self) -> str | None:
@@ -144,6 +151,11 @@ def register(engine: Engine) -> None:
     """Make an engine known under its name; ValueError for a name that is not in `ORDER`."""
     _checks.one_of("engine name", engine.name, ORDER)
     _REGISTRY[engine.name] = engine
+
+
+def registered(name: str) -> Engine:
+    """The engine with this name; ValueError if there is none."""
+    return _REGISTRY[_checks.one_of("engine", name, _REGISTRY)]
 
 
 def engines() -> dict[str, str]:

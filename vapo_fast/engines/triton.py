@@ -41,6 +41,9 @@ _KERNEL_PRECISIONS = {"float32": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
 class TritonEngine(Engine):
     """`MLPPotential` in float32 on CUDA; see the module's docstring.
 
+    Precision "float32" multiplies each number as a sum of two TF32 ones, in three products, with errors of float32's
+    size; "tf32" takes one product, "bf16" one of bfloat16 numbers. Sums are float32's in all.
+
     Args:
         device_type: "cuda"; "cpu" for the kernels' tests under Triton's interpreter.
     """
