@@ -1,11 +1,12 @@
 """Train a potential and flow matching on the same data for the same time, and score both: python -m benchmarks.quality
 
-The arms share the U-Net's layers and initial weights, the data, Adam and the averaging, and the per-sample solver that
-draws their samples:
+The arms share the data, Adam and the averaging, the per-sample solver that draws their samples, and, but for the last,
+a U-Net's layers and initial weights:
 
 - ``potential``: f = <z, F(z)> in the denoiser gauge, the energy loss, on `DataHomotopy`;
 - ``flow matching``: the velocity F in the same gauge, on the same path, times, noise and weight;
-- ``flow matching, plain``: v = F(x) on the linear path, times uniform, weight uniform, as usually written.
+- ``flow matching, plain``: v = F(x) on the linear path, times uniform, weight uniform, as usually written;
+- ``potential, wide ResNet``: a potential of the paper's family, trained as the first.
 
 The budget is either time (``--seconds``, from step times measured with the arms taking turns) or images
 (``--images``). ``--clock cpu`` counts the process's own CPU time, which on one thread of a machine that others use too
@@ -17,6 +18,7 @@ On the CPU:
 
   python -m benchmarks.quality digits --seconds 150 --seeds 0 1 2
   python -m benchmarks.quality fashion-mnist --root FOLDER --seconds 600 --keep runs/quality
+  python -m benchmarks.quality fashion-mnist --root FOLDER --seconds 600 --arms potential "potential, wide ResNet"
 
 On one GPU, 25 minutes an arm (FOLDER: an image folder of CIFAR-10 with train/CLASS/ and test/CLASS/):
 
@@ -29,7 +31,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -42,12 +43,12 @@ import vapo_fast as vf
 from benchmarks import provenance
 from benchmarks.quality import arms, report, results
 from benchmarks.quality.arms import Snapshots
+from benchmarks.quality.features import DEFAULT_CACHE, feature_extractor
 from benchmarks.quality.flow_matching import parameters
 from benchmarks.quality.settings import ARMS, SETTINGS, Setting
 from vapo_fast import config, data, plots
 from vapo_fast.noise import permutation
 
-DEFAULT_CACHE = Path(os.environ.get("VAPO_FAST_CACHE", Path.home() / ".cache" / "vapo_fast")) / "quality"
 CLOCKS: dict[str, arms.Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 _ROUNDS = 3
 _PICTURED = 16
@@ -78,7 +79,7 @@ class _Task:
 
     @classmethod
     def prepare(cls, options: argparse.Namespace) -> _Task:
-        names = ("data", "samples", "rtol", "extractor", "batch_size", "channels")
+        names = ("data", "samples", "rtol", "extractor", "batch_size", "channels", "lr")
         given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
         setting = dataclasses.replace(SETTINGS[options.setting], **given)
         device = config.build_device(options.device)
@@ -88,7 +89,7 @@ class _Task:
         real = {"train": train.tensor(), "test": test.tensor()}
         # Where the arms compute: on a GPU the host then moves no rows.
         events = real["train"].to(device)
-        extract = _extractor(setting, train, options, device)
+        extract = feature_extractor(setting, train, options.cache, options.setting, device)
         return cls(options, setting, train.event_shape, real, events, extract, device)
 
     def arm(self, name: str, seed: int) -> arms.Arm:
@@ -157,7 +158,9 @@ def _train_and_score(task: _Task, name: str, steps: int, seed: int) -> Tensor:
         results.append(row, scores, options.csv)
         print(results.line(row, scores), flush=True)
         if options.keep is not None and step == steps and isinstance(model, vf.Potential):
-            vf.save(model, options.keep / f"{options.setting}-seed{seed}.safetensors", notes={"data": options.setting})
+            kind = "" if name == ARMS[0] else "-wide-resnet"
+            kept = options.keep / f"{options.setting}{kind}-seed{seed}.safetensors"
+            vf.save(model, kept, notes={"data": options.setting})
     return samples
 
 
@@ -165,21 +168,6 @@ def _budget(options: argparse.Namespace) -> str:
     if options.images is not None:
         return f"{options.images} images"
     return f"{options.seconds:g} s" + " of CPU time" * (options.clock == "cpu")
-
-
-def _extractor(
-    setting: Setting, train: data.Dataset, options: argparse.Namespace, device: torch.device
-) -> vf.metrics.Extractor:
-    if setting.extractor != "cnn":
-        return vf.metrics.extractor(setting.extractor, device)
-    path = options.cache / f"{options.setting}-{len(train)}-{setting.cnn_epochs}.safetensors"
-    if path.is_file():
-        return vf.metrics.CNNExtractor.load(path, device)
-    print(f"training the classifier whose features are compared, into {path}", flush=True)
-    trained = vf.metrics.CNNExtractor.train(train, epochs=setting.cnn_epochs, device=device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    trained.save(path)
-    return trained
 
 
 def _draw(rows: dict[str, Tensor], test: Tensor, options: argparse.Namespace) -> None:
@@ -203,13 +191,14 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--seconds", type=float, default=150.0, help="of training, each arm (default: %(default)s)")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what --seconds are: see above")
     budget.add_argument("--images", type=int, help="seen in training, each arm, instead of a time")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS[:3]), help="default: the first three")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--fractions", nargs="+", type=float, default=[0.25, 0.5, 1.0], help="when to score")
     parser.add_argument("--samples", type=int, help="how many are scored")
     parser.add_argument("--rtol", type=float, help="tolerance of sampling")
     parser.add_argument("--extractor", help="cnn, efficientnet-lite0, inception:FILE or pixels")
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--lr", type=float)
     parser.add_argument("--channels", type=int)
     parser.add_argument("--precision", choices=("auto", "bf16"), default="auto", help="of training, every arm")
     parser.add_argument("--compile", action="store_true", help="torch.compile the baselines' networks")

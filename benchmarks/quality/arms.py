@@ -31,12 +31,13 @@ class Arm(ABC):
 
     Attributes:
         name: one of `ARMS`. network: what is trained, or its averaged copy in ``averaged()``. engine: what computes
-            losses and gradients.
+            losses and gradients. optimizer: Adam, whose learning rate is set at every step.
     """
 
     name: str
     engine: str
     network: nn.Module
+    optimizer: torch.optim.Adam
 
     @abstractmethod
     def fit(self, data: Data, steps: int, after_step: AfterStep | None = None) -> None:
@@ -54,8 +55,16 @@ class Arm(ABC):
 class PotentialArm(Arm):
     """The project's potential and trainer."""
 
-    def __init__(self, setting: Setting, event_shape: tuple[int, ...], device: torch.device, seed: int, precision: str):
-        self.name = ARMS[0]
+    def __init__(
+        self,
+        name: str,
+        setting: Setting,
+        event_shape: tuple[int, ...],
+        device: torch.device,
+        seed: int,
+        precision: str,
+    ):
+        self.name = name
         self.network = network_of(self.name, setting, event_shape).to(device)
         o = options_of(self.name, setting, seed)
         self._trainer = vf.Trainer(
@@ -63,6 +72,7 @@ class PotentialArm(Arm):
             lr=o.lr,
             batch_size=o.batch_size,
             ema_decay=o.ema_decay,
+            warmup_steps=o.warmup_steps,
             weight=o.weight,
             time_sampling=o.time_sampling,
             seed=seed,
@@ -70,6 +80,7 @@ class PotentialArm(Arm):
             augment=o.augment,
         )
         self.engine = self._trainer.engine.name
+        self.optimizer = self._trainer.optimizer
 
     def fit(self, data: Data, steps: int, after_step: AfterStep | None = None) -> None:
         self._trainer.fit(data, steps, () if after_step is None else (_Teller(after_step),))
@@ -103,6 +114,7 @@ class FlowArm(Arm):
         options = options_of(name, setting, seed)
         self.engine = "autograd" + ", compiled" * compiled
         self._run = FlowMatching(self.network, options, bf16=precision == "bf16", compiled=compiled)
+        self.optimizer = self._run.optimizer
 
     def fit(self, data: Data, steps: int, after_step: AfterStep | None = None) -> None:
         self._run.fit(data, steps, after_step)
@@ -132,10 +144,10 @@ def make(
     precision: str = "auto",
     compiled: bool = False,
 ) -> Arm:
-    """A new arm; initial weights depend on the seed only, and are the same in every arm."""
+    """A new arm; initial weights depend on the seed only, and are the same in every arm with the same layers."""
     torch.manual_seed(seed)
-    if name == ARMS[0]:
-        return PotentialArm(setting, event_shape, device, seed, precision)
+    if name in (ARMS[0], ARMS[3]):
+        return PotentialArm(name, setting, event_shape, device, seed, precision)
     return FlowArm(name, setting, event_shape, device, seed, precision, compiled)
 
 

@@ -49,7 +49,7 @@ class FlowMatching:
         self.step = 0
         self._parameters = list(model.parameters())
         self._device = self._parameters[0].device
-        self._optimizer = make_optimizer(self._parameters, options, fused=self._device.type == "cuda")
+        self.optimizer = make_optimizer(self._parameters, options, fused=self._device.type == "cuda")
         self._averaging = RunningAverage(self.average, model)
         self._bf16 = bf16
         self._network = torch.compile(model) if compiled else model
@@ -63,8 +63,8 @@ class FlowMatching:
             while self.step < end:
                 batch = batch_of(self.step)
                 set_gradients(self._parameters, torch.autograd.grad(self.loss(*batch), self._parameters))
-                self._optimizer.param_groups[0]["lr"] = learning_rate(o, self.step, start, end)
-                self._optimizer.step()
+                self.optimizer.param_groups[0]["lr"] = learning_rate(o, self.step, start, end)
+                self.optimizer.step()
                 self._averaging.update(ema_decay_at(o, self.step))
                 self.step += 1
                 if after_step is not None:

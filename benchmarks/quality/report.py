@@ -15,13 +15,14 @@ Row = dict[str, str]
 _HEAD = """# Quality beside flow matching
 
 Written by `python -m benchmarks.quality` from `benchmarks/results/quality.csv`; that command's help says how each arm
-is trained. All arms have the layers and initial weights of one U-Net, and the same data, batches, Adam, schedule and
-averaging. *potential* is this project's; *flow matching* puts out a velocity in the same gauge, on the same path and
-times; *flow matching, plain* is the linear path with uniform times and weight and no preconditioning. Samples are drawn
-by the same per-sample dopri5. The floor is what as many real images score; no Fréchet distance here is an FID. Seconds
-are wall-clock of training without the first steps, which compile; CPU seconds are the process's own (they differ where
-a machine is shared). How the potential's loss and gradient are computed decides what its budget buys; the file says
-which engine did.
+is trained. All arms have the same data, batches, Adam, schedule and averaging, and all but the last the layers and
+initial weights of one U-Net. *potential* is this project's; *flow matching* puts out a velocity in the same gauge, on
+the same path and times; *flow matching, plain* is the linear path with uniform times and weight and no preconditioning;
+*potential, wide ResNet* is a potential with a pooled head, of about as many parameters. Samples are drawn by the same
+per-sample dopri5. The floor is what as many real images score; no Fréchet distance here is an FID. Seconds are
+wall-clock of training without the first steps, which compile; CPU seconds are the process's own (they differ where a
+machine is shared). How the potential's loss and gradient are computed decides what its budget buys; the file says which
+engine did. Batch sizes and learning rates were chosen for all arms alike ([quality_study.md](quality_study.md)).
 """
 
 _LATER = {
@@ -72,7 +73,7 @@ def _protocol(row: Row) -> tuple[str, ...]:
 
 def section(name: str, rows: list[Row]) -> list[str]:
     """Tables and picture of one data set."""
-    first = rows[0]
+    first = next((row for row in rows if row["arm"] != ARMS[3]), rows[0])
     seeds = sorted({row["seed"] for row in rows}, key=int)
     commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))
     facts = (
@@ -82,6 +83,10 @@ def section(name: str, rows: list[Row]) -> list[str]:
         f"{first['n_fake']} samples at rtol {float(first['rtol']):g} against {first['n_real']} training images; "
         f"features {first['extractor']}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''}."
     )
+    wide = [row for row in rows if row["arm"] == ARMS[3]]
+    if wide:
+        blocks, count = SETTINGS[name].wide_blocks, int(wide[-1]["parameters"])
+        facts += f" The wide residual network has {blocks} blocks at each resolution and {count:,} parameters."
     lines = [f"## {name}", "", facts, ""]
     lines += ["| arm | images | training, s (CPU s) | FD (floor) | FD / floor | sliced-W2 (floor) | nfe |"]
     lines.append("|---|" + "---|" * 6)
@@ -108,7 +113,7 @@ def comparison(ends: dict[str, list[Row]]) -> list[str]:
     return [
         f"FD of the potential over that of {arm}: {fmean(own) / fmean(float(row['frechet']) for row in ends[arm]):.2f} "
         "(means over seeds)."
-        for arm in ARMS[1:]
+        for arm in ARMS[1:3]
         if own and ends[arm]
     ]
 

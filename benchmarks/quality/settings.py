@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from benchmarks.quality.flow_matching import VelocityUNet
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
+from vapo_fast.loss import Weight
 from vapo_fast.optim import TrainingOptions
-from vapo_fast.potentials import UNetPotential
+from vapo_fast.potentials import UNetPotential, WideResNetPotential
+from vapo_fast.potentials.image import ImagePotential
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,14 @@ class Setting:
         data: a name or path for `vapo_fast.data.load`; ``image_size`` as for `vapo-fast train`.
         mirror: flip images at random, on the device.
         channels, multipliers, blocks, patch_size, data_scale: of the U-Net.
+        wide_blocks: of the wide residual network; its channels and multipliers are the U-Net's.
         sigma: of `DataHomotopy`. A plain arm's linear path ends at the same noise, ``t1 = 1 - sigma``.
-        batch_size, lr, ema_decay: of the optimiser.
+        batch_size, lr, ema_decay, warmup_steps: of the optimiser.
         samples, rtol: how many samples are scored, and how exactly they are integrated.
         extractor: features of the Frechet distance; "cnn" is trained on the data.
         cnn_epochs: of that classifier.
+        weight: of the loss of the arms in the gauge; None for the path's balanced one.
+        potential: the potential's class, a `UNetPotential`.
     """
 
     data: str
@@ -41,14 +46,18 @@ class Setting:
     rtol: float = 1e-3
     extractor: str = "cnn"
     cnn_epochs: int = 3
+    warmup_steps: int = 100
+    wide_blocks: int = 3
+    weight: Weight | None = None
+    potential: type[UNetPotential] = UNetPotential
 
 
 SETTINGS: dict[str, Setting] = {
     "digits": Setting(
-        "digits", 32, (1, 2), 1, 64, 2e-3, 0.998, sigma=0.02, data_scale=0.75, samples=360, rtol=1e-4, cnn_epochs=10
+        "digits", 32, (1, 2), 1, 32, 4e-3, 0.998, sigma=0.02, data_scale=0.75, samples=360, rtol=1e-4, cnn_epochs=10
     ),
     "fashion-mnist": Setting(
-        "fashion-mnist", 48, (1, 2), 1, 64, 1e-3, 0.999, sigma=0.02, data_scale=0.825, samples=2000, patch_size=2
+        "fashion-mnist", 48, (1, 2), 1, 32, 2e-3, 0.999, sigma=0.02, data_scale=0.825, samples=2000, patch_size=2
     ),
     "cifar10": Setting(
         "cifar10",
@@ -81,8 +90,11 @@ SETTINGS: dict[str, Setting] = {
     ),
 }
 
-ARMS = ("potential", "flow matching", "flow matching, plain")
-"""The project's potential; a velocity with its path, times, weight and gauge; one as usually written."""
+ARMS = ("potential", "flow matching", "flow matching, plain", "potential, wide ResNet")
+"""The project's potential; a velocity with its path, times, weight and gauge; one as usually written.
+
+The last is a potential with another backbone, the family of the paper: one number pooled from an encoder's features.
+"""
 
 
 def path_of(arm: str, setting: Setting) -> Homotopy:
@@ -90,23 +102,28 @@ def path_of(arm: str, setting: Setting) -> Homotopy:
     return LinearHomotopy(t1=1.0 - setting.sigma) if arm == ARMS[2] else DataHomotopy(sigma=setting.sigma)
 
 
-def network_of(arm: str, setting: Setting, event_shape: tuple[int, ...]) -> UNetPotential | VelocityUNet:
-    """The untrained network of an arm; all have the same layers."""
+def network_of(arm: str, setting: Setting, event_shape: tuple[int, ...]) -> ImagePotential | VelocityUNet:
+    """The untrained network of an arm; all but the wide residual network have the same layers."""
     path, backbone = path_of(arm, setting), (setting.channels, setting.multipliers, setting.blocks)
     sizes = {"patch_size": setting.patch_size, "data_scale": setting.data_scale}
+    if arm == ARMS[3]:
+        wide = (setting.channels, setting.multipliers, setting.wide_blocks)
+        return WideResNetPotential(event_shape, path, *wide, **sizes)
     if arm == ARMS[0]:
-        return UNetPotential(event_shape, path, *backbone, **sizes)
+        return setting.potential(event_shape, path, *backbone, **sizes)
     return VelocityUNet(event_shape, path, *backbone, gauge=arm == ARMS[1], **sizes)
 
 
 def options_of(arm: str, setting: Setting, seed: int) -> TrainingOptions:
     """The optimiser's options: alike for all, except that the plain arm has uniform times and weight."""
     plain = arm == ARMS[2]
+    balanced = path_of(arm, setting).balanced_weight if setting.weight is None else setting.weight
     return TrainingOptions(
         lr=setting.lr,
         batch_size=setting.batch_size,
         ema_decay=setting.ema_decay,
-        weight="uniform" if plain else path_of(arm, setting).balanced_weight,
+        warmup_steps=setting.warmup_steps,
+        weight="uniform" if plain else balanced,
         time_sampling="uniform" if plain else "log_noise",
         seed=seed,
         augment="flip" if setting.mirror else None,

@@ -65,20 +65,24 @@ class VelocityUNet(nn.Module):
 
     def image(self, z: Tensor, position: Tensor) -> Tensor:
         """F(z), the image whose inner product with z is the potential's network."""
-        trunk = self.trunk
-        embedding = trunk.embed(position)
-        h = trunk.stem(trunk.patches(z))
-        skips = []
-        for level, stage in enumerate(trunk.down):
-            if level:
-                h = F.avg_pool2d(h, 2)
-            for block in blocks_of(stage):
-                h = block(h, embedding)
-                skips.append(h)
-        h = trunk.middle(h, embedding)
-        for level, stage in enumerate(trunk.up):
-            if level:
-                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
-            for block in blocks_of(stage):
-                h = block(torch.cat([h, skips.pop()], dim=1), embedding)
-        return F.pixel_shuffle(trunk.output(F.silu(h)), trunk.patch_size)
+        features = last_features(self.trunk, z, self.trunk.embed(position))
+        return F.pixel_shuffle(self.trunk.output(F.silu(features)), self.trunk.patch_size)
+
+
+def last_features(trunk: UNetPotential, z: Tensor, embedding: Tensor | None) -> Tensor:
+    """What a U-Net's last activation and convolution are applied to, (B, channels, H, W) in units of patches."""
+    h = trunk.stem(trunk.patches(z))
+    skips = []
+    for level, stage in enumerate(trunk.down):
+        if level:
+            h = F.avg_pool2d(h, 2)
+        for block in blocks_of(stage):
+            h = block(h, embedding)
+            skips.append(h)
+    h = trunk.middle(h, embedding)
+    for level, stage in enumerate(trunk.up):
+        if level:
+            h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+        for block in blocks_of(stage):
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+    return h
