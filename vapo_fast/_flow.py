@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vapo_fast import _checks
 from vapo_fast._memory import free_memory, or_none_if_out_of_memory, saved_bytes_per_sample
+from vapo_fast._threads import threads_for
 from vapo_fast.engines import Engine, Job
 from vapo_fast.engines.base import Progress
 from vapo_fast.ode import PIController, Solution, SolveOptions
@@ -144,7 +145,7 @@ def check_model(model: object) -> Potential:
         raise ValueError(
             "model is on the meta device, where parameters have no values; load or initialise it elsewhere"
         )
-    with torch.no_grad():
+    with torch.no_grad(), threads_for(parameter for _, parameter in named):
         # A sum over any entry that is not finite is not finite, and costs a fifth of looking at each; one that
         # overflows only sends us to look.
         if named and not bool(torch.isfinite(torch.stack([p.sum() for _, p in named])).all()):

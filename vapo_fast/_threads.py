@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
+
+# Up to as many numbers, one thread goes over them about as fast as several, and leaves the others to what comes next.
+_FEW = 1 << 18
+
+
+def threads_for(tensors: Iterable[Tensor]) -> AbstractContextManager[None]:
+    """`one_thread` if all of them lie on the CPU and are small together; otherwise nothing changes."""
+    all_of_them = list(tensors)
+    small = sum(tensor.numel() for tensor in all_of_them) <= _FEW
+    return one_thread() if small and all(tensor.device.type == "cpu" for tensor in all_of_them) else nullcontext()
 
 
 @contextmanager

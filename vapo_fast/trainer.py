@@ -7,14 +7,13 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vapo_fast import data_parallel, distributed
-from vapo_fast._threads import one_thread
+from vapo_fast._threads import threads_for
 from vapo_fast.batches import Batch, Batches, Data, Drawn, Source, as_source
 from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.device_batches import DeviceBatches
@@ -33,8 +32,6 @@ from vapo_fast.potentials.base import Potential
 from vapo_fast.prefetch import batches_ahead, prepared
 from vapo_fast.training import Clock, TrainingRun
 
-# Up to as many parameters, one thread updates them about as fast as several, and leaves the others to the next step.
-_FEW_PARAMETERS = 1 << 18
 _SAME_DATA = "same data on every process"
 
 
@@ -126,8 +123,6 @@ class Trainer(TrainingRun):
         # Fused Adam takes a flag on the device that says whether to skip the step.
         super().__init__(model, options, fused=deferred)
         self._average = RunningAverage(self.ema_model, model)
-        few = sum(p.numel() for p in self.parameters.values()) <= _FEW_PARAMETERS
-        self._threads_of_update = one_thread if few and self.device.type == "cpu" else nullcontext
         self._written = [*self.parameters.values(), *self.ema_model.parameters()]
         self._job = Job(
             "loss_and_grads", precision, loss=LossOptions(options.estimator, options.weight, options.baseline)
@@ -245,7 +240,7 @@ class Trainer(TrainingRun):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self._updating = True
-        with self._threads_of_update():
+        with threads_for(self.parameters.values()):
             self.optimizer.step()
             self._average.update(decay)
         self._count_writes()
