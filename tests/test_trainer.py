@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from vapo_fast import noise
+from vapo_fast import _threads, noise
 from vapo_fast import trainer as trainer_module
 from vapo_fast.batches import as_source, training_batch
 from vapo_fast.callbacks import Callback, Checkpointer, Metrics
@@ -627,7 +627,7 @@ class CountingPath(DataHomotopy):
 
 @pytest.mark.parametrize(("few", "threads"), [(10**6, 1), (10, 3)])
 def test_what_is_tiny_is_computed_on_one_thread(few: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "_FEW_PARAMETERS", few)
+    monkeypatch.setattr(_threads, "_FEW", few)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
