@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "interpreter_lock.h"
+#include "scheduler.h"
 
 namespace vapo_fast {
 namespace arguments {
@@ -61,6 +62,9 @@ inline std::int64_t integer(py::handle value, const char* name, std::int64_t low
                               "], got " + shown(number));
     return converted;
 }
+
+// The number of threads that a call may use.
+inline int threads_of(py::handle threads) { return static_cast<int>(integer(threads, "threads", 1, kMaxThreads)); }
 
 inline std::uint64_t unsigned_word(py::handle value, const char* name) {
     const py::object number = whole_number(value, name);

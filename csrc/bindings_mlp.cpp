@@ -28,6 +28,7 @@ using arguments::any;
 using arguments::initialised;
 using arguments::input;
 using arguments::output;
+using arguments::threads_of;
 
 constexpr std::int64_t largest_size = 1 << 20;     // of a layer, an event, or a count of features or probes
 constexpr std::int64_t most_rows = (1LL << 32) - 1;
@@ -36,10 +37,6 @@ constexpr std::int64_t most_rows = (1LL << 32) - 1;
 class NonFiniteWeights : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
-
-int threads_of(py::handle threads) {
-    return static_cast<int>(arguments::integer(threads, "threads", 1, kMaxThreads));
-}
 
 void check_rows(std::int64_t rows, const char* name) {
     if (rows > most_rows)

@@ -11,7 +11,6 @@
 #include "bindings_arguments.h"
 #include "interpreter_lock.h"
 #include "pointwise.h"
-#include "scheduler.h"
 
 namespace py = pybind11;
 
@@ -50,8 +49,7 @@ void with_types(py::handle stream, const char* name, py::handle narrow, const F&
 }
 
 PointwiseRun run_with(py::handle threads) {
-    const auto count = static_cast<int>(arguments::integer(threads, "threads", 1, kMaxThreads));
-    return {chosen_instruction_set(), count};
+    return {chosen_instruction_set(), arguments::threads_of(threads)};
 }
 
 // The shape of a map, none of whose sizes may be 0; each array is then held to it.

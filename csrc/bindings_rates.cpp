@@ -10,7 +10,6 @@
 #include "bindings_arguments.h"
 #include "interpreter_lock.h"
 #include "rates.h"
-#include "scheduler.h"
 
 namespace py = pybind11;
 
@@ -28,7 +27,7 @@ struct Work {
     Work(py::handle name, py::handle turns_asked, py::handle threads_asked)
         : instruction_set(instruction_set_named(arguments::text(name, "instruction_set"))),
           turns(arguments::integer(turns_asked, "turns", 1, most_turns)),
-          threads(static_cast<int>(arguments::integer(threads_asked, "threads", 1, kMaxThreads))) {}
+          threads(arguments::threads_of(threads_asked)) {}
 };
 
 int size_of(py::handle value, const char* name) {

@@ -8,7 +8,6 @@
 #include "bindings.h"
 #include "bindings_arguments.h"
 #include "interpreter_lock.h"
-#include "scheduler.h"
 #include "winograd.h"
 
 namespace py = pybind11;
@@ -21,12 +20,9 @@ using arguments::initialised;
 using arguments::input;
 using arguments::output;
 using arguments::Shape;
+using arguments::threads_of;
 
 constexpr std::int64_t most_channels = 1 << 14;
-
-int threads_of(py::handle threads) {
-    return static_cast<int>(arguments::integer(threads, "threads", 1, kMaxThreads));
-}
 
 // The sizes of an array of some type that is held to `wanted`, none of which may be 0.
 template <class T>

@@ -13,10 +13,15 @@ _FEW = 1 << 18
 
 
 def threads_for(tensors: Iterable[Tensor]) -> AbstractContextManager[None]:
-    """`one_thread` if all of them lie on the CPU and are small together; otherwise nothing changes."""
+    """`one_thread` if `fit_one_thread`; otherwise nothing changes."""
+    return one_thread() if fit_one_thread(tensors) else nullcontext()
+
+
+def fit_one_thread(tensors: Iterable[Tensor]) -> bool:
+    """Whether all of them lie on the CPU and are small together."""
     all_of_them = list(tensors)
     small = sum(tensor.numel() for tensor in all_of_them) <= _FEW
-    return one_thread() if small and all(tensor.device.type == "cpu" for tensor in all_of_them) else nullcontext()
+    return small and all(tensor.device.type == "cpu" for tensor in all_of_them)
 
 
 @contextmanager

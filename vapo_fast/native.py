@@ -103,6 +103,11 @@ def permutation(seed: int, n: int, epoch: int, stream: int) -> Tensor:
     return torch.from_numpy(extension().permutation(seed, stream, epoch, n))
 
 
+def threads() -> int:
+    """The threads that a call of the extension may use: PyTorch's number, up to the extension's limit."""
+    return min(torch.get_num_threads(), int(extension().MOST_THREADS))
+
+
 def _index(index: Tensor) -> NDArray[np.int64]:
     if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
         found = f"{tuple(index.shape)} {index.dtype}" if isinstance(index, Tensor) else type(index).__name__

@@ -7,13 +7,14 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vapo_fast import data_parallel, distributed
-from vapo_fast._threads import threads_for
+from vapo_fast._threads import fit_one_thread, one_thread
 from vapo_fast.batches import Batch, Batches, Data, Drawn, Source, as_source
 from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.device_batches import DeviceBatches
@@ -123,6 +124,7 @@ class Trainer(TrainingRun):
         # Fused Adam takes a flag on the device that says whether to skip the step.
         super().__init__(model, options, fused=deferred)
         self._average = RunningAverage(self.ema_model, model)
+        self._threads_of_update = one_thread if fit_one_thread(self.parameters.values()) else nullcontext
         self._written = [*self.parameters.values(), *self.ema_model.parameters()]
         self._job = Job(
             "loss_and_grads", precision, loss=LossOptions(options.estimator, options.weight, options.baseline)
@@ -240,7 +242,7 @@ class Trainer(TrainingRun):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self._updating = True
-        with threads_for(self.parameters.values()):
+        with self._threads_of_update():
             self.optimizer.step()
             self._average.update(decay)
         self._count_writes()

@@ -71,7 +71,7 @@ class NativeEngine(Engine):
     def field(self, potential: Potential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         flat = _rows(x)
         phi, gradient = torch.empty_like(flat[:, 0]), torch.empty_like(flat)
-        self._mlp(potential).field(_array(flat), _array(t), _array(phi), _array(gradient), _threads())
+        self._mlp(potential).field(_array(flat), _array(t), _array(phi), _array(gradient), native.threads())
         return phi, gradient.reshape(x.shape)
 
     def solve(
@@ -116,7 +116,7 @@ class NativeEngine(Engine):
             }
             return LossAndGrads(EnergyLoss(bad, bad.clone(), bad.clone()), grads)
         linear, quadratic, weights, biases, output = mlp.loss(
-            _array(x_data), _array(batch.t), _array(noise), options.estimator, weight, _threads()
+            _array(x_data), _array(batch.t), _array(noise), options.estimator, weight, native.threads()
         )
         # By name, in the order of named_parameters(), which would walk through the modules at every step.
         grads = {}
@@ -156,7 +156,7 @@ class NativeEngine(Engine):
             proportional_share=options.proportional_share,
             t_eval=options.t_eval,
             trace=trace,
-            threads=_threads(),
+            threads=native.threads(),
             progress=progress,
         )
 
@@ -241,8 +241,3 @@ def _array(tensor: Tensor) -> Floats:
     """The tensor's own memory, or a copy's if that has gaps."""
     array: Floats = tensor.detach().contiguous().numpy()
     return array
-
-
-def _threads() -> int:
-    most: int = native.extension().MOST_THREADS
-    return min(torch.get_num_threads(), most)

@@ -25,14 +25,16 @@ class NativePointwise(Pointwise):
 
     def silu(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         out = torch.empty_like(x, dtype=dtype)
-        self._kernels.silu(_map(x), _map(out), _threads())
+        self._kernels.silu(_map(x), _map(out), native.threads())
         return out
 
     def silu_derivative(self, x: Tensor, v: Tensor, skip: Tensor | None, dtype: torch.dtype) -> Tensor:
         out = torch.empty_like(x, dtype=dtype)
         skip = None if skip is None else skip.to(x.dtype)
         v = v.to(x.dtype) if dtype != x.dtype else v
-        self._kernels.silu_derivative(_map(x), _map(v), None if skip is None else _map(skip), _map(out), _threads())
+        self._kernels.silu_derivative(
+            _map(x), _map(v), None if skip is None else _map(skip), _map(out), native.threads()
+        )
         return out
 
     def silu_second(
@@ -41,19 +43,19 @@ class NativePointwise(Pointwise):
         adjoints, values = pair_like(x, x.dtype) if skip is None else skip.to(x.dtype), pair_like(x, dtype)
         a_s, b_s = a_s.to(dtype), b_s.to(dtype)
         maps = [_map(each) for each in (x, x_dot, a_s, b_s, adjoints)]
-        self._kernels.silu_second(*maps, skip is not None, _map(values), _threads())
+        self._kernels.silu_second(*maps, skip is not None, _map(values), native.threads())
         return Pairs(adjoints, values)
 
     def film_silu(self, c: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
         c = c.to(dtype)
         out = torch.empty_like(c)
-        self._kernels.film_silu(_map(c), gain.numpy(), offset.numpy(), _map(out), _threads())
+        self._kernels.film_silu(_map(c), gain.numpy(), offset.numpy(), _map(out), native.threads())
         return out
 
     def film_silu_derivative(self, c: Tensor, v: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
         c, v = c.to(dtype), v.to(dtype)
         out = torch.empty_like(c)
-        self._kernels.film_silu_derivative(_map(c), _map(v), gain.numpy(), offset.numpy(), _map(out), _threads())
+        self._kernels.film_silu_derivative(_map(c), _map(v), gain.numpy(), offset.numpy(), _map(out), native.threads())
         return out
 
     def film_silu_second(
@@ -69,13 +71,15 @@ class NativePointwise(Pointwise):
             _map(result.values),
             result.gain.numpy(),
             result.offset.numpy(),
-            _threads(),
+            native.threads(),
         )
         return result
 
     def residual(self, branch: Tensor, skip: Tensor, bias: Tensor | None) -> Tensor:
         out = branch if branch.dtype == skip.dtype else torch.empty_like(skip)
-        self._kernels.residual(_map(branch), _map(skip), None if bias is None else bias.numpy(), _map(out), _threads())
+        self._kernels.residual(
+            _map(branch), _map(skip), None if bias is None else bias.numpy(), _map(out), native.threads()
+        )
         return out
 
 
@@ -85,7 +89,3 @@ def _map(tensor: Tensor) -> NDArray[Any]:
         tensor = tensor.view(torch.uint16)
     n, channels, height, width = tensor.shape
     return tensor.permute(0, 2, 3, 1).view(n, height * width, channels).numpy()
-
-
-def _threads() -> int:
-    return min(torch.get_num_threads(), int(native.extension().MOST_THREADS))

@@ -68,7 +68,9 @@ class WinogradWeights:
         array, key = weight.permute(0, 2, 3, 1).numpy(), (layer, transposed, tile)
         kept = self._kept.get(key)
         if kept is None or not kept.holds(array):
-            kept = native.extension().WinogradConvolution(array, transposed=transposed, tile=tile, threads=_threads())
+            kept = native.extension().WinogradConvolution(
+                array, transposed=transposed, tile=tile, threads=native.threads()
+            )
             self._kept[key] = kept
         return partial(_convolve, kept, weight.shape[1 if transposed else 0])
 
@@ -77,9 +79,5 @@ def _convolve(convolution: WinogradConvolution, channels: int, x: Tensor) -> Ten
     n, _, height, width = x.shape
     y = torch.empty((n, height, width, channels), dtype=x.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
-    convolution.apply(x.permute(0, 2, 3, 1).numpy(), y.numpy(), _threads())
+    convolution.apply(x.permute(0, 2, 3, 1).numpy(), y.numpy(), native.threads())
     return y.permute(0, 3, 1, 2)
-
-
-def _threads() -> int:
-    return min(torch.get_num_threads(), int(native.extension().MOST_THREADS))
