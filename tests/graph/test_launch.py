@@ -55,7 +55,10 @@ class Recorder:
         finally:
             self.inside -= 1
 
-    def record(self, call, flags):
+    def record(self, call):
+        return self.loop(call, None)
+
+    def loop(self, call, flags):
         assert self.inside == 1
         if self.errors:
             self.errors -= 1
@@ -114,17 +117,17 @@ def test_recorded_after_runs_that_count():
     assert (recorder.records, recorder.replays) == (1, 5 - Launcher.WARM_RUNS)
     launcher.forget()
     with recorder.context():
-        launcher.once("step", lambda: calls.append(1), flags)
+        launcher.once("step", lambda: calls.append(1))
     assert (recorder.records, recorder.replays, len(calls)) == (1, 5 - Launcher.WARM_RUNS, 6)
 
 
 def test_recordings_are_bounded():
     recorder, kept = Recorder(), []
-    launcher, flags = Launcher(recorder), torch.tensor([0, 0])
+    launcher = Launcher(recorder)
     with recorder.context():
         for key in range(40):
             for _ in range(Launcher.WARM_RUNS + 1):
-                launcher.once(key, lambda: None, flags)
+                launcher.once(key, lambda: None)
             kept.append(weakref.ref(launcher._recordings[key]))
     gc.collect()
     assert sum(recording() is not None for recording in kept) == Launcher.MOST_RECORDINGS
@@ -188,7 +191,7 @@ def test_a_solve_that_does_not_end_is_an_error():
             return 40, most
 
     recorder = Recorder()
-    recorder.record = lambda call, flags: Deaf(recorder, call, flags)
+    recorder.loop = lambda call, flags: Deaf(recorder, call, flags)
     solver = Solver(Plan.of(OPTIONS), LADDER, recorder=recorder)
     with pytest.raises(RuntimeError, match="40 samples did not end"):
         solver.solve(cubic, batch(), 0.0, 2.0, OPTIONS)

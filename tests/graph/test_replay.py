@@ -18,7 +18,8 @@ import torch
 from vapo_fast import native
 from vapo_fast.graph import capture
 from vapo_fast.graph.capture import every
-from vapo_fast.graph.replay import DriverError, Replays, in_extension, in_python, replay
+from vapo_fast.graph.driver import DriverError
+from vapo_fast.graph.replay import Replays, in_extension, in_python, replay
 
 COMPILER = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 GRAPH, STREAM = 0x6A, 0x51
@@ -273,32 +274,25 @@ def test_wrong_calls_of_the_extension(fake, change, error, message):
     assert fake.launches == 0
 
 
-def test_a_recording_hands_its_handles_to_the_loop(fake, monkeypatch):
+def test_a_loop_hands_its_handles_to_the_replays(fake, monkeypatch):
     class Graph:
-        replays = 0
-
         def raw_cuda_graph_exec(self):
             return GRAPH
-
-        def replay(self):
-            self.replays += 1
 
     class Stream:
         cuda_stream = STREAM
 
-    flags, graph, told = torch.zeros(2, dtype=torch.int64), Graph(), []
+    flags, told = torch.zeros(2, dtype=torch.int64), []
     monkeypatch.setattr(capture, "replay", partial(replay, library=fake.path))
-    recording = capture.CudaRecording(graph, Stream(), flags)
+    loop = capture.ReplayLoop(Graph(), Stream(), flags)
     fake.flags = (ctypes.c_longlong * 2).from_address(flags.data_ptr())
     fake.script([4, 2, 0], [4, 0, 0])
-    assert recording.until(0, 10, told.append) == (0, 3)
+    assert loop.until(0, 10, told.append) == (0, 3)
     assert flags.tolist() == [0, 0]
     # The driver took no time at all, so looks are rarer from now on.
     fake.script([4] * 20, [4] * 20)
-    assert recording.until(0, 20, None) == (4, 20)
+    assert loop.until(0, 20, None) == (4, 20)
     assert fake.records < 20
-    recording.once()
-    assert graph.replays == 1
 
 
 def test_looks_are_as_far_apart_as_they_cost():

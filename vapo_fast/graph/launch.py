@@ -10,7 +10,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,21 +27,32 @@ class Recording(Protocol):
     def once(self) -> None:
         """Run it."""
 
+
+class Loop(Protocol):
+    """A program that can be repeated without Python."""
+
     def until(self, stop_at: int, most: int, report: Report | None) -> tuple[int, int]:
         """Run it until no more than ``stop_at`` rows run, at most ``most`` times: (rows that run, runs)."""
 
 
 class Recorder(Protocol):
-    """Makes recordings; all of them run one after the other, in a context of its own."""
+    """Makes recordings; all of them run one after the other, in a context of its own.
+
+    A program is launched by a call, which is not run. Both raise RuntimeError if it cannot be recorded, and
+    torch.OutOfMemoryError.
+    """
 
     def context(self) -> AbstractContextManager[None]:
         """Where programs run, recorded or not."""
 
-    def record(self, call: Callable[[], None], flags: Tensor) -> Recording:
-        """A program, as launched by ``call``, which is not run; it ends by telling the host ``State.flags``.
+    def record(self, call: Callable[[], None]) -> Recording:
+        """A program that is run once now and then."""
 
-        Raises: RuntimeError if it cannot be recorded; torch.OutOfMemoryError.
-        """
+    def loop(self, call: Callable[[], None], flags: Tensor) -> Loop:
+        """A program that is repeated; each run ends by writing `State.flags`."""
+
+
+Made = TypeVar("Made")
 
 
 class Launcher:
@@ -54,21 +65,24 @@ class Launcher:
     WARM_RUNS = 2
     """Runs from Python before a program is recorded."""
     MOST_RECORDINGS = 24
+    """Of each kind."""
 
     def __init__(self, recorder: Recorder | None = None) -> None:
         self._recorder = recorder
         self._refused = False
         self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
+        self._loops: OrderedDict[Hashable, Loop] = OrderedDict()
         self._warm: dict[Hashable, int] = {}
 
     def forget(self) -> None:
         """Drop all recordings: the memory that they work on has moved."""
         self._recordings.clear()
+        self._loops.clear()
         self._warm.clear()
 
-    def once(self, key: Hashable, call: Callable[[], None], flags: Tensor) -> None:
+    def once(self, key: Hashable, call: Callable[[], None]) -> None:
         """Run a program."""
-        recording = self._recording(key, call, flags)
+        recording = self._recorded(self._recordings, key, lambda recorder: recorder.record(call))
         if recording is None:
             self._run(key, call)
         else:
@@ -86,9 +100,9 @@ class Launcher:
         """Run a program until no more than ``stop_at`` rows run, at most ``most`` times: (rows that run, runs)."""
         running, runs = stop_at + 1, 0
         while runs < most and running > stop_at:
-            recording = self._recording(key, call, flags)
-            if recording is not None:
-                running, more = recording.until(stop_at, most - runs, report)
+            loop = self._recorded(self._loops, key, lambda recorder: recorder.loop(call, flags))
+            if loop is not None:
+                running, more = loop.until(stop_at, most - runs, report)
                 return running, runs + more
             self._run(key, call)
             runs += 1
@@ -101,14 +115,17 @@ class Launcher:
         call()
         self._warm[key] = self._warm.get(key, 0) + 1
 
-    def _recording(self, key: Hashable, call: Callable[[], None], flags: Tensor) -> Recording | None:
-        if key in self._recordings:
-            self._recordings.move_to_end(key)
-            return self._recordings[key]
+    def _recorded(
+        self, known: OrderedDict[Hashable, Made], key: Hashable, make: Callable[[Recorder], Made]
+    ) -> Made | None:
+        """What is recorded of a program, now if it is due; None if it is to run from Python."""
+        if key in known:
+            known.move_to_end(key)
+            return known[key]
         if self._recorder is None or self._refused or self._warm.get(key, 0) < self.WARM_RUNS:
             return None
         try:
-            recording = self._recorder.record(call, flags)
+            made = make(self._recorder)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -117,7 +134,7 @@ class Launcher:
                 f"this model's field cannot be a CUDA graph, so it is launched op by op: {error}", stacklevel=2
             )
             return None
-        self._recordings[key] = recording
-        if len(self._recordings) > self.MOST_RECORDINGS:
-            self._recordings.popitem(last=False)
-        return recording
+        known[key] = made
+        if len(known) > self.MOST_RECORDINGS:
+            known.popitem(last=False)
+        return made

@@ -10,34 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from vapo_fast import native
+from vapo_fast.graph.driver import LIBRARY, DriverError, Library, out_of_memory_as_pytorchs
 
-LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-"""The driver's own."""
-
-_SUCCESS, _OUT_OF_MEMORY, _NOT_READY, _MISSING = 0, 2, 600, -1
+_NOT_READY = 600
 _DISABLE_TIMING = 0x2
 _MONITOR_SECONDS = 0.05
 _SPIN_SECONDS, _NAP_SECONDS = 200e-6, 50e-6
 
 Monitor = Callable[[int], None]
-
-
-class DriverError(RuntimeError):
-    """A call of the CUDA driver failed; ``name`` is the driver's name for ``code``, -1 if the call is not there."""
-
-    def __init__(self, function: str, name: str, code: int) -> None:
-        super().__init__(f"{function} failed: {name} ({code})")
-        self.function, self.name, self.code = function, name, code
 
 
 @dataclass(frozen=True)
@@ -68,14 +54,10 @@ def replay(replays: Replays, monitor: Monitor | None = None, library: str = LIBR
     Raises:
         DriverError, torch.OutOfMemoryError: the driver's. After any exception nothing is under way.
     """
-    try:
+    with out_of_memory_as_pytorchs():
         if native.unavailable_reason() is None:
             return in_extension(replays, monitor, library)
         return in_python(replays, monitor, library)
-    except DriverError as error:
-        if error.code == _OUT_OF_MEMORY:
-            raise torch.OutOfMemoryError(str(error)) from error
-        raise
 
 
 def in_extension(replays: Replays, monitor: Monitor | None, library: str) -> tuple[int, int]:
@@ -93,60 +75,41 @@ def in_python(replays: Replays, monitor: Monitor | None, library: str) -> tuple[
     return _Loop(_Driver(library), replays, monitor).run()
 
 
-class _Driver:
-    """The driver's functions; DriverError for any that fails or is missing."""
+class _Driver(Library):
+    """The functions that replays take; DriverError for any that fails or is missing."""
 
     def __init__(self, library: str) -> None:
-        try:
-            self._library = ctypes.CDLL(library)
-        except OSError as error:
-            raise DriverError(f"loading {library}", str(error), _MISSING) from error
+        super().__init__(library)
         pointer = ctypes.c_void_p
-        self._create = self._function("cuEventCreate", ctypes.POINTER(pointer), ctypes.c_uint)
-        self._destroy = self._function("cuEventDestroy_v2", pointer)
-        self._record = self._function("cuEventRecord", pointer, pointer)
-        self._query = self._function("cuEventQuery", pointer)
-        self._launch = self._function("cuGraphLaunch", pointer, pointer)
-        self._synchronize = self._function("cuStreamSynchronize", pointer)
-        self._name = self._function("cuGetErrorName", ctypes.c_int, ctypes.POINTER(ctypes.c_char_p))
+        self._create = self.function("cuEventCreate", ctypes.POINTER(pointer), ctypes.c_uint)
+        self._destroy = self.function("cuEventDestroy_v2", pointer)
+        self._record = self.function("cuEventRecord", pointer, pointer)
+        self._query = self.function("cuEventQuery", pointer)
+        self._launch = self.function("cuGraphLaunch", pointer, pointer)
+        self._synchronize = self.function("cuStreamSynchronize", pointer)
 
     def create_event(self) -> ctypes.c_void_p:
         event = ctypes.c_void_p()
-        self._check("cuEventCreate", self._create(ctypes.byref(event), _DISABLE_TIMING))
+        self.check("cuEventCreate", self._create(ctypes.byref(event), _DISABLE_TIMING))
         return event
 
     def destroy_event(self, event: ctypes.c_void_p) -> None:
         self._destroy(event)
 
     def launch(self, graph: int, stream: int) -> None:
-        self._check("cuGraphLaunch", self._launch(graph, stream))
+        self.check("cuGraphLaunch", self._launch(graph, stream))
 
     def record(self, event: ctypes.c_void_p, stream: int) -> None:
-        self._check("cuEventRecord", self._record(event, stream))
+        self.check("cuEventRecord", self._record(event, stream))
 
     def is_done(self, event: ctypes.c_void_p) -> bool:
         code = self._query(event)
         if code != _NOT_READY:
-            self._check("cuEventQuery", code)
+            self.check("cuEventQuery", code)
         return bool(code != _NOT_READY)
 
     def wait(self, stream: int) -> None:
-        self._check("cuStreamSynchronize", self._synchronize(stream))
-
-    def _function(self, name: str, *arguments: Any) -> Any:
-        try:
-            function = getattr(self._library, name)
-        except AttributeError:
-            raise DriverError(name, "not in the library", _MISSING) from None
-        function.argtypes, function.restype = arguments, ctypes.c_int
-        return function
-
-    def _check(self, function: str, code: int) -> None:
-        if code == _SUCCESS:
-            return
-        name = ctypes.c_char_p()
-        known = self._name(code, ctypes.byref(name)) == _SUCCESS and name.value
-        raise DriverError(function, name.value.decode() if known and name.value else "unknown error", code)
+        self.check("cuStreamSynchronize", self._synchronize(stream))
 
 
 class _Loop:

@@ -132,7 +132,7 @@ class Solver:
 
         # What a key names is run on the same memory each time: rows are always the first ones.
         start = partial(self._inside, begin, field, state, values, plan)
-        self._launcher.once(("begin", size), start, state.flags)
+        self._launcher.once(("begin", size), start)
         most = options.max_steps if plan.tableau.adaptive else options.steps or 0
         running = n if state.flags.is_cuda else int(state.flags[RUNNING_ROWS])
         while running > 0 and most > 0:
