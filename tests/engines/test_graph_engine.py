@@ -350,3 +350,45 @@ def test_losses_in_bf16_are_near_and_keep_their_type(engine, build):
     assert rounded.loss.total != exact.loss.total
     torch.testing.assert_close(rounded.loss.total, exact.loss.total, rtol=0.1, atol=0.1)
     assert all(grad.dtype == torch.float32 for grad in rounded.grads.values())
+
+
+def test_who_repeats_steps_is_an_option(monkeypatch):
+    from vapo_fast.graph import capture
+
+    monkeypatch.setattr(capture, "CudaRecorder", lambda device: "replay")
+    monkeypatch.setattr(capture, "WhileRecorder", lambda device: "while")
+    monkeypatch.delenv(graph_module.LOOP_VARIABLE, raising=False)
+    asked = []
+
+    def recorder(self, device, loop):
+        asked.append(loop)
+        assert original(self, CUDA, loop) == loop
+        return original(self, device, loop)
+
+    original = GraphEngine._recorder
+    monkeypatch.setattr(GraphEngine, "_recorder", recorder)
+    model, x0 = vf.Potential.from_module(Quadratic(), (3,), PATH), torch.ones(2, 3)
+
+    def solve(engine):
+        engine.solve(model, x0, PATH.t0, PATH.t1, JOB)
+
+    engine = GraphEngine("cpu")
+    solve(engine)
+    solve(engine)
+    assert asked == ["replay"]
+    # The environment is asked at each solve, and either loop has recordings of its own.
+    monkeypatch.setenv(graph_module.LOOP_VARIABLE, "while")
+    solve(engine)
+    solve(engine)
+    assert asked == ["replay", "while"]
+    monkeypatch.setenv(graph_module.LOOP_VARIABLE, "replay")
+    solve(engine)
+    assert asked == ["replay", "while"]
+    monkeypatch.setenv(graph_module.LOOP_VARIABLE, "while")
+    solve(GraphEngine("cpu", loop="replay"))  # what the program says comes first
+    assert asked == ["replay", "while", "replay"]
+    monkeypatch.setenv(graph_module.LOOP_VARIABLE, "until")
+    with pytest.raises(ValueError, match="VAPO_FAST_GRAPH_LOOP must be one of 'replay', 'while', got 'until'"):
+        solve(engine)
+    with pytest.raises(ValueError, match="loop must be one of 'replay', 'while', got 'until'"):
+        GraphEngine("cpu", loop="until")
