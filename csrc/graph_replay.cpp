@@ -1,6 +1,7 @@
 #include "graph_replay.h"
 
 #include <chrono>
+#include <limits>
 #include <thread>
 #include <utility>
 
@@ -82,7 +83,7 @@ private:
     Event events_[2];
     int oldest_ = 0, waiting_ = 0;
     std::int64_t launched_ = 0, far_ = 0;
-    std::int64_t running_ = replays_.stop_at + 1;
+    std::int64_t running_ = std::numeric_limits<std::int64_t>::max();  // nothing is known: no sample has ended
     Clock::time_point told_ = Clock::now();
 };
 

@@ -28,8 +28,8 @@ struct Replayed {
     std::int64_t launched;  // replays, some of which may still be under way
 };
 
-// Calls `monitor` with the number that runs, every 50 ms at most; it may throw. Whatever is thrown, nothing is under way
-// then. While samples are known to need more than the replays under way, the next ones are launched before those end.
+// Calls `monitor` with the number that runs, every 50 ms at most; before the first look, with the largest of all numbers. It
+// may throw. Whatever is thrown, nothing is under way then. While samples are known to need more than the replays under way, the next ones are launched before those end.
 Replayed replay(const Driver& driver, const Replays& replays, const std::function<void(std::int64_t)>& monitor);
 
 }  // namespace vapo_fast

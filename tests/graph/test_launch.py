@@ -185,6 +185,25 @@ def test_progress_goes_up_and_ends_at_all():
         assert told[-1] == 40
 
 
+def test_progress_does_not_go_back_where_nothing_is_known():
+    """As from loops whose first look at a batch of another size takes long."""
+
+    class Slow(Repeated):
+        def until(self, stop_at, most, report):
+            report(1 << 62)
+            return super().until(stop_at, most, report)
+
+    recorder, told = Recorder(), []
+    recorder.loop = lambda call, flags: Slow(recorder, call, flags)
+    solver = Solver(Plan.of(OPTIONS), LADDER, recorder=recorder)
+    for _ in range(3):
+        told.clear()
+        solver.solve(cubic, batch(), 0.0, 2.0, OPTIONS, progress=told.append)
+        assert told == sorted(told)
+        assert told[0] == 0
+        assert told[-1] == 40
+
+
 def test_a_solve_that_does_not_end_is_an_error():
     class Deaf(Repeated):
         def until(self, stop_at, most, report):

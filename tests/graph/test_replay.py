@@ -19,7 +19,7 @@ from vapo_fast import native
 from vapo_fast.graph import capture
 from vapo_fast.graph.capture import every
 from vapo_fast.graph.driver import DriverError
-from vapo_fast.graph.replay import Replays, in_extension, in_python, replay
+from vapo_fast.graph.replay import UNKNOWN, Replays, in_extension, in_python, replay
 
 COMPILER = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 GRAPH, STREAM = 0x6A, 0x51
@@ -191,6 +191,8 @@ def test_monitor_is_told_now_and_then(run, fake):
 
     with pytest.raises(RuntimeError, match="enough"):
         run(fake.replays(), lambda running: monitor(running) if len(told) < 3 else _raise(RuntimeError("enough")))
+    # No replay has ended, so that nothing may be told to have ended.
+    assert [running for running, _ in told] == [UNKNOWN] * 3
     times = [moment for _, moment in told]
     assert len(times) == 3
     assert all(0.03 < later - earlier < 1.0 for earlier, later in itertools.pairwise(times))

@@ -145,22 +145,18 @@ class WhileLoop(Loop):
         launch = Replays(
             self._repeated.handle, self._stream.cuda_stream, self._mailbox.flags, every=1, stop_at=stop_at, most=1
         )
-        running: int | None = None
-        steps = 0
-
-        def tell(_: int) -> None:
-            if report is not None and running is not None:
-                report(running)
-
-        while running is None or (running > stop_at and steps < most):
+        running, steps = stop_at + 1, 0
+        while running > stop_at and steps < most:
             self._mailbox.ask(stop_at, min(self._most, most - steps))
             begin = time.perf_counter()
-            running, _ = replay(launch, tell)
+            running, _ = replay(launch, report)
             made = self._mailbox.steps
             if made == 0 and running > stop_at:
                 raise RuntimeError(f"the device made no step although {running} samples run")
             self._most = most_steps((time.perf_counter() - begin) / max(1, made))
             steps += made
+            if report is not None:
+                report(running)
         return running, steps
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from vapo_fast.graph.state import RUNNING_ROWS
 
 Report = Callable[[int], None]
-"""Told now and then how many rows run."""
+"""Told now and then how many rows run, or a larger number where that is not known."""
 
 
 class Recording(Protocol):

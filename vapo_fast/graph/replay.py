@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from vapo_fast import native
 from vapo_fast.graph.driver import LIBRARY, DriverError, Library, out_of_memory_as_pytorchs
 
+UNKNOWN = (1 << 63) - 1
+"""How many rows run, before the first look."""
 _NOT_READY = 600
 _DISABLE_TIMING = 0x2
 _MONITOR_SECONDS = 0.05
@@ -49,7 +51,8 @@ def replay(replays: Replays, monitor: Monitor | None = None, library: str = LIBR
     """Launch until no more than ``stop_at`` rows run: (rows that run, launches, some of which may be under way).
 
     Args:
-        monitor: told the number of rows that run, twenty times a second at most; it may raise, as Ctrl-C does.
+        monitor: told the number of rows that run, or `UNKNOWN`, twenty times a second at most; it may raise, as Ctrl-C
+            does.
         library: the CUDA driver.
     Raises:
         DriverError, torch.OutOfMemoryError: the driver's. After any exception nothing is under way.
@@ -120,7 +123,8 @@ class _Loop:
         self._flags = (ctypes.c_int64 * 2).from_address(replays.flags)
         self._free: list[ctypes.c_void_p] = []
         self._waiting: deque[ctypes.c_void_p] = deque()
-        self._launched, self._running, self._far = 0, replays.stop_at + 1, 0
+        # Nothing is known: no sample has ended.
+        self._launched, self._running, self._far = 0, UNKNOWN, 0
         self._told = time.monotonic()
 
     def run(self) -> tuple[int, int]:

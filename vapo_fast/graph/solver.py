@@ -126,9 +126,13 @@ class Solver:
         state.load(x0, t0, options.t_eval or (), args, results.nowhere - first)
         state.row.add_(first)
 
+        ended = 0
+
         def report(running: int) -> None:
+            nonlocal ended
+            ended = max(ended, n - running)
             if progress is not None:
-                progress(first + max(0, n - running))
+                progress(first + ended)
 
         # What a key names is run on the same memory each time: rows are always the first ones.
         start = partial(self._inside, begin, field, state, values, plan)
