@@ -22,7 +22,7 @@ from vapo_fast.batches import Batch
 from vapo_fast.callbacks import Callback
 from vapo_fast.engines import GraphEngine, Job, ReferenceEngine, choose
 from vapo_fast.engines.graph import GRAPH
-from vapo_fast.graph import capture, driver
+from vapo_fast.graph import capture, driver, while_graph
 from vapo_fast.graph import replay as replaying
 from vapo_fast.graph.capture import ReplayLoop, WhileLoop
 from vapo_fast.graph.launch import Launcher
@@ -170,6 +170,10 @@ LOOPS = {"replay": ReplayLoop, "while": WhileLoop}
 
 def solve_by(loop: str, model: vf.Potential, x0: torch.Tensor, job: Job) -> tuple[vf.Solution, GraphEngine]:
     """The last of some solves, all of whose loops are of the kind that was asked for; falling back is an error."""
+    try:
+        while_graph._driver(driver.LIBRARY)
+    except while_graph.WhileUnavailableError as error:
+        pytest.skip(str(error))
     engine = GraphEngine("cuda", loop=loop)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*launched")
