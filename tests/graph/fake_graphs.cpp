@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 using cudaGraphConditionalHandle = unsigned long long;
@@ -67,6 +68,7 @@ std::map<const void*, const Graph*> executables;
 std::deque<const Graph*> queue;
 Function functions[] = {{"vapo_fast_enter", 4}, {"vapo_fast_again", 3}, {"vapo_fast_leave", 3}};
 CUresult running_failed;
+CUstreamCaptureMode capture_mode;
 
 CUresult complain(const char* what) {
     complaint = what;
@@ -77,6 +79,14 @@ CUresult begin(const char* function) {
     log_of_calls += std::string(function) + "\n";
     if (failing == function && fails_in-- <= 0) return static_cast<CUresult>(fails_with);
     return CUDA_SUCCESS;
+}
+
+// Calls that a capture of some thread would not survive.
+CUresult begin_unsafe(const char* function) {
+    const CUresult code = begin(function);
+    return code == CUDA_SUCCESS && capture_mode != CU_STREAM_CAPTURE_MODE_RELAXED
+               ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+               : code;
 }
 
 bool has_conditional(const Graph& graph) {
@@ -257,7 +267,10 @@ void fake_reset(int of_version, unsigned long long current, long long queries) {
     context = static_cast<std::uintptr_t>(current);
     slow = queries, asked_about = 0;
     running_failed = CUDA_SUCCESS;
+    capture_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
 }
+
+int fake_capture_mode() { return capture_mode; }
 
 void fake_fail(const char* function, long long call, long long code) {
     failing = function, fails_in = call, fails_with = code;
@@ -300,8 +313,14 @@ CUresult cuCtxGetCurrent(CUcontext* current) {
     return begin("cuCtxGetCurrent");
 }
 
+CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
+    const CUresult code = begin("cuThreadExchangeStreamCaptureMode");
+    if (code == CUDA_SUCCESS) std::swap(*mode, capture_mode);
+    return code;
+}
+
 CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned n, CUjit_option* options, void** values) {
-    const CUresult code = begin("cuModuleLoadDataEx");
+    const CUresult code = begin_unsafe("cuModuleLoadDataEx");
     if (n != 2 || options[0] != CU_JIT_ERROR_LOG_BUFFER || options[1] != CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES)
         return complain("module: options");
     if (code != CUDA_SUCCESS) {
@@ -329,7 +348,7 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* 
 }
 
 CUresult cuGraphCreate(CUgraph* graph, unsigned flags) {
-    const CUresult code = begin("cuGraphCreate");
+    const CUresult code = begin_unsafe("cuGraphCreate");
     if (code != CUDA_SUCCESS) return code;
     if (flags != 0) return complain("graph: flags");
     *graph = reinterpret_cast<CUgraph>(new Graph);
@@ -338,7 +357,8 @@ CUresult cuGraphCreate(CUgraph* graph, unsigned flags) {
 }
 
 CUresult cuGraphDestroy(CUgraph graph) {
-    const CUresult code = begin("cuGraphDestroy");
+    const CUresult code = begin_unsafe("cuGraphDestroy");
+    if (code != CUDA_SUCCESS) return code;
     for (const auto& [handle, executable] : executables)
         if (executable == reinterpret_cast<Graph*>(graph)) return complain("destroyed before its executable");
     delete reinterpret_cast<Graph*>(graph);
@@ -407,7 +427,7 @@ CUresult cuGraphAddNode_v2(CUgraphNode* added, CUgraph graph, const CUgraphNode*
 }
 
 CUresult cuGraphInstantiateWithParams(CUgraphExec* executable, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS* params) {
-    const CUresult code = begin("cuGraphInstantiateWithParams");
+    const CUresult code = begin_unsafe("cuGraphInstantiateWithParams");
     params->result_out = CUDA_GRAPH_INSTANTIATE_SUCCESS;
     if (code != CUDA_SUCCESS) {
         params->result_out = CUDA_GRAPH_INSTANTIATE_NODE_OPERATION_NOT_SUPPORTED;
@@ -431,7 +451,8 @@ CUresult cuGraphInstantiateWithParams(CUgraphExec* executable, CUgraph graph, CU
 }
 
 CUresult cuGraphExecDestroy(CUgraphExec executable) {
-    const CUresult code = begin("cuGraphExecDestroy");
+    const CUresult code = begin_unsafe("cuGraphExecDestroy");
+    if (code != CUDA_SUCCESS) return code;
     if (executables.erase(executable) == 0) return complain("no such executable");
     if (!queue.empty()) return complain("destroyed under way");
     delete reinterpret_cast<char*>(executable);

@@ -21,6 +21,7 @@ MEMBERS = {node_params.NodeParams: ("type", "reserved0", "kernel", "graph", "con
 VALUES = {
     "CU_GRAPH_COND_TYPE_WHILE": node_params.WHILE,
     "CU_GRAPH_COND_ASSIGN_DEFAULT": node_params.ASSIGN_DEFAULT,
+    "CU_STREAM_CAPTURE_MODE_RELAXED": node_params.CAPTURE_MODE_RELAXED,
     "CU_JIT_ERROR_LOG_BUFFER": node_params.ERROR_LOG_BUFFER,
     "CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES": node_params.ERROR_LOG_BUFFER_SIZE_BYTES,
     **{f"CU_GRAPH_NODE_TYPE_{one.name}": int(one) for one in NodeType},

@@ -207,16 +207,19 @@ def test_what_is_built_and_in_which_order(fake):
     looked_at = ["cuGraphGetNodes"] * 2 + ["cuGraphNodeGetType"] * len(STEP)
     kernels = ["cuModuleLoadDataEx"] + ["cuModuleGetFunction"] * 3
     made = ["cuGraphCreate", "cuGraphConditionalHandleCreate"] + ["cuGraphAddNode_v2"] * 5
-    built = ["cuDriverGetVersion", *looked_at, "cuCtxGetCurrent", *kernels, *made, "cuGraphInstantiateWithParams"]
+    made += ["cuGraphInstantiateWithParams"]
+    relax = ["cuThreadExchangeStreamCaptureMode"]
+    built = ["cuDriverGetVersion", *looked_at, "cuCtxGetCurrent", *relax, *kernels, *made, *relax]
     assert fake.log == built
     assert fake.complaint == ""
     # The second one finds driver and kernels.
     other = fake.graph(step)
-    assert fake.log[len(built) :] == [*looked_at, "cuCtxGetCurrent", *made, "cuGraphInstantiateWithParams"]
+    assert fake.log[len(built) :] == [*looked_at, "cuCtxGetCurrent", *relax, *made, *relax]
     assert (fake.graphs, fake.executables, fake.modules) == (2, 2, 1)
     del graph
     gc.collect()
-    assert fake.log[-2:] == ["cuGraphExecDestroy", "cuGraphDestroy"]
+    assert fake.log[-4:] == [*relax, "cuGraphExecDestroy", "cuGraphDestroy", *relax]
+    assert fake.library.fake_capture_mode() == 0
     assert (fake.graphs_destroyed, fake.executables_destroyed) == (1, 1)
     del other
     gc.collect()
@@ -317,6 +320,7 @@ def test_nodes_that_a_body_must_not_hold(fake, kinds, inner, message):
 BUILDING = {
     "cuDriverGetVersion": 1,
     "cuCtxGetCurrent": 1,
+    "cuThreadExchangeStreamCaptureMode": 1,
     "cuModuleLoadDataEx": 1,
     "cuModuleGetFunction": 3,
     "cuGraphCreate": 1,
@@ -338,6 +342,7 @@ def test_errors_of_building_have_the_drivers_names_and_leave_nothing(fake, funct
     assert (caught.value.function, caught.value.code) == (function, 719)
     assert fake.graphs == fake.graphs_destroyed
     assert fake.executables == fake.executables_destroyed
+    assert fake.library.fake_capture_mode() == 0
     fake.reset()
     assert fake.graph(step).handle
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor
 from vapo_fast.graph.driver import LIBRARY, DriverError, Library, out_of_memory_as_pytorchs
 from vapo_fast.graph.node_params import (
     ASSIGN_DEFAULT,
+    CAPTURE_MODE_RELAXED,
     ERROR_LOG_BUFFER,
     ERROR_LOG_BUFFER_SIZE_BYTES,
     WHILE,
@@ -101,19 +103,20 @@ class WhileGraph:
             driver.call("cuCtxGetCurrent", ctypes.byref(context))
             if not context.value:
                 raise WhileUnavailableError("no CUDA context is current")
-            kernels = _kernels(library, context.value)
-            graph = _Handle()
-            driver.call("cuGraphCreate", ctypes.byref(graph), 0)
-            built = _Built(driver, graph)
-            self._close = weakref.finalize(self, built.destroy)
-            # At the end of the process the driver may be gone, and takes its graphs with it.
-            self._close.atexit = False
-            try:
-                built.fill(step, context, kernels, flags, mailbox)
-                built.instantiate()
-            except BaseException:
-                self._close()
-                raise
+            with driver.captures_let_be():
+                kernels = _kernels(library, context.value)
+                graph = _Handle()
+                driver.call("cuGraphCreate", ctypes.byref(graph), 0)
+                built = _Built(driver, graph)
+                self._close = weakref.finalize(self, built.destroy)
+                # At the end of the process the driver may be gone, and takes its graphs with it.
+                self._close.atexit = False
+                try:
+                    built.fill(step, context, kernels, flags, mailbox)
+                    built.instantiate()
+                except BaseException:
+                    self._close()
+                    raise
         self.handle = built.executable.value or 0
         """Of the graph that can be launched."""
 
@@ -138,6 +141,19 @@ class _Driver(Library):
         """Call one of them; DriverError if it fails."""
         self.check(name, self._functions[name](*values))
 
+    @contextmanager
+    def captures_let_be(self) -> Iterator[None]:
+        """Inside, calls do not spoil a capture that is under way, of this thread or another: they are no part of it.
+
+        Objects are collected at any moment, in the middle of a capture too.
+        """
+        mode = ctypes.c_int(CAPTURE_MODE_RELAXED)
+        self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+        try:
+            yield
+        finally:
+            self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+
     def call_regardless(self, name: str, *values: Any) -> None:
         """Call one of them, when an error is of no use to anybody."""
         self._functions[name](*values)
@@ -146,6 +162,7 @@ class _Driver(Library):
 _OUT = ctypes.POINTER(_Handle)
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuCtxGetCurrent": (_OUT,),
+    "cuThreadExchangeStreamCaptureMode": (ctypes.POINTER(ctypes.c_int),),
     "cuModuleLoadDataEx": (_OUT, ctypes.c_char_p, ctypes.c_uint, ctypes.POINTER(ctypes.c_int), _OUT),
     "cuModuleGetFunction": (_OUT, _Handle, ctypes.c_char_p),
     "cuGraphCreate": (_OUT, ctypes.c_uint),
@@ -266,9 +283,10 @@ class _Built:
 
     def destroy(self) -> None:
         """Both; nothing of it may be under way."""
-        if self.executable.value:
-            self._driver.call_regardless("cuGraphExecDestroy", self.executable)
-        self._driver.call_regardless("cuGraphDestroy", self._graph)
+        with self._driver.captures_let_be():
+            if self.executable.value:
+                self._driver.call_regardless("cuGraphExecDestroy", self.executable)
+            self._driver.call_regardless("cuGraphDestroy", self._graph)
 
     def _kernel(
         self, graph: _Handle, after: Sequence[_Handle], function: _Handle, context: _Handle, values: Sequence[Any]
