@@ -147,7 +147,7 @@ SECONDS = {
     "conformance": 200,
     "graph": 200,
     "facts": 180,
-    "graph-facts": 180,
+    "graph-facts": 200,
     "kernels": 150,
     "sanitizer": 180,
     "benchmarks": 160,
