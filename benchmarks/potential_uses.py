@@ -3,7 +3,8 @@
 Trains small potentials on the 8x8 digits (all classes, the threes, the eights, seven classes of ten) with
 `vapo-fast train`, then runs `likelihood`, `ood`, `interpolate`, `compose` and `refine` on them. ``--fashion`` names a
 potential of Fashion-MNIST (a run's folder, or a checkpoint such as `python -m benchmarks.quality fashion-mnist --keep`
-leaves), for the same on it. Every command and what it printed is kept in benchmarks/results/potential_uses.json,
+leaves), for the same on it; ``--cifar`` the images of CIFAR-10, seven classes of which a potential is then trained on,
+to be asked about the other three. Every command and what it printed is kept in benchmarks/results/potential_uses.json,
 pictures in docs/images/, and docs/potential_uses.md is written from them; ``--report`` does only that. A training that
 is there already is not repeated.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -35,14 +37,19 @@ TRAININGS = {
     "digits-0-6": f"{_TRAIN} --ema-decay 0.998 --steps 1000 --classes 0,1,2,3,4,5,6",
     "threes": f"{_TRAIN} --ema-decay 0.99 --steps 400 --classes 3",
     "eights": f"{_TRAIN} --ema-decay 0.99 --steps 400 --classes 8",
+    "cifar7": "train --data {cifar} --classes 0,1,2,3,4,5,6 --augment flip --model unet --homotopy linear --t1 0.98 "
+    "--time-sampling uniform --data-scale 0.5 --channels 48 --multipliers 1,2 --blocks 1 --patch-size 2 "
+    "--batch-size 16 --lr 0.002 --sample-every 0 --no-progress --steps 4000",
 }
+"""By the run's name; in the words, ``{cifar}`` is the folder of CIFAR-10's images."""
 
 
 @dataclass(frozen=True)
 class Use:
     """A command to show: the name of its picture, which begins with the kind of use, and its words.
 
-    In the words, ``{name}`` is a run of `TRAININGS`, ``{fashion}`` and ``{root}`` what was given for Fashion-MNIST.
+    In the words, ``{name}`` is a run of `TRAININGS`, ``{fashion}`` and ``{root}`` what was given for Fashion-MNIST,
+    ``{cifar}`` for CIFAR-10.
     """
 
     name: str
@@ -68,6 +75,11 @@ USES = (
         "ood_fashion",
         "ood {fashion} --inside fashion-mnist --root {root} --outside digits --outside noise --outside flip -n 1000 "
         "--noise-levels 0.02,0.1,0.5 --n-likelihood 16 --probes 1",
+    ),
+    Use(
+        "ood_cifar",
+        "ood {cifar7} --inside {cifar} --outside held-out --outside noise --outside flip -n 1000 "
+        "--noise-levels 0.02,0.1,0.2,0.5 --n-likelihood 16 --probes 1",
     ),
     Use("interpolate_fashion", "interpolate {fashion} --data fashion-mnist --root {root} --pairs 4 --rtol 1e-3"),
     Use("refine_fashion", "refine {fashion} --steps 50 --rtol 1e-3"),
@@ -111,13 +123,13 @@ briefly trained model are; where flow and read-out agree it stays about level.
 
 _NOT_RUN = """## Not run yet
 
-CIFAR-10 against its own held-out classes, on one GPU (FOLDER: an image folder of CIFAR-10, with train/CLASS/ and
-test/CLASS/); classes are numbered in alphabetic order:
+CIFAR-10 against its own held-out classes with a larger potential, trained for longer, on one GPU (FOLDER: an image
+folder of CIFAR-10, with train/CLASS/ and test/CLASS/); classes are numbered in alphabetic order:
 
 ```bash
-vapo-fast train --data FOLDER --classes 0,1,2,3,4,5,6 --mirror --model unet --channels 128 --multipliers 1,2,2 \\
-    --blocks 2 --batch-size 128 --lr 4e-4 --ema-decay 0.9995 --precision bf16 --minutes 25 --device cuda \\
-    --out runs/cifar7
+vapo-fast train --data FOLDER --classes 0,1,2,3,4,5,6 --augment flip --model unet --homotopy linear --t1 0.99 \\
+    --time-sampling uniform --data-scale 0.5 --channels 128 --multipliers 1,2,2 --blocks 2 --batch-size 128 --lr 4e-4 \\
+    --ema-decay 0.9995 --precision bf16 --minutes 25 --device cuda --out runs/cifar7
 vapo-fast ood runs/cifar7 --outside held-out --outside noise --outside flip -n 3000 --noise-levels 0.01,0.05,0.2,0.5 \\
     --n-likelihood 500 --probes 4 --out ood_cifar7.png --json ood_cifar7.json
 vapo-fast likelihood runs/cifar7 -n 1000 --probes 4 --out likelihood_cifar7.png
@@ -145,22 +157,42 @@ def run(words: list[str], shown: str) -> dict[str, Any]:
     return {"command": shown, "printed": kept, "seconds": round(time.perf_counter() - began, 1)}
 
 
-def train(name: str, out: Path) -> dict[str, Any]:
-    """A run of `TRAININGS`, unless its folder is there; the command and when it was trained."""
-    folder = out / name
-    shown = f"vapo-fast {TRAININGS[name]} --out runs/{name}"
+@dataclass(frozen=True)
+class Places:
+    """Where things are here, and what the page calls them: by the names that commands have in braces."""
+
+    here: dict[str, str]
+    shown: dict[str, str]
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Places:
+        """Of what was given; a name that was not is missing."""
+        given = {"fashion": options.fashion, "root": options.root, "cifar": options.cifar}
+        called = {"fashion": "FASHION", "root": "FOLDER", "cifar": "CIFAR"}
+        here = {name: str(Path(value).resolve()) for name, value in given.items() if value is not None}
+        runs = {name: str(options.out.resolve() / name) for name in TRAININGS}
+        return cls(here | runs, called | {name: f"runs/{name}" for name in TRAININGS})
+
+    def know(self, words: str) -> bool:
+        """Whether all that a command names is there."""
+        return not set(re.findall(r"{([\w-]+)}", words)) - set(self.here)
+
+
+def train(name: str, places: Places) -> dict[str, Any]:
+    """A run of `TRAININGS`, unless its folder is there; the command."""
+    folder = Path(places.here[name])
+    words, shown = (_filled(TRAININGS[name], values) for values in (places.here, places.shown))
+    shown = f"vapo-fast {shown} --out runs/{name}"
     if not (folder / "model.safetensors").is_file():
         print(shown, flush=True)
-        run([*shlex.split(TRAININGS[name]), "--out", str(folder)], shown)
+        run([*shlex.split(words), "--out", str(folder)], shown)
     return {"command": shown}
 
 
-def use(one: Use, out: Path, fashion: Path | None, root: str | None) -> dict[str, Any]:
+def use(one: Use, places: Places) -> dict[str, Any]:
     """Run a use, keep its picture, and return what is to be shown."""
-    places = {name: str(out / name) for name in TRAININGS} | {"fashion": str(fashion), "root": str(root)}
-    names = {name: f"runs/{name}" for name in TRAININGS} | {"fashion": "FASHION", "root": "FOLDER"}
     picture = IMAGES / f"uses_{one.name}.png"
-    words, shown = (_filled(one.words, values) for values in (places, names))
+    words, shown = (_filled(one.words, values) for values in (places.here, places.shown))
     print(f"vapo-fast {shown}", flush=True)
     return run([*shlex.split(words), "--out", str(picture)], f"vapo-fast {shown} --out {one.name}.png")
 
@@ -178,7 +210,7 @@ def write_docs(results: dict[str, Any], path: Path = DOCS) -> None:
         "# What a potential gives beyond samples",
         "",
         "Commands and what they printed, written by `python benchmarks/potential_uses.py` from",
-        "`benchmarks/results/potential_uses.json`. The models are small and briefly trained (the first four commands;",
+        "`benchmarks/results/potential_uses.json`. The models are small and briefly trained (the commands below;",
         "the Fashion-MNIST potential, FASHION, is that of [quality.md](quality.md)): they show what each command does,",
         "not what the method can reach. A flow-matching model has no read-out, and so none of this but interpolation",
         "and the likelihood.",
@@ -210,18 +242,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/uses"), help="folder of the runs (default: %(default)s)")
     parser.add_argument("--fashion", type=Path, help="a potential of Fashion-MNIST: a run's folder or a checkpoint")
     parser.add_argument("--root", help="folder with the files of Fashion-MNIST")
+    parser.add_argument("--cifar", type=Path, help="an image folder of CIFAR-10, with train/CLASS/ and test/CLASS/")
     parser.add_argument("--only", nargs="+", choices=[one.name for one in USES], help="run only these uses")
     parser.add_argument("--report", action="store_true", help="run nothing, only write the page")
     options = parser.parse_args()
-    out, fashion = options.out.resolve(), options.fashion and options.fashion.resolve()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"trainings": {}, "uses": {}}
     if not options.report:
+        places = Places.of(options)
         results["provenance"] = {key: str(value) for key, value in provenance.provenance().items()}
-        results["trainings"] = {name: train(name, out) for name in TRAININGS}
+        trainings = [name for name, words in TRAININGS.items() if places.know(words)]
+        results["trainings"] |= {name: train(name, places) for name in trainings}
         for one in USES:
             wanted = options.only is None or one.name in options.only
-            if wanted and (fashion is not None or "{fashion}" not in one.words):
-                results["uses"][one.name] = use(one, out, fashion, options.root)
+            runs = [name for name in TRAININGS if f"{{{name}}}" in one.words]
+            if wanted and places.know(one.words) and set(runs) <= set(trainings):
+                results["uses"][one.name] = use(one, places)
                 RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     write_docs(results)
 
