@@ -15,6 +15,7 @@ from vapo_fast import _checks, noise
 from vapo_fast._flow import batch_size_for, check_events, check_model, evaluation, in_batches
 from vapo_fast.density import log_likelihood
 from vapo_fast.engines import Job, choose
+from vapo_fast.homotopy import Homotopy
 from vapo_fast.potentials.base import Potential
 
 SCORES = ("read_out", "likelihood")
@@ -65,9 +66,13 @@ def ood_scores(
         raise ValueError("model must be time-dependent: Phi(x) alone has no exact log-density read-out")
     count = _checks.positive_int("draws", draws)
     path = model.homotopy
-    least, most = (float(path.kernel(end).beta) for end in (path.t1, path.t0))
-    levels = [least] if noise_level is None else _levels(noise_level, least, most)
-    times = [min(max(float(path.time_at_noise_level(level)), path.t0), path.t1) for level in levels]
+    if noise_level is None:
+        times = [path.t1]
+    else:
+        levels = list(noise_level) if isinstance(noise_level, Sequence) else [noise_level]
+        if not levels:
+            raise ValueError("noise_level must hold at least one level")
+        times = [time_of_noise(path, level) for level in levels]
     job = Job("field")
     plain = choose("reference", model, x.device, x.dtype, job)
     noise.check_seed(seed)
@@ -140,13 +145,11 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
     return float(roc_auc_score(truth, scores))
 
 
-def _levels(given: float | Sequence[float], least: float, most: float) -> list[float]:
-    values = list(given) if isinstance(given, Sequence) else [given]
-    if not values:
-        raise ValueError("noise_level must hold at least one level")
-    levels = [_checks.positive_float("noise_level", value) for value in values]
+def time_of_noise(path: Homotopy, level: float, name: str = "noise_level") -> float:
+    """The time at which the path's noise is ``level``; ValueError unless it has that noise somewhere."""
+    wanted = _checks.positive_float(name, level)
+    least, most = (float(path.kernel(end).beta) for end in (path.t1, path.t0))
     slack = 1e-6
-    for level in levels:
-        if not least * (1 - slack) <= level <= most * (1 + slack):
-            raise ValueError(f"noise_level must be in [{least:.4g}, {most:.4g}], the path's noise, got {level!r}")
-    return levels
+    if not least * (1 - slack) <= wanted <= most * (1 + slack):
+        raise ValueError(f"{name} must be in [{least:.4g}, {most:.4g}], the path's noise, got {level!r}")
+    return min(max(float(path.time_at_noise_level(wanted)), path.t0), path.t1)

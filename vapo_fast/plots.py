@@ -94,6 +94,30 @@ def image_rows(rows: Mapping[str, Tensor], path: PathLike, title: str | None = N
     return _save(_tiles(np.concatenate(padded), columns, title, labels=list(pixels)), path)
 
 
+def point_sets(sets: Mapping[str, Tensor], path: PathLike, title: str | None = None) -> Path:
+    """Draw sets of points of the plane beside each other, each a panel of one scale with its name above.
+
+    Args:
+        sets: name to points (N, 2), N >= 1.
+        path: file to write.
+        title: a line of text above all.
+    Raises: ValueError for no sets, other shapes or NaN; ImportError without matplotlib.
+    """
+    if not sets:
+        raise ValueError("sets must hold at least one set of points, got none")
+    points = {name: _points(f"sets[{name!r}]", part) for name, part in sets.items()}
+    extent = _extent(np.concatenate(list(points.values())))
+    figure = _figure(4.0 * len(points), 4.3)
+    for i, (name, part) in enumerate(points.items()):
+        axes = figure.add_subplot(1, len(points), i + 1)
+        _scatter(axes, part, _SAMPLE_COLOUR)
+        _frame(axes, f"{name} ({len(part)})", extent)
+    if title is not None:
+        figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    return _save(figure, path)
+
+
 def score_histograms(scores: Mapping[str, Tensor], path: PathLike, label: str, title: str | None = None) -> Path:
     """Draw the distributions of a score on several sets in one panel, as outlines of equal area.
 
@@ -441,7 +465,7 @@ def _read_log(path: Path) -> dict[str, Array]:
     wanted = ("step", "loss", "linear", "quadratic", "grad_norm")
     if not path.is_file():
         raise ValueError(f"there is no training log at {path}")
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
         missing = [name for name in wanted if name not in (reader.fieldnames or [])]
         if missing:
@@ -495,7 +519,12 @@ def _target(path: PathLike, formats: tuple[str, ...]) -> Path:
 
 def _write(path: Path, write: Callable[[Path], object]) -> Path:
     """Write beside the target, then rename, so that a reader never finds half a picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(
+            f"path must lie in a folder, and {str(path.parent)!r} cannot be one: a file is in the way"
+        ) from None
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
