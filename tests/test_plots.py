@@ -136,6 +136,16 @@ def test_pyplot_is_never_imported(tmp_path, two_modes):
     assert "matplotlib.pyplot" not in sys.modules
 
 
+def test_point_sets_have_a_panel_each_of_one_scale(tmp_path):
+    sets = {"near": torch.zeros(50, 2), "far": torch.full((50, 2), 3.0)}
+    drawn = pixels(plots.point_sets(sets, tmp_path / "p.png", title="two"))
+    assert drawn.shape[1] == pytest.approx(880, abs=2)
+    with pytest.raises(ValueError, match="at least one set of points"):
+        plots.point_sets({}, tmp_path / "p.png")
+    with pytest.raises(ValueError, match=r"shape \(B, 2\)"):
+        plots.point_sets({"a": torch.zeros(3, 3)}, tmp_path / "p.png")
+
+
 @pytest.mark.parametrize("with_data", [False, True])
 def test_samples_2d_writes_its_panels(two_modes, tmp_path, with_data):
     data = two_modes.sample_data(100, seed=0).float() if with_data else None

@@ -1175,9 +1175,7 @@ def compose(
             _check_drawn(out, parts[0], points=True)
             scale = reference_scale if reference_scale is not None else float(getattr(parts[0], "data_scale", 1.0))
             both = SumPotential(parts, given, reference_scale=scale)
-        names = [_named(path) for path in models]
-        if len({*names, "composed", "refined"}) < len(names) + 2:
-            names = [f"{i + 1}: {path}" for i, path in enumerate(models)]
+        names = _names(models, ("composed", "refined"))
         rows = {name: _solve(part, n, rtol=rtol, seed=seed).x for name, part in zip(names, parts, strict=True)}
         rows["composed"] = _solve(both, n, rtol=rtol, seed=seed).x
         if refine_steps:
@@ -1279,8 +1277,16 @@ def _like(model: Potential) -> Tensor:
     return torch.zeros(()) if reference is None else reference
 
 
-def _named(path: Path) -> str:
-    return path.stem if path.is_file() else path.name
+def _names(paths: list[Path], taken: tuple[str, ...]) -> list[str]:
+    """A name for each model: its run's folder, or its file's; numbered if they are not all unlike."""
+    full = [path.resolve() for path in paths]
+    files = [path.is_file() for path in full]
+    names = [
+        path.parent.name if is_file and path.name == "model.safetensors" else path.stem if is_file else path.name
+        for path, is_file in zip(full, files, strict=True)
+    ]
+    unlike = len({*names, *taken}) == len(names) + len(taken)
+    return names if unlike else [f"{i + 1}: {name}" for i, name in enumerate(names)]
 
 
 def _known_events(
