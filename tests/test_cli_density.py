@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +283,15 @@ def test_what_cannot_be_written_is_known_before_the_work(words, option, ending, 
     assert code == USAGE, text
     assert text.startswith(f"error: {option}: "), text
     assert "cannot be made, a file is in the way" in text
+
+
+def test_pictures_that_cannot_be_drawn_are_known_before_the_work(threes, tmp_path, monkeypatch):
+    from vapo_fast import cli
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(cli, "bits_per_dim", lambda *a, **k: pytest.fail("the work was begun"))
+    code, _, text = run("likelihood", threes, "-n", 1, "-o", tmp_path / "l.png")
+    assert (code, text) == (USAGE, "error: pictures need matplotlib and pillow: pip install 'vapo-fast[demo]'")
 
 
 @pytest.mark.parametrize("command", ["likelihood", "ood"])

@@ -253,6 +253,7 @@ def test_animation_2d_has_the_asked_frames(tmp_path):
         ({"t_end": -1.0}, "t_end must be after the start of the path, 0, got -1"),
         ({"t_end": 30.0}, "t_end must be at most 3.2581, where the path of this time-dependent potential ends"),
         ({"rtol": 0.0}, "rtol"),
+        ({"cells": 1}, "cells must be at least 2, got 1"),
         ({"data": torch.zeros(3, 3)}, r"data must have shape \(B, 2\)"),
     ],
 )

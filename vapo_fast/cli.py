@@ -759,9 +759,12 @@ def _check_ending(option: str, path: Path | None, endings: tuple[str, ...]) -> N
 
 
 def _check_writable(option: str, path: Path | None) -> None:
-    """Before the work, not after it: ConfigError if ``path`` cannot be written. Makes its folder."""
+    """Before the work, not after it: an error if ``path`` cannot be written, or drawn. Makes its folder."""
     if path is None:
         return
+    if path.suffix.lower() in (*_FIGURES, ".gif"):
+        with _usage():
+            plots.require()
     if path.is_dir():
         raise ConfigError(f"{option} must be a file, and {path} is a folder")
     try:

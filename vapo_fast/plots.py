@@ -35,9 +35,9 @@ _DPI = 110
 _SAMPLE_COLOUR, _DATA_COLOUR, _LINE_COLOUR = "#1b4f8a", "#8a4b1b", "#3a3a3a"
 # How far below its maximum, in nats, a density is still drawn: exp(-12) is invisible beside 1.
 _DEPTH = 12.0
-# Of a landscape: cells a side and the tolerance they are integrated with, for colours half a nat apart; coarser where
-# there is one for each frame.
-_CELLS, _RTOL = 96, 1e-3
+# The tolerance that a landscape is integrated with, for colours half a nat apart; there is one for each frame of an
+# animation, which are coarser.
+_RTOL = 1e-3
 _FRAME_CELLS, _FRAME_RTOL = 64, 1e-2
 _MOST_STEPS = 1000
 _SMALLEST_TILE = 40  # pixels: smaller images are enlarged by a whole factor
@@ -159,6 +159,7 @@ def samples_2d(
     data: Tensor | None = None,
     n: int = 4096,
     trajectories: int = 48,
+    cells: int = 96,
     t_end: float | None = None,
     seed: int = 0,
     rtol: float = 1e-5,
@@ -175,11 +176,14 @@ def samples_2d(
         path: file to write.
         data: (N, 2) data to show beside the samples.
         n: number of samples, >= 1. trajectories: how many of them to show with their paths, >= 0.
+        cells: of the landscape, a side, >= 2; its cost grows with their square.
         t_end: time to integrate to; default: the path's end.
         seed, rtol: as for `vapo_fast.sample`; sample i is the same in both.
     Raises: ValueError for another event_shape or bad numbers, SolveError, ImportError without matplotlib.
     """
     n, trajectories = _checks.positive_int("n", n), _checks.non_negative_int("trajectories", trajectories)
+    if _checks.positive_int("cells", cells) < 2:
+        raise ValueError(f"cells must be at least 2, got {cells}")
     flow = _flow(model, n, 65, t_end, seed, rtol)
     points = None if data is None else _points("data", data)
     extent = _extent(flow.ys[-1] if points is None else np.concatenate([points, flow.ys[-1]]))
@@ -194,7 +198,7 @@ def samples_2d(
         )
     )
     name = "log-likelihood of the flow, nats" if model.time_dependent else "potential, below maximum"
-    panels.append((name, lambda axes: _landscape(figure, axes, model, flow.times[-1], extent)))
+    panels.append((name, lambda axes: _landscape(figure, axes, model, flow.times[-1], extent, cells)))
     panels.append((f"trajectories ({min(n, trajectories)})", lambda axes: _paths(axes, flow.ys[:, :trajectories])))
     for i, (title, draw) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
@@ -318,7 +322,7 @@ def _flow(model: Potential, n: int, frames: int, t_end: float | None, seed: int,
 
 
 def _height(
-    model: Potential, t: float, extent: tuple[float, float, float, float], cells: int = _CELLS, rtol: float = _RTOL
+    model: Potential, t: float, extent: tuple[float, float, float, float], cells: int, rtol: float = _RTOL
 ) -> Array:
     """(cells, cells) log-likelihood in nats, -inf where it cannot be integrated; or the potential, its maximum at 0."""
     x, y = np.linspace(extent[0], extent[1], cells), np.linspace(extent[2], extent[3], cells)
@@ -346,9 +350,9 @@ def _depth(model: Potential, height: Array) -> float:
 
 
 def _landscape(
-    figure: Figure, axes: Axes, model: Potential, t: float, extent: tuple[float, float, float, float]
+    figure: Figure, axes: Axes, model: Potential, t: float, extent: tuple[float, float, float, float], cells: int
 ) -> None:
-    height = _height(model, t, extent)
+    height = _height(model, t, extent, cells)
     x, y = (np.linspace(extent[i], extent[i + 1], height.shape[0]) for i in (0, 2))
     top = float(height.max())
     bottom = top - _depth(model, height)
@@ -484,12 +488,20 @@ def _read_log(path: Path) -> dict[str, Array]:
     return dict(zip(wanted, values.T, strict=True))
 
 
-def _figure(width: float, height: float, dpi: int = _DPI) -> Figure:
+def require() -> None:
+    """ImportError, which says what to install, where pictures cannot be drawn."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
+        import PIL.Image  # noqa: F401 (asked for before the work rather than after)
     except ImportError as error:
         raise ImportError("pictures need matplotlib and pillow: pip install 'vapo-fast[demo]'") from error
+
+
+def _figure(width: float, height: float, dpi: int = _DPI) -> Figure:
+    require()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=dpi)
     FigureCanvasAgg(figure)
     return figure
