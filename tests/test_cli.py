@@ -81,10 +81,11 @@ def test_flags_override_the_file(trained_images):
     assert not (trained_images / "samples").exists()
 
 
-def test_augmentation_and_precision_reach_the_run_and_its_checkpoint(tmp_path):
+def test_times_augmentation_and_precision_reach_the_run_and_its_checkpoint(tmp_path):
     command = ["--data", "digits", "--n", 40, "--channels", 4, "--multipliers", "1", "--blocks", 1, "--batch-size", 8]
     weights = {}
-    for name, extra in (("plain", []), ("both", ["--augment", "flip", "--precision", "bf16", "--prefetch", 2])):
+    flags = ["--augment", "flip", "--precision", "bf16", "--prefetch", 2, "--time-sampling", "uniform"]
+    for name, extra in (("plain", []), ("all", flags)):
         out = tmp_path / name
         outcome = run("train", *command, "--steps", 3, "--sample-every", 0, "--out", out, "--no-progress", *extra)
         assert outcome.code == 0, outcome.all
@@ -93,7 +94,7 @@ def test_augmentation_and_precision_reach_the_run_and_its_checkpoint(tmp_path):
     resolved = yaml.safe_load((out / "resolved.yaml").read_text())
     assert (resolved["augment"], resolved["precision"], resolved["prefetch"]) == ("flip", "bf16", 2)
     saved = checkpoint.describe(out / "step-00000003.safetensors").training
-    assert saved["options"]["augment"] == "flip"
+    assert (saved["options"]["augment"], saved["options"]["time_sampling"]) == ("flip", "uniform")
     outcome = run("train", "--resume", tmp_path / "plain", "--steps", 5, "--augment", "flip", "--no-progress")
     assert outcome.code == 0, outcome.all
     assert "with other options (augment None -> 'flip')" in outcome.plain
@@ -333,6 +334,10 @@ def test_help(command):
         (["train", "--data", "8gaussians", "--steps", "1", "--minutes", "1"], "give steps or minutes, not both"),
         (["train", "--data", "8gaussians", "--device", "abacus"], "device 'abacus' cannot be used here"),
         (["train", "--data", "8gaussians", "--augment", "flip"], "augment='flip' is for images"),
+        (
+            ["train", "--data", "2moons", "--time-sampling", "even"],
+            "time_sampling must be one of 'log_noise', 'uniform', got",
+        ),
         (["train", "--data", "digits", "--augment", "crop"], "augment must be one of 'flip', got 'crop'"),
         (["train", "--data", "8gaussians", "--prefetch", "-2"], "prefetch must be a non-negative integer, got -2"),
         (["train", "--data", "8gaussians", "--precision", "half"], "precision must be one of 'auto', 'float64'"),

@@ -86,6 +86,9 @@ class TrainConfig:
     weight: str | None = _setting(
         None, "Training", "inverse_variance or uniform; by default what weighs all noise levels of the path alike."
     )
+    time_sampling: str = _setting(
+        "log_noise", "Training", "log_noise (times uniform in the noise's logarithm) or uniform (in the path's time)."
+    )
     seed: int = _setting(0, "Training", "Decides initial weights, data order, times and noise.")
     augment: str | None = _setting(None, "Training", "flip: mirror each image left to right with probability 1/2.")
     prefetch: int | None = _setting(
@@ -251,6 +254,7 @@ TRAINER_KEYS = (
     "accumulate",
     "estimator",
     "weight",
+    "time_sampling",
     "seed",
     "augment",
     "prefetch",

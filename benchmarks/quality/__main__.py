@@ -1,11 +1,11 @@
 """Train a potential and flow matching on the same data for the same time, and score both: python -m benchmarks.quality
 
-The arms share the data, Adam and the averaging, the per-sample solver that draws their samples, and, but for the last,
-a U-Net's layers and initial weights:
+The arms share the data, the linear path with uniform times and weight, the noise, Adam and the averaging, the
+per-sample solver that draws their samples, and, but for the last, a U-Net's layers and initial weights:
 
-- ``potential``: f = <z, F(z)> in the denoiser gauge, the energy loss, on `DataHomotopy`;
-- ``flow matching``: the velocity F in the same gauge, on the same path, times, noise and weight;
-- ``flow matching, plain``: v = F(x) on the linear path, times uniform, weight uniform, as usually written;
+- ``potential``: f = <z, F(z)> in the denoiser gauge, trained by the energy loss;
+- ``flow matching``: the velocity F in the same gauge;
+- ``flow matching, plain``: v = F(x), as usually written;
 - ``potential, wide ResNet``: a potential of the paper's family, trained as the first.
 
 The budget is either time (``--seconds``, from step times measured with the arms taking turns) or images

@@ -15,14 +15,15 @@ Row = dict[str, str]
 _HEAD = """# Quality beside flow matching
 
 Written by `python -m benchmarks.quality` from `benchmarks/results/quality.csv`; that command's help says how each arm
-is trained. All arms have the same data, batches, Adam, schedule and averaging, and all but the last the layers and
-initial weights of one U-Net. *potential* is this project's; *flow matching* puts out a velocity in the same gauge, on
-the same path and times; *flow matching, plain* is the linear path with uniform times and weight and no preconditioning;
-*potential, wide ResNet* is a potential with a pooled head, of about as many parameters. Samples are drawn by the same
-per-sample dopri5. The floor is what as many real images score; no Fréchet distance here is an FID. Seconds are
-wall-clock of training without the first steps, which compile; CPU seconds are the process's own (they differ where a
-machine is shared). How the potential's loss and gradient are computed decides what its budget buys; the file says which
-engine did. Batch sizes and learning rates were chosen for all arms alike ([quality_study.md](quality_study.md)).
+is trained. All arms have the same data, batches, path (linear, with uniform times and weight), Adam, schedule and
+averaging, and all but the last the layers and initial weights of one U-Net. *potential* is this project's; *flow
+matching* puts out a velocity in the same gauge; *flow matching, plain* has no gauge, the network being the velocity, as
+usually written; *potential, wide ResNet* is a potential with a pooled head, of about as many parameters. Samples are
+drawn by the same per-sample dopri5. The floor is what as many real images score; no Fréchet distance here is an FID.
+Seconds are wall-clock of training without the first steps, which compile; CPU seconds are the process's own (they
+differ where a machine is shared). How the potential's loss and gradient are computed decides what its budget buys; the
+file says which engine did. Path, batch sizes and learning rates were chosen for all arms alike
+([quality_study.md](quality_study.md)).
 """
 
 _LATER = {

@@ -21,12 +21,14 @@ class Setting:
         mirror: flip images at random, on the device.
         channels, multipliers, blocks, patch_size, data_scale: of the U-Net.
         wide_blocks: of the wide residual network; its channels and multipliers are the U-Net's.
-        sigma: of `DataHomotopy`. A plain arm's linear path ends at the same noise, ``t1 = 1 - sigma``.
+        sigma: noise left at the path's end.
         batch_size, lr, ema_decay, warmup_steps: of the optimiser.
         samples, rtol: how many samples are scored, and how exactly they are integrated.
         extractor: features of the Frechet distance; "cnn" is trained on the data.
         cnn_epochs: of that classifier.
         weight: of the loss of the arms in the gauge; None for the path's balanced one.
+        linear: all arms are on the linear path, with its uniform times; else only the plain one is, and the others are
+            on `DataHomotopy`, with times uniform in the noise's logarithm.
         potential: the potential's class, a `UNetPotential`.
     """
 
@@ -49,15 +51,16 @@ class Setting:
     warmup_steps: int = 100
     wide_blocks: int = 3
     weight: Weight | None = None
+    linear: bool = True
     potential: type[UNetPotential] = UNetPotential
 
 
 SETTINGS: dict[str, Setting] = {
     "digits": Setting(
-        "digits", 32, (1, 2), 1, 32, 4e-3, 0.998, sigma=0.02, data_scale=0.75, samples=360, rtol=1e-4, cnn_epochs=10
+        "digits", 32, (1, 2), 1, 16, 4e-3, 0.998, sigma=0.02, data_scale=0.75, samples=360, rtol=1e-4, cnn_epochs=10
     ),
     "fashion-mnist": Setting(
-        "fashion-mnist", 48, (1, 2), 1, 32, 2e-3, 0.999, sigma=0.02, data_scale=0.825, samples=2000, patch_size=2
+        "fashion-mnist", 48, (1, 2), 1, 16, 2e-3, 0.999, sigma=0.02, data_scale=0.825, samples=2000, patch_size=2
     ),
     "cifar10": Setting(
         "cifar10",
@@ -91,7 +94,7 @@ SETTINGS: dict[str, Setting] = {
 }
 
 ARMS = ("potential", "flow matching", "flow matching, plain", "potential, wide ResNet")
-"""The project's potential; a velocity with its path, times, weight and gauge; one as usually written.
+"""The project's potential; a velocity in its gauge; one as usually written, without.
 
 The last is a potential with another backbone, the family of the paper: one number pooled from an encoder's features.
 """
@@ -99,7 +102,8 @@ The last is a potential with another backbone, the family of the paper: one numb
 
 def path_of(arm: str, setting: Setting) -> Homotopy:
     """The probability path of an arm."""
-    return LinearHomotopy(t1=1.0 - setting.sigma) if arm == ARMS[2] else DataHomotopy(sigma=setting.sigma)
+    linear = setting.linear or arm == ARMS[2]
+    return LinearHomotopy(t1=1.0 - setting.sigma) if linear else DataHomotopy(sigma=setting.sigma)
 
 
 def network_of(arm: str, setting: Setting, event_shape: tuple[int, ...]) -> ImagePotential | VelocityUNet:
@@ -115,16 +119,16 @@ def network_of(arm: str, setting: Setting, event_shape: tuple[int, ...]) -> Imag
 
 
 def options_of(arm: str, setting: Setting, seed: int) -> TrainingOptions:
-    """The optimiser's options: alike for all, except that the plain arm has uniform times and weight."""
-    plain = arm == ARMS[2]
-    balanced = path_of(arm, setting).balanced_weight if setting.weight is None else setting.weight
+    """The optimiser's options: alike for all, but for the weight and the times that suit an arm's path."""
+    path = path_of(arm, setting)
+    weight = path.balanced_weight if setting.weight is None or arm == ARMS[2] else setting.weight
     return TrainingOptions(
         lr=setting.lr,
         batch_size=setting.batch_size,
         ema_decay=setting.ema_decay,
         warmup_steps=setting.warmup_steps,
-        weight="uniform" if plain else balanced,
-        time_sampling="uniform" if plain else "log_noise",
+        weight=weight,
+        time_sampling="uniform" if isinstance(path, LinearHomotopy) else "log_noise",
         seed=seed,
         augment="flip" if setting.mirror else None,
     )

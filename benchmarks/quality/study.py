@@ -31,13 +31,14 @@ from benchmarks.quality.heads import HEADS
 from benchmarks.quality.settings import ARMS, SETTINGS, Setting, path_of
 from vapo_fast import noise
 from vapo_fast.homotopy import Homotopy, expand_time
+from vapo_fast.loss import loss_weight
 
 RESULTS = provenance.RESULTS / "quality_study.csv"
 DOCS = provenance.ROOT / "docs" / "quality_study.md"
 STUDIED = ARMS[:2]
 START: dict[str, dict[str, Any]] = {
-    "digits": {"batch_size": 64, "lr": 2e-3},
-    "fashion-mnist": {"batch_size": 64, "lr": 1e-3},
+    "digits": {"batch_size": 64, "lr": 2e-3, "linear": False},
+    "fashion-mnist": {"batch_size": 64, "lr": 1e-3, "linear": False},
 }
 """What changes are made to: the settings before this study, where it has changed them."""
 LEVELS = {"noise_left_high": (1.0, 0.3), "noise_left_middle": (0.3, 0.08), "noise_left_low": (0.08, 0.02)}
@@ -84,13 +85,14 @@ class Variation:
     def of(self, setting: Setting) -> Setting:
         """The setting with the change made."""
         changed = {"lr": self.lr * setting.lr, "warmup_steps": round(self.warmup * setting.warmup_steps)}
-        changed |= {"potential": HEADS[self.head], "weight": self._weight(path_of(ARMS[0], setting))}
-        return dataclasses.replace(setting, **changed | dict(self.setting))
+        changed |= {"potential": HEADS[self.head]}
+        setting = dataclasses.replace(setting, **changed | dict(self.setting))
+        return dataclasses.replace(setting, weight=self._weight(path_of(ARMS[0], setting)))
 
     def _weight(self, path: Homotopy) -> Callable[[Tensor], Tensor] | None:
         if not self.weight:
             return None
-        return lambda t: path.kernel(t).beta.pow(self.weight - 2.0)
+        return lambda t: loss_weight(path, path.balanced_weight, t) * path.kernel(t).beta.pow(self.weight)
 
 
 VARIATIONS: dict[str, Variation] = {
@@ -105,6 +107,14 @@ VARIATIONS: dict[str, Variation] = {
     "batch 32, lr x 4": Variation({"batch_size": 32}, lr=4.0),
     "batch 32, lr x 8": Variation({"batch_size": 32}, lr=8.0),
     "batch 16, lr x 2": Variation({"batch_size": 16}, lr=2.0),
+    "batch 32, lr x 2, weight x beta^.5": Variation({"batch_size": 32}, lr=2.0, weight=0.5),
+    "batch 32, lr x 2, weight x beta": Variation({"batch_size": 32}, lr=2.0, weight=1.0),
+    "batch 32, lr x 2, linear path": Variation({"batch_size": 32, "linear": True}, lr=2.0),
+    "batch 32, lr x 2, linear path, betas .9, .99": Variation(
+        {"batch_size": 32, "linear": True}, 2.0, 1.0, (0.9, 0.99)
+    ),
+    "batch 32, lr x 4, linear path": Variation({"batch_size": 32, "linear": True}, lr=4.0),
+    "batch 16, lr x 2, linear path": Variation({"batch_size": 16, "linear": True}, lr=2.0),
     "betas .9, .99": Variation(betas=(0.9, 0.99)),
     "weight x beta^.5": Variation(weight=0.5),
     "weight x beta": Variation(weight=1.0),

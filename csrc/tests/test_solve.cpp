@@ -22,8 +22,8 @@ namespace {
 template <class T>
 class CheckedDecay : public Field<T> {
 public:
-    CheckedDecay(int width, int tile, std::vector<T> rates)
-        : width_(width), tile_(tile), rates_(std::move(rates)), seen_(rates_.size()) {}
+    CheckedDecay(int width, int tile, std::vector<T> rates, int threads = 1)
+        : width_(width), tile_(tile), threads_(threads), rates_(std::move(rates)), seen_(rates_.size()) {}
     int dimension() const override { return width_; }
     int width() const override { return width_; }
     int tile() const override { return tile_; }
@@ -31,8 +31,9 @@ public:
 
     void evaluate(const FieldRows<T>& rows, T* workspace) const override {
         evaluations.fetch_add(rows.rows);
-        // As long as a sample has not been begun, there is one to take.
-        if (begun.load() < static_cast<std::int64_t>(rates_.size())) {
+        // Each thread may have been stopped with a tile of samples that it has taken and not begun; as long as more than
+        // these are left, there is one to take.
+        if (begun.load() + threads_ * tile_ < static_cast<std::int64_t>(rates_.size())) {
             early_calls.fetch_add(1);
             early_rows.fetch_add(rows.rows);
         }
@@ -57,7 +58,7 @@ public:
     mutable std::atomic<std::int64_t> evaluations{0}, begun{0}, early_calls{0}, early_rows{0};
 
 private:
-    const int width_, tile_;
+    const int width_, tile_, threads_;
     const std::vector<T> rates_;
     mutable std::vector<std::atomic<bool>> seen_;
 };
@@ -185,12 +186,12 @@ void results_do_not_depend_on_threads_or_tile() {
     results_do_not_depend_on_threads_or_tile_in<double>();
 }
 
-// Finished samples make room for waiting ones at once: until the last sample has been begun, tiles are full.
+// Finished samples make room for waiting ones at once: as long as there are any, tiles are full.
 void no_lane_idles_while_samples_wait() {
     for (const int threads : {1, 2, 4}) {
         for (const int tile : {8, 32}) {
-            const std::int64_t n = 4000;
-            const CheckedDecay<double> field(2, tile, uneven_rates<double>(n));
+            const std::int64_t n = 16000;
+            const CheckedDecay<double> field(2, tile, uneven_rates<double>(n), threads);
             const std::vector<double> x0 = starts<double>(n, 2);
             SolveOptions options;
             options.rtol = options.atol = 1e-4;

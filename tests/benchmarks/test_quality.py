@@ -141,10 +141,22 @@ def test_all_arms_of_one_backbone_have_the_same_parameters_and_start():
     wide = network_of(ARMS[3], SETTINGS["digits"], shape)
     assert isinstance(wide, vf.WideResNetPotential)
     assert 0.8 < flow_matching.parameters(wide) / min(counts) < 1.25
-    plain, ours = (options_of(arm, SETTINGS["digits"], 0) for arm in (ARMS[2], ARMS[0]))
-    assert (plain.weight, plain.time_sampling) == ("uniform", "uniform")
-    assert (ours.weight, ours.time_sampling) == ("inverse_variance", "log_noise")
-    ends = [float(path.kernel(path.t1).beta) for path in (path_of(arm, SETTINGS["digits"]) for arm in ARMS)]
+
+
+def test_all_arms_have_the_same_path_and_options():
+    setting = SETTINGS["digits"]
+    assert {path_of(arm, setting) for arm in ARMS} == {vf.LinearHomotopy(t1=0.98)}
+    first = options_of(ARMS[0], setting, 7)
+    assert (first.weight, first.time_sampling) == ("uniform", "uniform")
+    assert all(options_of(arm, setting, 7) == first for arm in ARMS)
+
+
+def test_on_the_data_homotopy_only_the_plain_arm_differs_and_ends_at_the_same_noise():
+    setting = replace(SETTINGS["digits"], linear=False)
+    others = [options_of(arm, setting, 7) for arm in ARMS if arm != ARMS[2]]
+    assert all((o.weight, o.time_sampling) == ("inverse_variance", "log_noise") for o in others)
+    assert options_of(ARMS[2], setting, 7) == options_of(ARMS[2], SETTINGS["digits"], 7)
+    ends = [float(path.kernel(path.t1).beta) for path in (path_of(arm, setting) for arm in ARMS)]
     assert max(ends) / min(ends) < 1.001
 
 
@@ -197,7 +209,7 @@ def test_the_whole_command_on_a_tiny_budget(tmp_path, capsys):
     rows = results.load(tmp_path / "q.csv")
     assert [(row["arm"], row["fraction"]) for row in rows] == [(arm, f) for arm in ARMS for f in ("0.5", "1.0")]
     assert {row["images"] for row in rows} == {"64", "128"}
-    assert {row["steps"] for row in rows} == {"4"}
+    assert {int(row["steps"]) * int(row["batch_size"]) for row in rows} == {128}
     assert rows[0]["engine"] in vf.engines()
     assert {row["engine"] for row in rows[2:6]} == {"autograd"}
     assert rows[6]["engine"] in vf.engines()

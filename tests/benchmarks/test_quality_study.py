@@ -60,10 +60,11 @@ def test_a_variation_changes_what_it_says_and_nothing_else():
     assert study.VARIATIONS["none"].of(setting) == setting
     changed = study.VARIATIONS["batch 32, lr x 2"].of(setting)
     assert changed == dataclasses.replace(setting, batch_size=32, lr=2 * setting.lr)
-    weight = study.VARIATIONS["weight x beta"].of(setting).weight
-    path = vf.DataHomotopy(sigma=setting.sigma)
-    t = torch.tensor([0.0, 2.0, 7.0], dtype=torch.float64)
-    torch.testing.assert_close(weight(t), path.kernel(t).beta ** -1)
+    t = torch.tensor([0.0, 0.5, 0.9], dtype=torch.float64)
+    weight = study.VARIATIONS["weight x beta"].of(dataclasses.replace(setting, linear=False)).weight
+    torch.testing.assert_close(weight(t), vf.DataHomotopy(sigma=setting.sigma).kernel(t).beta ** -1)
+    weight = study.VARIATIONS["weight x beta"].of(dataclasses.replace(setting, linear=True)).weight
+    torch.testing.assert_close(weight(t), 1.0 - t)
 
 
 def test_the_command_runs_each_case_once_and_writes_the_page(tmp_path, capsys):
