@@ -144,6 +144,18 @@ def test_held_out_needs_a_run_of_some_classes(tmp_path):
     assert "trained with --classes" in text
 
 
+def test_held_out_needs_a_class_that_was_held_out(tmp_path):
+    whole = train(tmp_path / "whole", "--classes", "0,1,2,3,4,5,6,7,8,9")
+    code, _, text = run("ood", whole, "--outside", "held-out")
+    assert (code, text) == (USAGE, "error: --outside held-out: the run was trained on every class of digits")
+
+
+def test_a_strip_is_between_images_of_the_models_shape(threes, tmp_path):
+    code, _, text = run("plot", "interpolation", threes, "--data", "8gaussians", "-o", tmp_path / "s.png")
+    assert code == USAGE
+    assert "8gaussians has events of shape (2,), and the model of (1, 8, 8)" in text
+
+
 def test_interpolate(threes, tmp_path):
     code, _, text = run(
         "interpolate", threes, "--data", "digits", "--pairs", 2, "-n", 4, "--rtol", 1e-2, "-o", tmp_path / "i.npy"

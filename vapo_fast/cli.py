@@ -545,7 +545,12 @@ def plot_interpolation(
         else:
             with _usage():
                 size = potential.event_shape[-1] if data_name not in data.names() else None
-                ends = data.load(data_name, root=root, split="test", image_size=size).batch([first, last])
+                events = data.load(data_name, root=root, split="test", image_size=size)
+                if events.event_shape != potential.event_shape:
+                    raise ConfigError(
+                        f"{data_name} has events of shape {events.event_shape}, and the model of {potential.event_shape}"
+                    )
+                ends = events.batch([first, last])
         ends = ends if like is None else ends.to(like)
         images = interpolate_samples(potential, ends[0], ends[1], n, rtol=rtol, t_end=t_end)
         typer.echo(str(plots.interpolation_strip(images, out)))
@@ -1340,7 +1345,10 @@ def _foreign(
             settings["data"], root=root or settings.get("root"), split="test", image_size=settings.get("image_size")
         )
         labels = cast("Tensor", whole.labels)
-        return _at_most(data.of_classes(whole, sorted(set(labels.tolist()) - set(trained))), n).tensor()
+        others = sorted(set(labels.tolist()) - set(trained))
+        if not others:
+            raise ConfigError(f"--outside held-out: the run was trained on every class of {whole.name}")
+        return _at_most(data.of_classes(whole, others), n).tensor()
     events = data.load(name, root=root, split="test")
     if len(shape) != 3 or len(events.event_shape) != 3:
         if events.event_shape != shape:
