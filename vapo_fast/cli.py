@@ -546,10 +546,9 @@ def plot_interpolation(
             with _usage():
                 size = potential.event_shape[-1] if data_name not in data.names() else None
                 events = data.load(data_name, root=root, split="test", image_size=size)
-                if events.event_shape != potential.event_shape:
-                    raise ConfigError(
-                        f"{data_name} has events of shape {events.event_shape}, and the model of {potential.event_shape}"
-                    )
+                shape, own = events.event_shape, potential.event_shape
+                if shape != own:
+                    raise ConfigError(f"{data_name} has events of shape {shape}, and the model of {own}")
                 ends = events.batch([first, last])
         ends = ends if like is None else ends.to(like)
         images = interpolate_samples(potential, ends[0], ends[1], n, rtol=rtol, t_end=t_end)
@@ -1004,6 +1003,7 @@ def ood(
 
     Scores: the log-density read-out at the end of the path or at given noise levels, and the likelihood; each as it is
     (data should be likelier than foreign events) and by its distance to the median of training events (typicality).
+    At the path's end the read-out cannot compare separated modes, such as classes: try higher noise levels too.
 
     Examples:
 

@@ -37,7 +37,8 @@ def ood_scores(
 
     - ``read_out``: the mean over noise draws of the read-out ``ln rho(alpha x + beta noise, t)``, one evaluation of
       the potential a draw; t is where the path's noise is ``noise_level``. Several levels give a column each, since
-      read-outs of different times differ by unknown constants.
+      read-outs of different times differ by unknown constants. At the path's end those of separated modes do too
+      (`vapo_fast.log_density`), so that a level which joins them is often the better score.
     - ``likelihood``: `vapo_fast.log_likelihood` of x, an integration.
 
     Args:
