@@ -183,7 +183,14 @@ def write_docs() -> None:
                     f"{float(row['true_log_likelihood']):.3f} of the true density"
                 )
             lines.append(text + ".")
-    lines += ["", *(f"![{name}](images/toy_{name}.png)" for name in SETS), ""]
+    lines += [
+        "",
+        "Data, samples, log-likelihood and paths of Phi(x, t), from a later run of the same trainings",
+        "(`python benchmarks/toy_sets.py --pictures`):",
+        "",
+        *(f"![{name}](images/toy_{name}.png)" for name in SETS),
+        "",
+    ]
     (ROOT / "docs" / "toy_sets.md").write_text("\n".join(lines), encoding="utf-8")
 
 
