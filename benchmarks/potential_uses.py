@@ -95,10 +95,12 @@ at sigma .02, it costs bits that a smaller sigma would not.
 """,
     "ood": """## Out-of-distribution scores
 
-`vf.ood_scores` and `vf.auroc`. The read-out takes one evaluation a noise level, the likelihood an integration. A plain
-density may rank simple foreign images above the data itself; typicality, the distance to the median score of the
-training images, sees both sides. Digits are resized from 8x8 to 28x28 for the model of Fashion-MNIST; noise is uniform
-in [-1, 1]; flips are the test images upside down.
+`vf.ood_scores` and `vf.auroc`. The read-out takes one evaluation a noise level, the likelihood an integration. At the
+path's end the read-out of a trained model does not know how high separated modes are beside each other
+([method](method.md)), so try noise levels above it too; the likelihood has no such constants. A plain density may rank
+simple foreign images above the data itself; typicality, the distance to the median score of the training images, sees
+both sides. Digits are resized from 8x8 to 28x28 for the model of Fashion-MNIST; noise is uniform in [-1, 1]; flips are
+the test images upside down.
 """,
     "interpolate": """## Interpolation
 

@@ -75,18 +75,32 @@ def likelihoods(model: vf.Potential, data: Tensor) -> dict[str, float]:
     return {"log_likelihood": float(ours.double().mean()), "true_log_likelihood": truth}
 
 
-def run(name: str, steps: int, time_dependent: bool, seed: int) -> dict[str, object]:
-    """Train and judge one model."""
+def trained(name: str, steps: int, time_dependent: bool, seed: int) -> tuple[vf.Trainer, float]:
+    """The trainer of one model, and the seconds it took."""
     train = vf.data.load(name)
-    held_out = vf.data.load(name, split="test", n=(SEEDS + 1) * N).tensor()
-    floor = vf.metrics.sliced_wasserstein_floor(vf.data.load(name, n=16 * N, seed=1).tensor(), N, trials=SEEDS)
     torch.manual_seed(seed)
-    model = vf.MLPPotential((2,), vf.DataHomotopy(), time_dependent=time_dependent)
-    trainer = vf.Trainer(model, seed=seed)
+    trainer = vf.Trainer(vf.MLPPotential((2,), vf.DataHomotopy(), time_dependent=time_dependent), seed=seed)
     started = time.perf_counter()
     trainer.fit(train.tensor(), steps)
-    seconds = time.perf_counter() - started
-    end = model.homotopy.t1
+    return trainer, time.perf_counter() - started
+
+
+def held_out_points(name: str) -> Tensor:
+    """Points for the scores, and N more to choose an end time on."""
+    return vf.data.load(name, split="test", n=(SEEDS + 1) * N).tensor()
+
+
+def draw(name: str, model: vf.Potential) -> None:
+    """The page's picture of a set."""
+    plots.samples_2d(model, ROOT / "docs" / "images" / f"toy_{name}.png", data=held_out_points(name)[:4096])
+
+
+def run(name: str, steps: int, time_dependent: bool, seed: int) -> dict[str, object]:
+    """Train and judge one model."""
+    held_out = held_out_points(name)
+    floor = vf.metrics.sliced_wasserstein_floor(vf.data.load(name, n=16 * N, seed=1).tensor(), N, trials=SEEDS)
+    trainer, seconds = trained(name, steps, time_dependent, seed)
+    end = trainer.model.homotopy.t1
     if not time_dependent:
         # Where some samples never get anywhere there is nothing to choose from; the table then shows how many.
         with contextlib.suppress(vf.SolveError):
@@ -107,7 +121,7 @@ def run(name: str, steps: int, time_dependent: bool, seed: int) -> dict[str, obj
         if time_dependent:
             row |= likelihoods(trainer.ema_model, held_out)
     if time_dependent:
-        plots.samples_2d(trainer.ema_model, ROOT / "docs" / "images" / f"toy_{name}.png", data=held_out[:4096])
+        draw(name, trainer.ema_model)
     return row
 
 
@@ -169,7 +183,14 @@ def write_docs() -> None:
                     f"{float(row['true_log_likelihood']):.3f} of the true density"
                 )
             lines.append(text + ".")
-    lines += ["", *(f"![{name}](images/toy_{name}.png)" for name in SETS), ""]
+    lines += [
+        "",
+        "Data, samples, log-likelihood and paths of Phi(x, t), from a later run of the same trainings",
+        "(`python benchmarks/toy_sets.py --pictures`):",
+        "",
+        *(f"![{name}](images/toy_{name}.png)" for name in SETS),
+        "",
+    ]
     (ROOT / "docs" / "toy_sets.md").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -183,8 +204,15 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="at this size a second thread gains nothing")
+    parser.add_argument(
+        "--pictures", action="store_true", help="train the time-dependent models again for their pictures only"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.pictures:
+        for name in options.sets:
+            draw(name, trained(name, options.steps, True, options.seed)[0].ema_model)
+        return
     for kind in options.kinds:
         for name in options.sets:
             row = run(name, options.steps, kind == "dependent", options.seed) | {"seed": options.seed}

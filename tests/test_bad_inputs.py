@@ -324,6 +324,12 @@ CASES: dict[str, list[Case]] = {
         Case("vapo-fast compose model.safetensors", 2),
         Case("vapo-fast compose model.safetensors image.safetensors", 2),
         Case("vapo-fast refine model.safetensors --out refined.jpg", 2),
+        Case("vapo-fast refine model.safetensors --out notes.txt/refined.npy", 2),
+        Case("vapo-fast refine model.safetensors --steps 0", 2),
+        Case("vapo-fast refine model.safetensors --noise-level 2", 2),
+        Case("vapo-fast ood model.safetensors --inside 8gaussians --outside digits", 2),
+        Case("vapo-fast ood model.safetensors --inside 8gaussians --outside noise -n -5", 2),
+        Case("vapo-fast ood model.safetensors --inside 8gaussians --outside noise --noise-levels a,b", 2),
     ],
     "Training options": [
         Case("vf.Trainer(Net(len))", T),

@@ -14,7 +14,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from vapo_fast import checkpoint, cli, native
+from vapo_fast import checkpoint, cli, native, plots
 from vapo_fast.cli import FAILED, INTERRUPTED, USAGE, app
 
 TINY = ["--widths", "16,16", "--batch-size", "32", "--no-progress", "--warmup-steps", "2"]
@@ -58,6 +58,14 @@ def test_train_writes_what_it_says(trained):
     resolved = yaml.safe_load((trained / "resolved.yaml").read_text())
     assert (resolved["steps"], resolved["model"], resolved["widths"]) == (12, "mlp", [16, 16])
     assert len((trained / "training.csv").read_text().splitlines()) == 13
+
+
+def test_the_picture_of_the_training_names_the_run_and_not_where_it_lies(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(plots, "training_curve", lambda log, path, title=None: titles.append(title))
+    command = ["--data", "2moons", "--steps", 1, "--sample-every", 0, "--no-progress", *TINY]
+    assert run("train", *command, "--out", tmp_path / "moons").code == 0
+    assert titles == ["moons"]
 
 
 def test_the_resolved_file_gives_the_same_run_again(trained, tmp_path):

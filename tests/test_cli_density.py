@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,16 @@ def threes(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def eights(tmp_path_factory) -> Path:
     return train(tmp_path_factory.mktemp("runs") / "eights", "--classes", 8)
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory) -> list[Path]:
+    runs = tmp_path_factory.mktemp("points")
+    for name in ("8gaussians", "2moons"):
+        code, _, text = run("train", "--data", name, "--sigma", 0.05, "--widths", 8, "--steps", 2, "--batch-size", 8,
+                            "--sample-every", 0, "--no-progress", "--out", runs / name)  # fmt: skip
+        assert code == 0, text
+    return [runs / "8gaussians", runs / "2moons"]
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -133,6 +144,18 @@ def test_held_out_needs_a_run_of_some_classes(tmp_path):
     assert "trained with --classes" in text
 
 
+def test_held_out_needs_a_class_that_was_held_out(tmp_path):
+    whole = train(tmp_path / "whole", "--classes", "0,1,2,3,4,5,6,7,8,9")
+    code, _, text = run("ood", whole, "--outside", "held-out")
+    assert (code, text) == (USAGE, "error: --outside held-out: the run was trained on every class of digits")
+
+
+def test_a_strip_is_between_images_of_the_models_shape(threes, tmp_path):
+    code, _, text = run("plot", "interpolation", threes, "--data", "8gaussians", "-o", tmp_path / "s.png")
+    assert code == USAGE
+    assert "8gaussians has events of shape (2,), and the model of (1, 8, 8)" in text
+
+
 def test_interpolate(threes, tmp_path):
     code, _, text = run(
         "interpolate", threes, "--data", "digits", "--pairs", 2, "-n", 4, "--rtol", 1e-2, "-o", tmp_path / "i.npy"
@@ -204,3 +227,150 @@ def test_the_data_of_a_model_without_a_run_must_be_named(threes, tmp_path):
     code, _, text = run("likelihood", threes, "--levels", 256, "-n", 2, "--rtol", 1e-2)
     assert code == USAGE
     assert "is not one of them" in text
+
+
+COUNTS = [
+    (["likelihood", "{run}", "-n", 0], "--n must be 1 or more, got 0"),
+    (["likelihood", "{run}", "-n", -1], "--n must be 1 or more, got -1"),
+    (["likelihood", "{run}", "--levels", 0], "--levels must be 2 or more, got 0"),
+    (["likelihood", "{run}", "--probes", 0], "--probes must be 1 or more, got 0"),
+    (["ood", "{run}", "--outside", "noise", "-n", -5], "--n must be 1 or more, got -5"),
+    (["ood", "{run}", "--outside", "noise", "--n-likelihood", -1], "--n-likelihood must be 0 or more, got -1"),
+    (["ood", "{run}", "--outside", "noise", "--draws", 0], "--draws must be 1 or more, got 0"),
+    (["ood", "{run}", "--outside", "noise", "--noise-levels", "a,b"], "--noise-levels must be numbers"),
+    (["ood", "{run}", "--outside", "noise", "--noise-levels", "2"], "each of --noise-levels must be in [0.04994, 1]"),
+    (["interpolate", "{run}", "-n", 1], "--n must be 2 or more, got 1"),
+    (["interpolate", "{run}", "--data", "digits", "--pairs", 37], "--pairs must be at most 36"),
+    (["compose", "{run}", "{run}", "-n", 0], "--n must be 1 or more, got 0"),
+    (["compose", "{run}", "{run}", "--refine", -1], "--refine must be 0 or more, got -1"),
+    (["compose", "{run}", "{run}", "--weights", "1;1"], "--weights must be numbers"),
+    (["refine", "{run}", "-n", -1], "--n must be 1 or more, got -1"),
+    (["refine", "{run}", "--steps", 0], "--steps must be 1 or more, got 0"),
+    (["refine", "{run}", "--adapt", -1], "--adapt must be 0 or more, got -1"),
+    (["refine", "{run}", "--noise-level", 2], "--noise-level must be in [0.04994, 1], the path's noise, got 2"),
+    (["refine", "{run}", "--from", "{text}"], "cannot be read as .npy: it does not begin as such a file does"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), COUNTS)
+def test_a_number_that_makes_no_sense_is_refused_by_its_options_name(words, message, threes, tmp_path):
+    """-1 events were all but the last, and 0 levels were the default."""
+    (tmp_path / "text.npy").write_text("numbers")
+    places = {"run": threes, "text": tmp_path / "text.npy"}
+    code, _, text = run(*(str(word).format(**places) for word in words), "--rtol", 1e-2)
+    assert code == USAGE
+    assert message in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "ending"),
+    [
+        (["likelihood", "{run}", "-n", 1], "--out", ".png"),
+        (["likelihood", "{run}", "-n", 1], "--json", ".json"),
+        (["ood", "{run}", "--outside", "noise"], "--out", ".png"),
+        (["ood", "{run}", "--outside", "noise"], "--json", ".json"),
+        (["interpolate", "{run}"], "--out", ".png"),
+        (["compose", "{run}", "{run}"], "--out", ".png"),
+        (["compose", "{run}", "{run}"], "--save", ".safetensors"),
+        (["refine", "{run}"], "--out", ".npy"),
+        (["evaluate", "{run}", "--extractor", "pixels"], "--out", ".json"),
+        (["sample", "{run}"], "--out", ".npy"),
+        (["plot", "landscape", "{points}"], "--out", ".png"),
+        (["plot", "animation", "{points}"], "--out", ".gif"),
+    ],
+)
+def test_what_cannot_be_written_is_known_before_the_work(words, option, ending, threes, points, tmp_path, monkeypatch):
+    from vapo_fast import cli, plots
+
+    def work(*arguments, **options):
+        raise AssertionError("the work was begun")
+
+    for name in ("bits_per_dim", "ood_scores", "interpolate_samples", "_solve"):
+        monkeypatch.setattr(cli, name, work)
+    monkeypatch.setattr(plots, "_flow", work)
+    (tmp_path / "file").write_text("in the way")
+    places = {"run": threes, "points": points[0]}
+    code, _, text = run(*(str(word).format(**places) for word in words), option, tmp_path / "file" / f"x{ending}")
+    assert code == USAGE, text
+    assert text.startswith(f"error: {option}: "), text
+    assert "cannot be made, a file is in the way" in text
+
+
+def test_pictures_that_cannot_be_drawn_are_known_before_the_work(threes, tmp_path, monkeypatch):
+    from vapo_fast import cli
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(cli, "bits_per_dim", lambda *a, **k: pytest.fail("the work was begun"))
+    code, _, text = run("likelihood", threes, "-n", 1, "-o", tmp_path / "l.png")
+    assert (code, text) == (USAGE, "error: pictures need matplotlib and pillow: pip install 'vapo-fast[demo]'")
+
+
+@pytest.mark.parametrize("command", ["likelihood", "ood"])
+def test_a_picture_of_another_format_is_refused_before_the_work(command, threes):
+    code, _, text = run(command, threes, *(["--outside", "noise"] if command == "ood" else []), "-o", "x.jpg")
+    assert (code, text) == (USAGE, "error: --out must end in .png or .pdf or .svg, got 'x.jpg'")
+
+
+def test_one_event_has_no_standard_error(threes):
+    code, out, text = run("likelihood", threes, "-n", 1, "--probes", 1, "--rtol", 1e-2)
+    assert code == 0, text
+    assert re.fullmatch(r"-?\d+\.\d{4} bits per dimension \(1 events of digits\)\n", out)
+
+
+def test_points_are_composed_refined_and_told_from_other_points(points, tmp_path):
+    """Pictures of points show what those of images do; other sets of points can be foreign to them."""
+    code, _, text = run("compose", *points, "-n", 30, "--refine", 2, "--rtol", 1e-2, "-o", tmp_path / "c.png")
+    assert code == 0, text
+    assert pixels(tmp_path / "c.png").shape[1] == 4 * 440  # both, composed and refined
+    code, _, text = run("refine", points[0], "-n", 30, "--steps", 2, "--rtol", 1e-2, "-o", tmp_path / "r.png")
+    assert code == 0, text
+    assert pixels(tmp_path / "r.png").shape[1] == 2 * 440
+    code, _, text = run("ood", points[0], "--outside", "2moons", "-n", 30, "--json", tmp_path / "o.json")
+    assert code == 0, text
+    model = vf.load(points[0] / "model.safetensors")
+    rows = {}
+    for name in ("8gaussians", "2moons"):
+        events = vf.data.load(name, split="test")
+        rows[name] = events.batch(vf.noise.permutation(0, len(events), 0)[:30])
+    expected = vf.auroc(*(vf.ood_scores(model, x) for x in rows.values()))
+    assert json.loads((tmp_path / "o.json").read_text())["auroc"]["2moons"]["read-out"] == pytest.approx(expected)
+    for outside, shape in (("digits", "(1, 8, 8)"), ("flip", "(2,)")):
+        code, _, text = run("ood", points[0], "--outside", outside, "-n", 5)
+        assert code == USAGE
+        assert f"shape {shape}" in text
+    code, _, text = run("interpolate", points[0])
+    assert code == USAGE
+    assert "--out must be a .npy for events of shape (2,)" in text
+
+
+def test_a_set_of_points_is_not_foreign_to_images(threes):
+    code, _, text = run("ood", threes, "--outside", "8gaussians")
+    assert code == USAGE
+    assert "8gaussians has events of shape (2,), and the model of (1, 8, 8)" in text
+
+
+def test_every_model_has_a_row_of_its_own(threes, eights, tmp_path):
+    """Both files are called model.safetensors: one row hid the other."""
+    files = [folder / "model.safetensors" for folder in (threes, eights)]
+    code, _, text = run("compose", *files, "-n", 2, "--rtol", 1e-2, "-o", tmp_path / "c.png")
+    assert code == 0, text
+    assert pixels(tmp_path / "c.png").shape[0] == 24 + 3 * 42
+    code, _, text = run("compose", threes, threes, "-n", 2, "--rtol", 1e-2, "-o", tmp_path / "same.png")
+    assert code == 0, text
+    assert pixels(tmp_path / "same.png").shape[0] == 24 + 3 * 42
+
+
+def test_evaluate_looks_at_shapes_before_it_trains_a_classifier(points, monkeypatch):
+    from vapo_fast import metrics
+
+    monkeypatch.setattr(metrics.CNNExtractor, "train", lambda *a, **k: pytest.fail("the classifier was trained"))
+    code, _, text = run("evaluate", points[0], "--data", "digits")
+    assert code == USAGE
+    assert "events of one shape, got (2,) and (1, 8, 8)" in text
+
+
+def test_a_training_log_that_is_no_text(threes):
+    code, _, text = run("plot", "curve", threes / "model.safetensors")
+    assert code == USAGE
+    assert "is not a training log: it lacks the columns" in text

@@ -1,6 +1,7 @@
 """Out-of-distribution scores against closed forms; AUROC against counting pairs; refusals."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -66,6 +67,19 @@ def test_auroc_counts_pairs():
     assert vf.auroc(inside, outside) == pytest.approx(float(sum(pairs)) / 6)
     assert vf.auroc(torch.ones(3), torch.ones(5)) == 0.5
     assert vf.auroc(torch.zeros(3), torch.ones(5)) == 0.0
+
+
+def test_auroc_is_scikit_learns_and_does_without_it(monkeypatch):
+    from sklearn.metrics import roc_auc_score
+
+    inside = normal(1, range(300), (), dtype=torch.float64).mul(4).round()  # many ties
+    outside = normal(2, range(170), (), dtype=torch.float64).mul(3).round() - 1.0
+    truth = torch.cat((torch.ones(300), torch.zeros(170))).numpy()
+    expected = roc_auc_score(truth, torch.cat((inside, outside)).numpy())
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    assert vf.auroc(inside, outside) == pytest.approx(expected, abs=1e-12)
+    assert vf.auroc(inside.float(), outside) == pytest.approx(expected, abs=1e-12)
+    assert vf.auroc(outside, inside) == pytest.approx(1.0 - expected, abs=1e-12)
 
 
 def test_typicality_sees_both_sides():

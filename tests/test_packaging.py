@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import json
+import math
 import os
 import pkgutil
 import re
@@ -215,6 +216,7 @@ def test_the_eight_gaussians_demo_runs(tmp_path):
     assert (tmp_path / "eight_gaussians.png").stat().st_size > 0
     report = json.loads((tmp_path / "eight_gaussians.json").read_text())
     assert len(report["mode_shares"]) == 8
+    assert all(math.isfinite(span) and span >= 0 for span in report["span_over_modes_in_nats"].values())
     assert ("reference_over_engine" in report) == (report["engine"] != "reference")
 
 

@@ -136,6 +136,16 @@ def test_pyplot_is_never_imported(tmp_path, two_modes):
     assert "matplotlib.pyplot" not in sys.modules
 
 
+def test_point_sets_have_a_panel_each_of_one_scale(tmp_path):
+    sets = {"near": torch.zeros(50, 2), "far": torch.full((50, 2), 3.0)}
+    drawn = pixels(plots.point_sets(sets, tmp_path / "p.png", title="two"))
+    assert drawn.shape[1] == pytest.approx(880, abs=2)
+    with pytest.raises(ValueError, match="at least one set of points"):
+        plots.point_sets({}, tmp_path / "p.png")
+    with pytest.raises(ValueError, match=r"shape \(B, 2\)"):
+        plots.point_sets({"a": torch.zeros(3, 3)}, tmp_path / "p.png")
+
+
 @pytest.mark.parametrize("with_data", [False, True])
 def test_samples_2d_writes_its_panels(two_modes, tmp_path, with_data):
     data = two_modes.sample_data(100, seed=0).float() if with_data else None
@@ -143,16 +153,56 @@ def test_samples_2d_writes_its_panels(two_modes, tmp_path, with_data):
     assert pixels(path).shape[1] == pytest.approx(440 * (4 if with_data else 3), abs=2)
 
 
-def test_the_landscape_is_the_log_density(two_modes):
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_the_landscape_is_the_normalised_log_density(two_modes, share):
     extent = (-2.0, 2.0, -2.0, 2.0)
-    t = two_modes.homotopy.t1
-    height = plots._height(two_modes, t, extent, cells=41)
+    t = share * two_modes.homotopy.t1
+    height = plots._height(two_modes, t, extent, cells=41, rtol=1e-8)
     axis = torch.linspace(-2, 2, 41, dtype=torch.float64)
     points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
     exact = two_modes.marginal_log_density(points, t).reshape(41, 41)
-    assert np.abs(height - (exact - exact.max()).numpy()).max() < 1e-8
-    # Rows are y, columns x: the modes lie on the middle row.
-    assert sorted(np.argsort(height.ravel())[-2:].tolist()) == [20 * 41 + 10, 20 * 41 + 30]
+    assert np.abs(height - exact.numpy()).max() < 1e-6
+    if share == 1.0:
+        # Rows are y, columns x: the modes lie on the middle row.
+        assert sorted(np.argsort(height.ravel())[-2:].tolist()) == [20 * 41 + 10, 20 * 41 + 30]
+
+
+class UnevenModes(Potential):
+    """The exact potential but for a step in the empty middle of the plane, such as training leaves there."""
+
+    def __init__(self, exact: GaussianMixturePotential, step: float) -> None:
+        super().__init__(exact.event_shape, exact.homotopy, time_dependent=True)
+        self.exact, self.step = exact, step
+
+    def value(self, x, t):
+        return self.exact(x, t) + self.step * torch.sigmoid(60.0 * x[:, 0])
+
+
+def test_the_landscape_shows_modes_that_the_read_out_does_not_compare(two_modes):
+    """Between separated modes the read-out of a trained potential is off by any constant; the picture must not be."""
+    covariances = 0.0025 * torch.eye(2, dtype=torch.float64).repeat(2, 1, 1)
+    exact = GaussianMixturePotential(two_modes.log_weights.exp(), two_modes.means, covariances, DataHomotopy(1.0, 0.05))
+    model, t = UnevenModes(exact, 0.02), exact.homotopy.t1
+    read_out = exact.homotopy.log_density(model(exact.means, t), exact.means, t)
+    assert float(read_out[1] - read_out[0]) > plots._DEPTH  # one of them would be left dark
+    height = plots._height(model, t, (-1.0, 1.0, -1.0, 1.0), cells=3)
+    assert height[1, 0] == pytest.approx(height[1, 2], abs=0.5)
+    assert height[1, 0] == pytest.approx(float(exact.marginal_log_density(exact.means, t)[0]), abs=0.5)
+
+
+def test_points_that_cannot_be_integrated_are_left_dark(two_modes, monkeypatch, tmp_path):
+    def every_other_fails(model, x, **options):
+        values = two_modes.marginal_log_density(x, two_modes.homotopy.t1)
+        return torch.where(torch.arange(len(x)) % 2 == 0, values, torch.nan)
+
+    monkeypatch.setattr(plots, "log_likelihood", every_other_fails)
+    height = plots._height(two_modes, 1.0, (-1.0, 1.0, -1.0, 1.0), cells=5)
+    assert np.isneginf(height.ravel()[1::2]).all()
+    assert np.isfinite(height.ravel()[::2]).all()
+    plots.samples_2d(two_modes, tmp_path / "flow.png", n=8, rtol=1e-2)
+    monkeypatch.setattr(plots, "log_likelihood", lambda model, x, **options: torch.full((len(x),), torch.nan))
+    with pytest.raises(ValueError, match="no point of the plane could be integrated"):
+        plots.samples_2d(two_modes, tmp_path / "none.png", n=8, rtol=1e-2)
 
 
 def test_the_flow_begins_in_the_prior_and_ends_on_the_modes(two_modes):
@@ -203,6 +253,7 @@ def test_animation_2d_has_the_asked_frames(tmp_path):
         ({"t_end": -1.0}, "t_end must be after the start of the path, 0, got -1"),
         ({"t_end": 30.0}, "t_end must be at most 3.2581, where the path of this time-dependent potential ends"),
         ({"rtol": 0.0}, "rtol"),
+        ({"cells": 1}, "cells must be at least 2, got 1"),
         ({"data": torch.zeros(3, 3)}, r"data must have shape \(B, 2\)"),
     ],
 )

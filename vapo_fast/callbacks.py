@@ -230,6 +230,10 @@ class TensorBoardLogger(Callback):
             self._writer = None
 
 
+# Of the landscapes that are drawn during training, a side: a quarter of the points of a picture of its own.
+_CELLS = 48
+
+
 class SampleGrid(Callback):
     """A picture ``samples-NNNNNNNN.png`` of samples of the averaged model now and then, always of the same prior draws.
 
@@ -291,7 +295,7 @@ class SampleGrid(Callback):
         options: dict[str, Any] = {"t_end": self.t_end, "seed": self.seed, "rtol": self.rtol}
         try:
             if model.event_shape == (2,):
-                plots.samples_2d(model, path, n=self.n, **options)
+                plots.samples_2d(model, path, n=self.n, cells=_CELLS, **options)
             else:
                 images = sample(model, self.n, throw=False, **options)
                 plots.sample_grid(cast(Tensor, images), path, title=f"step {trainer.step}")

@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import sys
+import tempfile
 import traceback
 import typing
 import warnings
@@ -41,7 +42,7 @@ from vapo_fast.langevin import refine as refine_samples
 from vapo_fast.likelihood import bits_per_dim
 from vapo_fast.ode import Solution
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS
-from vapo_fast.ood import auroc, ood_scores, typicality
+from vapo_fast.ood import auroc, ood_scores, time_of_noise, typicality
 from vapo_fast.optim import NonFiniteLossError
 from vapo_fast.potentials import SumPotential
 from vapo_fast.potentials.base import Potential
@@ -50,6 +51,8 @@ from vapo_fast.trainer import Trainer
 from vapo_fast.training import TrainingRun
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+_FIGURES = (".png", ".pdf", ".svg")
+_ARRAY_OR_PICTURE = (".npy", ".png")
 _RESOLVED = "resolved.yaml"
 _LOG = "training.csv"
 _CNN = "cnn"
@@ -214,7 +217,7 @@ def train(
             raise KeyboardInterrupt(f"{error}\nContinue with: {command} train --resume {out}") from None
         if here.is_first:
             with contextlib.suppress(ImportError):
-                plots.training_curve(out / _LOG, out / "training.png", title=str(out))
+                plots.training_curve(out / _LOG, out / "training.png", title=out.name)
             typer.echo(str(out / "model.safetensors"))
 
 
@@ -251,13 +254,11 @@ def sample(
     """
     with _reporting(debug), contextlib.ExitStack() as stack:
         with _usage():
-            if out.suffix.lower() not in (".npy", ".png"):
-                raise ConfigError(f"--out must end in .npy or .png, got {str(out)!r}")
+            _check_ending("--out", out, _ARRAY_OR_PICTURE)
             where = config.build_device(device)
             stack.enter_context(distributed.process_group(where))
         potential = _load_model(model, where)
-        # Before the work, not after it.
-        _make_folder(out.parent)
+        _check_writable("--out", out)
         if out.suffix.lower() == ".png" and potential.event_shape == (2,):
             with _usage():
                 _refuse_for_points(
@@ -371,8 +372,8 @@ def evaluate(
         with _usage():
             where = config.build_device(device)
             stack.enter_context(distributed.process_group(where))
-            if out is not None and out.suffix.lower() != ".json":
-                raise ConfigError(f"--out must end in .json, got {str(out)!r}")
+            _check_ending("--out", out, (".json",))
+            _at_least(1, n=n)
             known = _settings_beside(generated)
             name = data_name or known.get("data")
             if not name:
@@ -390,8 +391,12 @@ def evaluate(
         shown = _shown(progress)
         if generated.suffix.lower() == ".npy":
             fake = _read_npy(generated)
+            _check_shape(tuple(fake.shape[1:]), real)
+            _check_writable("--out", out)
         else:
             potential = _load_model(generated, where)
+            _check_shape(potential.event_shape, real)
+            _check_writable("--out", out)
             count = n if n is not None else len(held_out)
             options = {"rtol": rtol, "max_steps": max_steps, "t_end": t_end, "seed": seed, "batch_size": batch_size}
             fake = _solve(potential, count, progress=shown, engine=engine, **options).x.float().cpu()
@@ -413,6 +418,12 @@ def evaluate(
         if out is not None:
             _write_text(out, json.dumps(report, indent=2) + "\n")
             typer.echo(str(out))
+
+
+def _check_shape(shape: tuple[int, ...], real: data.Dataset) -> None:
+    """Before features are learnt and samples drawn, not after it."""
+    if shape != real.event_shape:
+        raise ConfigError(f"fake and real must hold events of one shape, got {shape} and {real.event_shape}")
 
 
 def _test_data(name: str, test_data: str | None, root: str | None, image_size: int | None) -> data.Dataset:
@@ -464,11 +475,15 @@ def plot_landscape(
     with _reporting(debug):
         with _usage():
             where = config.build_device(device)
+            _check_ending("--out", out, _FIGURES)
+            _at_least(1, n=n)
+            _at_least(0, trajectories=trajectories)
             name = data_name or _settings_beside(model).get("data")
             points = None
             if name is not None:
                 points = _at_most(data.load(name), n).tensor()
         potential = _load_model(model, where)
+        _check_writable("--out", out)
         plots.samples_2d(potential, out, data=points, n=n, trajectories=trajectories, t_end=t_end, seed=seed, rtol=rtol)
         typer.echo(str(out))
 
@@ -489,7 +504,9 @@ def plot_animation(
     with _reporting(debug):
         with _usage():
             where = config.build_device(device)
-        plots.animation_2d(_load_model(model, where), out, n=n, frames=frames, t_end=t_end, seed=seed, rtol=rtol)
+        potential = _load_model(model, where)
+        _check_writable("--out", out)
+        plots.animation_2d(potential, out, n=n, frames=frames, t_end=t_end, seed=seed, rtol=rtol)
         typer.echo(str(out))
 
 
@@ -516,9 +533,11 @@ def plot_interpolation(
     with _reporting(debug):
         with _usage():
             where = config.build_device(device)
-            if min(first, last) < 0:
-                raise ConfigError(f"--first and --last must be 0 or more, got {first} and {last}")
+            _check_ending("--out", out, _FIGURES)
+            _at_least(0, first=first, last=last)
+            _at_least(2, n=n)
         potential = _load_model(model, where)
+        _check_writable("--out", out)
         like = potential.reference_tensor()
         if data_name is None:
             drawn = _solve(potential, max(first, last) + 1, rtol=rtol, t_end=t_end, seed=seed).x
@@ -526,7 +545,11 @@ def plot_interpolation(
         else:
             with _usage():
                 size = potential.event_shape[-1] if data_name not in data.names() else None
-                ends = data.load(data_name, root=root, split="test", image_size=size).batch([first, last])
+                events = data.load(data_name, root=root, split="test", image_size=size)
+                shape, own = events.event_shape, potential.event_shape
+                if shape != own:
+                    raise ConfigError(f"{data_name} has events of shape {shape}, and the model of {own}")
+                ends = events.batch([first, last])
         ends = ends if like is None else ends.to(like)
         images = interpolate_samples(potential, ends[0], ends[1], n, rtol=rtol, t_end=t_end)
         typer.echo(str(plots.interpolation_strip(images, out)))
@@ -687,9 +710,15 @@ def _print_report(report: dict[str, Any]) -> None:
 
 def _read_npy(path: Path) -> Tensor:
     try:
+        with path.open("rb") as file:
+            # numpy takes any other file for a pickle, and says how to load it unsafely.
+            if file.read(6) != b"\x93NUMPY":
+                raise ConfigError(f"{path} cannot be read as .npy: it does not begin as such a file does")
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise ConfigError(f"there are no samples at {path}") from None
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as .npy: {error}") from error
     if array.dtype.kind != "f" or array.ndim < 2:
@@ -719,12 +748,54 @@ def _replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, option: str = "--out") -> None:
     """Make a folder to write to; ConfigError if something else is in the way."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ConfigError(f"--out: {folder} cannot be made, a file is in the way; name another") from None
+        raise ConfigError(f"{option}: {folder} cannot be made, a file is in the way; name another") from None
+
+
+def _check_ending(option: str, path: Path | None, endings: tuple[str, ...]) -> None:
+    """ConfigError if a file to write has a name that says nothing that can be written."""
+    if path is not None and path.suffix.lower() not in endings:
+        raise ConfigError(f"{option} must end in {' or '.join(endings)}, got {str(path)!r}")
+
+
+def _check_writable(option: str, path: Path | None) -> None:
+    """Before the work, not after it: an error if ``path`` cannot be written, or drawn. Makes its folder."""
+    if path is None:
+        return
+    if path.suffix.lower() in (*_FIGURES, ".gif"):
+        with _usage():
+            plots.require()
+    if path.is_dir():
+        raise ConfigError(f"{option} must be a file, and {path} is a folder")
+    try:
+        _make_folder(path.parent, option)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{option}: nothing can be written to {path.parent} ({error.strerror}); name another"
+        ) from None
+
+
+def _at_least(least: int, **given: int | None) -> None:
+    """ConfigError for the first option that was given as a smaller number."""
+    for name, value in given.items():
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    """The numbers of a list such as 0.5,0.5; ConfigError for anything else."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} must be numbers with commas between them, such as 0.5,0.5, got {text!r}") from None
 
 
 def _shown(progress: bool | None) -> bool:
@@ -846,10 +917,20 @@ def likelihood(
     with _reporting(debug):
         with _usage():
             where = config.build_device(device)
+            _check_ending("--out", out, _FIGURES)
+            _at_least(1, n=n, probes=probes)
+            _at_least(2, levels=levels)
         potential = _load_model(model, where)
+        _check_writable("--out", out)
+        _check_writable("--json", json_file)
         with _usage():
+            if out is not None and len(potential.event_shape) != 3:
+                raise ConfigError(
+                    f"--out is a picture of images, and the model's events have shape {potential.event_shape}"
+                )
             events = _at_most(_known_events(model, potential, data_name, root), n)
-            levels = levels or (17 if (data_name or _settings_beside(model).get("data")) == "digits" else 256)
+            if levels is None:
+                levels = 17 if (data_name or _settings_beside(model).get("data")) == "digits" else 256
         x = events.tensor().to(_like(potential))
         trace: dict[str, Any] = {} if probes is None else {"trace": "hutchinson", "probes": probes}
         found = bits_per_dim(potential, x, levels=levels, seed=seed, rtol=rtol, engine=engine, **trace)
@@ -864,7 +945,8 @@ def likelihood(
             "bits_per_dim": float(bits.mean()),
             "standard_error": None if math.isnan(error) else error,
         }
-        typer.echo(f"{report['bits_per_dim']:.4f} +- {error:.4f} bits per dimension ({len(x)} events of {events.name})")
+        spread = "" if math.isnan(error) else f" +- {error:.4f}"
+        typer.echo(f"{report['bits_per_dim']:.4f}{spread} bits per dimension ({len(x)} events of {events.name})")
         if json_file is not None:
             _write_text(json_file, json.dumps(report, indent=2) + "\n")
             typer.echo(str(json_file))
@@ -921,6 +1003,7 @@ def ood(
 
     Scores: the log-density read-out at the end of the path or at given noise levels, and the likelihood; each as it is
     (data should be likelier than foreign events) and by its distance to the median of training events (typicality).
+    At the path's end the read-out cannot compare separated modes, such as classes: try higher noise levels too.
 
     Examples:
 
@@ -931,13 +1014,19 @@ def ood(
     with _reporting(debug):
         with _usage():
             where = config.build_device(device)
-            levels = None if noise_levels is None else [float(part) for part in noise_levels.split(",")]
+            _check_ending("--out", out, _FIGURES)
+            _at_least(1, n=n, draws=draws, probes=probes)
+            _at_least(0, n_likelihood=n_likelihood)
+            levels = _numbers("--noise-levels", noise_levels)
         potential = _load_model(model, where)
+        _check_writable("--out", out)
+        _check_writable("--json", json_file)
         with _usage():
+            for level in levels or ():
+                time_of_noise(potential.homotopy, level, "each of --noise-levels")
             known = _at_most(_known_events(model, potential, inside, root), n)
             calibration = _at_most(_known_events(model, potential, inside, root, "train"), n)
-            sets = {f"{known.name} (inside)": known.tensor(), "training": calibration.tensor()}
-            sets |= {name: _foreign(name, model, potential, inside, root, known, n, seed) for name in outside}
+            foreign_sets = {name: _foreign(name, model, potential, inside, root, known, n, seed) for name in outside}
 
         def score(name: str, x: Tensor) -> dict[str, Tensor]:
             _note(f"scoring {name}: {len(x)} events")
@@ -953,8 +1042,9 @@ def ood(
                 )
             return found
 
-        scores = {name: score(name, x) for name, x in sets.items()}
-        own, reference = scores.pop(f"{known.name} (inside)"), scores.pop("training")
+        inside_name = f"{known.name} (inside)"
+        own, reference = score(inside_name, known.tensor()), score("training", calibration.tensor())
+        scores = {name: score(name, x) for name, x in foreign_sets.items()}
         report: dict[str, Any] = {"model": str(model), "inside": known.name, "n": n, "n_likelihood": n_likelihood}
         report["auroc"] = {
             name: {
@@ -982,7 +1072,7 @@ def ood(
             typer.echo(str(json_file))
         if out is not None:
             kind = next(iter(own))
-            drawn = {f"{known.name} (inside)": own[kind], **{name: foreign[kind] for name, foreign in scores.items()}}
+            drawn = {inside_name: own[kind], **{name: foreign[kind] for name, foreign in scores.items()}}
             typer.echo(str(plots.score_histograms(drawn, out, f"log-density {kind}, nats + constant")))
 
 
@@ -1014,16 +1104,22 @@ def interpolate(
     with _reporting(debug):
         with _usage():
             where = config.build_device(device)
-            if out.suffix.lower() not in (".npy", ".png"):
-                raise ConfigError(f"--out must end in .npy or .png, got {str(out)!r}")
-            if pairs < 1:
-                raise ConfigError(f"--pairs must be 1 or more, got {pairs}")
+            _check_ending("--out", out, _ARRAY_OR_PICTURE)
+            _at_least(1, pairs=pairs)
+            _at_least(2, n=n)
         potential = _load_model(model, where)
+        _check_writable("--out", out)
+        with _usage():
+            _check_drawn(out, potential)
         if data_name is None:
             ends = _solve(potential, 2 * pairs, rtol=rtol, t_end=t_end, seed=seed).x
         else:
             with _usage():
                 events = _known_events(model, potential, data_name, root)
+                if 2 * pairs > len(events):
+                    raise ConfigError(
+                        f"--pairs must be at most {len(events) // 2}, {events.name} has {len(events)} test events"
+                    )
                 chosen = noise.permutation(seed, len(events), 0)[: 2 * pairs]
                 ends = events.batch(chosen).to(_like(potential))
         frames = interpolate_samples(potential, ends[:pairs], ends[pairs : 2 * pairs], n, rtol=rtol, t_end=t_end)
@@ -1039,7 +1135,9 @@ def compose(
     models: Annotated[list[Path], typer.Argument(show_default=False, help="Two or more checkpoints or runs.")],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help=".png: rows of samples of each model, of their sum, and refined; or .npy."),
+        typer.Option(
+            "--out", "-o", help=".png: samples of each model, of their sum, and refined; or .npy, of the last."
+        ),
     ] = Path("composed.png"),
     weights: Annotated[
         str | None, typer.Option(show_default="1 each", help="Exponents of the densities, such as 1,1 or 0.5,0.5.")
@@ -1071,16 +1169,22 @@ def compose(
     with _reporting(debug):
         with _usage():
             where = config.build_device(device)
-            if out.suffix.lower() not in (".npy", ".png"):
-                raise ConfigError(f"--out must end in .npy or .png, got {str(out)!r}")
+            _check_ending("--out", out, _ARRAY_OR_PICTURE)
             if len(models) < 2:
                 raise ConfigError(f"two or more models are needed to compose, got {len(models)}")
-            given = None if weights is None else [float(part) for part in weights.split(",")]
+            _check_ending("--save", save, (".safetensors",))
+            _at_least(1, n=n)
+            _at_least(0, refine=refine_steps)
+            given = _numbers("--weights", weights)
         parts = [_load_model(path, where) for path in models]
+        _check_writable("--out", out)
+        _check_writable("--save", save)
         with _usage():
+            _check_drawn(out, parts[0], points=True)
             scale = reference_scale if reference_scale is not None else float(getattr(parts[0], "data_scale", 1.0))
             both = SumPotential(parts, given, reference_scale=scale)
-        rows = {_named(path): _solve(part, n, rtol=rtol, seed=seed).x for path, part in zip(models, parts, strict=True)}
+        names = _names(models, ("composed", "refined"))
+        rows = {name: _solve(part, n, rtol=rtol, seed=seed).x for name, part in zip(names, parts, strict=True)}
         rows["composed"] = _solve(both, n, rtol=rtol, seed=seed).x
         if refine_steps:
             refined = refine_samples(both, rows["composed"], refine_steps, step_size=step_size, seed=seed)
@@ -1091,17 +1195,16 @@ def compose(
             typer.echo(str(save))
         if out.suffix.lower() == ".npy":
             _write_npy(out, list(rows.values())[-1])
-        elif len(both.event_shape) == 3:
-            plots.image_rows(rows, out, f"weights {', '.join(f'{w:g}' for w in both.weights)}")
         else:
-            plots.samples_2d(both, out, seed=seed, rtol=rtol)
+            draw = plots.image_rows if len(both.event_shape) == 3 else plots.point_sets
+            draw(rows, out, f"weights {', '.join(f'{w:g}' for w in both.weights)}")
         typer.echo(str(out))
 
 
 @app.command()
 def refine(
     model: CheckpointPath,
-    out: Annotated[Path, typer.Option("--out", "-o", help=".png: rows before and after; or .npy, after.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help=".png: before and after; or .npy, after.")] = Path(
         "refined.png"
     ),
     n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 16,
@@ -1131,12 +1234,15 @@ def refine(
     with _reporting(debug):
         with _usage():
             where = config.build_device(device)
-            if out.suffix.lower() not in (".npy", ".png"):
-                raise ConfigError(f"--out must end in .npy or .png, got {str(out)!r}")
+            _check_ending("--out", out, _ARRAY_OR_PICTURE)
+            _at_least(1, n=n, steps=steps)
+            _at_least(0, adapt=adapt)
         potential = _load_model(model, where)
+        _check_writable("--out", out)
         with _usage():
+            _check_drawn(out, potential, points=True)
             before = None if start is None else _read_npy(start)[:n].to(_like(potential))
-            t = None if noise_level is None else float(potential.homotopy.time_at_noise_level(noise_level))
+            t = None if noise_level is None else time_of_noise(potential.homotopy, noise_level, "--noise-level")
         if before is None:
             before = _solve(potential, n, rtol=rtol, seed=seed, engine=engine).x
         result = refine_samples(
@@ -1159,12 +1265,18 @@ def refine(
         )
         if out.suffix.lower() == ".npy":
             _write_npy(out, result.x)
-        elif len(potential.event_shape) == 3:
-            plots.image_rows({"before": before, "after": result.x}, out, f"{steps} Langevin steps")
         else:
-            with _usage():
-                raise ConfigError(f"--out must be a .npy for events of shape {potential.event_shape}, got {str(out)!r}")
+            draw = plots.image_rows if len(potential.event_shape) == 3 else plots.point_sets
+            draw({"before": before, "after": result.x}, out, f"{steps} Langevin steps")
         typer.echo(str(out))
+
+
+def _check_drawn(out: Path, model: Potential, points: bool = False) -> None:
+    """ConfigError if events of the model's shape cannot be drawn, and ``out`` is a picture."""
+    shape = model.event_shape
+    drawn = (len(shape) == 3 and shape[0] in (1, 3)) or (points and shape == (2,))
+    if out.suffix.lower() != ".npy" and not drawn:
+        raise ConfigError(f"--out must be a .npy for events of shape {shape}, got {str(out)!r}")
 
 
 def _like(model: Potential) -> Tensor:
@@ -1173,8 +1285,16 @@ def _like(model: Potential) -> Tensor:
     return torch.zeros(()) if reference is None else reference
 
 
-def _named(path: Path) -> str:
-    return path.stem if path.is_file() else path.name
+def _names(paths: list[Path], taken: tuple[str, ...]) -> list[str]:
+    """A name for each model: its run's folder, or its file's; numbered if they are not all unlike."""
+    full = [path.resolve() for path in paths]
+    files = [path.is_file() for path in full]
+    names = [
+        path.parent.name if is_file and path.name == "model.safetensors" else path.stem if is_file else path.name
+        for path, is_file in zip(full, files, strict=True)
+    ]
+    unlike = len({*names, *taken}) == len(names) + len(taken)
+    return names if unlike else [f"{i + 1}: {name}" for i, name in enumerate(names)]
 
 
 def _known_events(
@@ -1210,9 +1330,9 @@ def _foreign(
     if name == "noise":
         draws = noise.uniform(seed, range(n), shape, stream=noise.Stream.AUGMENT)
         return 2.0 * draws - 1.0
-    if len(shape) != 3:
-        raise ConfigError(f"--outside {name} is for images, and the model's events have shape {shape}")
     if name == "flip":
+        if len(shape) != 3:
+            raise ConfigError(f"--outside flip is for images, and the model's events have shape {shape}")
         return known.tensor().flip(-2)
     if name == "held-out":
         settings = _settings_beside(model_path)
@@ -1225,8 +1345,15 @@ def _foreign(
             settings["data"], root=root or settings.get("root"), split="test", image_size=settings.get("image_size")
         )
         labels = cast("Tensor", whole.labels)
-        return _at_most(data.of_classes(whole, sorted(set(labels.tolist()) - set(trained))), n).tensor()
+        others = sorted(set(labels.tolist()) - set(trained))
+        if not others:
+            raise ConfigError(f"--outside held-out: the run was trained on every class of {whole.name}")
+        return _at_most(data.of_classes(whole, others), n).tensor()
     events = data.load(name, root=root, split="test")
+    if len(shape) != 3 or len(events.event_shape) != 3:
+        if events.event_shape != shape:
+            raise ConfigError(f"--outside {name} has events of shape {events.event_shape}, and the model of {shape}")
+        return _at_most(events, n).tensor()
     if events.event_shape[1:] != shape[1:]:
         if shape[1] != shape[2]:
             raise ConfigError(f"--outside {name} cannot be resized to {shape[1]} x {shape[2]}: sides must be equal")

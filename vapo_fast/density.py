@@ -40,6 +40,13 @@ def log_density(model: Potential, x: Tensor, t: Time | None = None) -> Tensor:
 
     The constant that is left out depends on t alone: compare values at one t only. Gradients flow to x and the model.
 
+    Of a *trained* potential, do not compare values across a gap, where rho(x, t) nearly vanishes: a difference of the
+    potential is its gradient along a way across, which the loss, an average over rho, leaves untrained there, and the
+    read-out multiplies that error (by 2 / beta(t)^2 late on VAPO's path). Modes that lie many beta(t) apart are then
+    each right up to a constant of their own, tens of nats off at the end of a path. Compare them at an earlier t, where
+    noise of beta(t) joins them (`Homotopy.time_at_noise_level`), or by `log_likelihood`, which follows the flow where
+    it is trained and is normalised.
+
     Args:
         x: (B, *event_shape), in the model's dtype and on its device.
         t: float or (B,) times of the path, in [t0, t1]; default its end, ``homotopy.t1``.
@@ -147,7 +154,7 @@ def log_likelihood(
             solution.raise_for_failures()
         # Integrated from t_end down to t0, the integral already has the minus sign of the formula.
         estimates = torch.cat([integrals for _, integrals in parts]).to(torch.float64)
-        values = _log_prior(solution.x, path.omega) + estimates.mean(1)
+        values = log_prior(solution.x, path.omega) + estimates.mean(1)
         values = torch.where(solution.success, values, torch.nan).to(x.dtype)
         if not return_standard_error:
             return values
@@ -155,7 +162,7 @@ def log_likelihood(
         return values, torch.where(solution.success, error, torch.nan).to(x.dtype)
 
 
-def _log_prior(x: Tensor, omega: float) -> Tensor:
+def log_prior(x: Tensor, omega: float) -> Tensor:
     """ln N(x; 0, omega^2 I) in float64."""
     flat = x.flatten(1).to(torch.float64)
     return -0.5 * flat.square().sum(1) / omega**2 - flat.shape[1] * (math.log(omega) + 0.5 * math.log(2.0 * math.pi))

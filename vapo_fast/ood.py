@@ -15,6 +15,7 @@ from vapo_fast import _checks, noise
 from vapo_fast._flow import batch_size_for, check_events, check_model, evaluation, in_batches
 from vapo_fast.density import log_likelihood
 from vapo_fast.engines import Job, choose
+from vapo_fast.homotopy import Homotopy
 from vapo_fast.potentials.base import Potential
 
 SCORES = ("read_out", "likelihood")
@@ -36,7 +37,8 @@ def ood_scores(
 
     - ``read_out``: the mean over noise draws of the read-out ``ln rho(alpha x + beta noise, t)``, one evaluation of
       the potential a draw; t is where the path's noise is ``noise_level``. Several levels give a column each, since
-      read-outs of different times differ by unknown constants.
+      read-outs of different times differ by unknown constants. At the path's end those of separated modes do too
+      (`vapo_fast.log_density`), so that a level which joins them is often the better score.
     - ``likelihood``: `vapo_fast.log_likelihood` of x, an integration.
 
     Args:
@@ -65,9 +67,13 @@ def ood_scores(
         raise ValueError("model must be time-dependent: Phi(x) alone has no exact log-density read-out")
     count = _checks.positive_int("draws", draws)
     path = model.homotopy
-    least, most = (float(path.kernel(end).beta) for end in (path.t1, path.t0))
-    levels = [least] if noise_level is None else _levels(noise_level, least, most)
-    times = [min(max(float(path.time_at_noise_level(level)), path.t0), path.t1) for level in levels]
+    if noise_level is None:
+        times = [path.t1]
+    else:
+        levels = list(noise_level) if isinstance(noise_level, Sequence) else [noise_level]
+        if not levels:
+            raise ValueError("noise_level must hold at least one level")
+        times = [time_of_noise(path, level) for level in levels]
     job = Job("field")
     plain = choose("reference", model, x.device, x.dtype, job)
     noise.check_seed(seed)
@@ -122,8 +128,7 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
     """Area under the ROC curve: the probability that an inside score is above an outside one, ties counting half.
 
     Args: inside (N,), outside (M,): scores, higher for what is inside; finite.
-    Returns: in [0, 1]; 0.5 is chance. Raises: TypeError, ValueError for other shapes, empty sets or NaN; ImportError
-    without scikit-learn.
+    Returns: in [0, 1]; 0.5 is chance. Raises: TypeError, ValueError for other shapes, empty sets or NaN.
     """
     for name, value in (("inside", inside), ("outside", outside)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -131,22 +136,16 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
         if value.dim() != 1 or not len(value):
             raise ValueError(f"{name} must hold at least one score, shape (n,), got {tuple(value.shape)}")
         _checks.all_finite(name, value)
-    try:
-        from sklearn.metrics import roc_auc_score
-    except ImportError as error:
-        raise ImportError("auroc needs scikit-learn: pip install scikit-learn") from error
-    scores = torch.cat((inside, outside)).double().cpu().numpy()
-    truth = torch.cat((torch.ones(len(inside)), torch.zeros(len(outside)))).numpy()
-    return float(roc_auc_score(truth, scores))
+    own, others = inside.double().cpu(), outside.double().cpu().sort().values
+    below, up_to = (torch.searchsorted(others, own, right=right) for right in (False, True))
+    return float((below + up_to).double().mean()) / (2 * len(others))
 
 
-def _levels(given: float | Sequence[float], least: float, most: float) -> list[float]:
-    values = list(given) if isinstance(given, Sequence) else [given]
-    if not values:
-        raise ValueError("noise_level must hold at least one level")
-    levels = [_checks.positive_float("noise_level", value) for value in values]
+def time_of_noise(path: Homotopy, level: float, name: str = "noise_level") -> float:
+    """The time at which the path's noise is ``level``; ValueError unless it has that noise somewhere."""
+    wanted = _checks.positive_float(name, level)
+    least, most = (float(path.kernel(end).beta) for end in (path.t1, path.t0))
     slack = 1e-6
-    for level in levels:
-        if not least * (1 - slack) <= level <= most * (1 + slack):
-            raise ValueError(f"noise_level must be in [{least:.4g}, {most:.4g}], the path's noise, got {level!r}")
-    return levels
+    if not least * (1 - slack) <= wanted <= most * (1 + slack):
+        raise ValueError(f"{name} must be in [{least:.4g}, {most:.4g}], the path's noise, got {level!r}")
+    return min(max(float(path.time_at_noise_level(wanted)), path.t0), path.t1)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vapo_fast import _checks, noise, ode
 from vapo_fast._flow import check_model, end_time, evaluation, model_dtype_device
+from vapo_fast.density import log_likelihood, log_prior
 from vapo_fast.potentials.base import Potential
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ _DPI = 110
 _SAMPLE_COLOUR, _DATA_COLOUR, _LINE_COLOUR = "#1b4f8a", "#8a4b1b", "#3a3a3a"
 # How far below its maximum, in nats, a density is still drawn: exp(-12) is invisible beside 1.
 _DEPTH = 12.0
+# The tolerance that a landscape is integrated with, for colours half a nat apart; there is one for each frame of an
+# animation, which are coarser.
+_RTOL = 1e-3
+_FRAME_CELLS, _FRAME_RTOL = 64, 1e-2
+_MOST_STEPS = 1000
 _SMALLEST_TILE = 40  # pixels: smaller images are enlarged by a whole factor
 _GAP = 2  # pixels between two tiles
 
@@ -88,6 +94,30 @@ def image_rows(rows: Mapping[str, Tensor], path: PathLike, title: str | None = N
     return _save(_tiles(np.concatenate(padded), columns, title, labels=list(pixels)), path)
 
 
+def point_sets(sets: Mapping[str, Tensor], path: PathLike, title: str | None = None) -> Path:
+    """Draw sets of points of the plane beside each other, each a panel of one scale with its name above.
+
+    Args:
+        sets: name to points (N, 2), N >= 1.
+        path: file to write.
+        title: a line of text above all.
+    Raises: ValueError for no sets, other shapes or NaN; ImportError without matplotlib.
+    """
+    if not sets:
+        raise ValueError("sets must hold at least one set of points, got none")
+    points = {name: _points(f"sets[{name!r}]", part) for name, part in sets.items()}
+    extent = _extent(np.concatenate(list(points.values())))
+    figure = _figure(4.0 * len(points), 4.3)
+    for i, (name, part) in enumerate(points.items()):
+        axes = figure.add_subplot(1, len(points), i + 1)
+        _scatter(axes, part, _SAMPLE_COLOUR)
+        _frame(axes, f"{name} ({len(part)})", extent)
+    if title is not None:
+        figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    return _save(figure, path)
+
+
 def score_histograms(scores: Mapping[str, Tensor], path: PathLike, label: str, title: str | None = None) -> Path:
     """Draw the distributions of a score on several sets in one panel, as outlines of equal area.
 
@@ -129,25 +159,31 @@ def samples_2d(
     data: Tensor | None = None,
     n: int = 4096,
     trajectories: int = 48,
+    cells: int = 96,
     t_end: float | None = None,
     seed: int = 0,
     rtol: float = 1e-5,
 ) -> Path:
     """Draw a potential on the plane: its samples, its landscape and some of the paths that lead there.
 
-    The landscape is the log-density read-out at the end time for a time-dependent potential (constant set so that the
-    maximum is 0), and the potential itself for a time-independent one, of which the read-out is not exact.
+    The landscape of a time-dependent potential is `vapo_fast.log_likelihood` at the end time, the normalised density of
+    these samples, integrated at rtol 1e-3 from each point of a grid; points that need more than a thousand steps are
+    left dark. (The read-out of `vapo_fast.log_density` would be cheaper, and at the path's end it shows one of several
+    separated modes only: see there.) That of a time-independent potential is the potential itself, maximum at 0.
 
     Args:
         model: a potential with event_shape (2,).
         path: file to write.
         data: (N, 2) data to show beside the samples.
         n: number of samples, >= 1. trajectories: how many of them to show with their paths, >= 0.
+        cells: of the landscape, a side, >= 2; its cost grows with their square.
         t_end: time to integrate to; default: the path's end.
         seed, rtol: as for `vapo_fast.sample`; sample i is the same in both.
     Raises: ValueError for another event_shape or bad numbers, SolveError, ImportError without matplotlib.
     """
     n, trajectories = _checks.positive_int("n", n), _checks.non_negative_int("trajectories", trajectories)
+    if _checks.positive_int("cells", cells) < 2:
+        raise ValueError(f"cells must be at least 2, got {cells}")
     flow = _flow(model, n, 65, t_end, seed, rtol)
     points = None if data is None else _points("data", data)
     extent = _extent(flow.ys[-1] if points is None else np.concatenate([points, flow.ys[-1]]))
@@ -161,8 +197,8 @@ def samples_2d(
             functools.partial(_scatter, points=flow.ys[-1], colour=_SAMPLE_COLOUR),
         )
     )
-    name = "log-density, nats below maximum" if model.time_dependent else "potential, below maximum"
-    panels.append((name, lambda axes: _landscape(figure, axes, model, flow.times[-1], extent)))
+    name = "log-likelihood of the flow, nats" if model.time_dependent else "potential, below maximum"
+    panels.append((name, lambda axes: _landscape(figure, axes, model, flow.times[-1], extent, cells)))
     panels.append((f"trajectories ({min(n, trajectories)})", lambda axes: _paths(axes, flow.ys[:, :trajectories])))
     for i, (title, draw) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
@@ -186,7 +222,9 @@ def animation_2d(
     seed: int = 0,
     rtol: float = 1e-5,
 ) -> Path:
-    """Write a GIF of the flow from the prior to the data, with the landscape it climbs at each time beside it.
+    """Write a GIF of the flow from the prior to the data, with the landscape of `samples_2d` at each time beside it.
+
+    Of a time-dependent potential each frame's landscape is integrated anew, at rtol 1e-2 from a coarser grid.
 
     Args:
         model, t_end, seed, rtol: as `samples_2d`. path: a .gif.
@@ -205,16 +243,19 @@ def animation_2d(
     figure = _figure(8.0, 4.3, dpi=80)
     left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
     _frame(left, "samples", extent)
-    _frame(right, "log-density" if model.time_dependent else "potential", extent)
+    _frame(right, "log-likelihood of the flow" if model.time_dependent else "potential", extent)
     dots = left.scatter(flow.ys[0, :, 0], flow.ys[0, :, 1], s=3, color=_SAMPLE_COLOUR, linewidths=0)
-    height = _height(model, flow.times[0], extent)
-    surface = right.imshow(height, extent=extent, origin="lower", cmap="magma", vmin=-_depth(model, height), vmax=0.0)
+    height = _height(model, flow.times[0], extent, _FRAME_CELLS, _FRAME_RTOL)
+    surface = right.imshow(height, extent=extent, origin="lower", cmap="magma", interpolation="bilinear")
+    depth = _depth(model, height)
     figure.tight_layout()
     pictures = []
     for time, x in zip(flow.times, flow.ys, strict=True):
         dots.set_offsets(x)
         if model.time_dependent:
-            surface.set_data(_height(model, time, extent))
+            height = _height(model, time, extent, _FRAME_CELLS, _FRAME_RTOL)
+            surface.set_data(height)
+        surface.set_clim(height.max() - depth, height.max())
         left.set_title(f"samples, t = {time:.2f}", fontsize=10)
         pictures.append(_pillow_image(figure))
     milliseconds = [1000 // frames_per_second] * (frames - 1) + [1000]
@@ -280,17 +321,26 @@ def _flow(model: Potential, n: int, frames: int, t_end: float | None, seed: int,
     return _Flow(times, solution.ys.double().cpu().numpy())
 
 
-def _height(model: Potential, t: float, extent: tuple[float, float, float, float], cells: int = 160) -> Array:
-    """(cells, cells) read-out (or potential) on a grid, its maximum moved to 0."""
+def _height(
+    model: Potential, t: float, extent: tuple[float, float, float, float], cells: int, rtol: float = _RTOL
+) -> Array:
+    """(cells, cells) log-likelihood in nats, -inf where it cannot be integrated; or the potential, its maximum at 0."""
     x, y = np.linspace(extent[0], extent[1], cells), np.linspace(extent[2], extent[3], cells)
     grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
     dtype, device = model_dtype_device(model)
     points = torch.from_numpy(grid).to(device, dtype)
-    with evaluation(model):
-        phi = model(points, t)
-        values = model.homotopy.log_density(phi, points, t) if model.time_dependent else phi
+    if not model.time_dependent:
+        with evaluation(model):
+            values = model(points, t)
+        values = values - values.max()
+    elif t <= model.homotopy.t0:
+        values = log_prior(points, model.homotopy.omega)
+    else:
+        found = log_likelihood(model, points, rtol=rtol, t_end=t, max_steps=_MOST_STEPS, throw=False)
+        values = (found[0] if isinstance(found, tuple) else found).nan_to_num(nan=-math.inf, neginf=-math.inf)
     height: Array = values.double().cpu().numpy().reshape(cells, cells)
-    height -= height.max()
+    if not np.isfinite(height.max()):
+        raise ValueError(f"there is no landscape at t = {t:.4g}: no point of the plane could be integrated from there")
     return height
 
 
@@ -300,13 +350,17 @@ def _depth(model: Potential, height: Array) -> float:
 
 
 def _landscape(
-    figure: Figure, axes: Axes, model: Potential, t: float, extent: tuple[float, float, float, float]
+    figure: Figure, axes: Axes, model: Potential, t: float, extent: tuple[float, float, float, float], cells: int
 ) -> None:
-    height = _height(model, t, extent)
+    height = _height(model, t, extent, cells)
     x, y = (np.linspace(extent[i], extent[i + 1], height.shape[0]) for i in (0, 2))
-    depth = _depth(model, height)
-    drawn = axes.contourf(x, y, np.maximum(height, -depth), levels=np.linspace(-depth, 0.0, 25), cmap="magma")
-    bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03, ticks=np.linspace(-depth, 0.0, 5), format="%.3g")
+    top = float(height.max())
+    bottom = top - _depth(model, height)
+    levels = np.linspace(bottom, top, 25)
+    drawn = axes.contourf(x, y, np.clip(height, bottom, top), levels=levels, cmap="magma")
+    bar = figure.colorbar(
+        drawn, ax=axes, fraction=0.046, pad=0.03, ticks=levels[::6], format="%.3g" if top == 0 else "%.1f"
+    )
     bar.ax.tick_params(labelsize=7)
 
 
@@ -415,7 +469,7 @@ def _read_log(path: Path) -> dict[str, Array]:
     wanted = ("step", "loss", "linear", "quadratic", "grad_norm")
     if not path.is_file():
         raise ValueError(f"there is no training log at {path}")
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
         missing = [name for name in wanted if name not in (reader.fieldnames or [])]
         if missing:
@@ -434,12 +488,20 @@ def _read_log(path: Path) -> dict[str, Array]:
     return dict(zip(wanted, values.T, strict=True))
 
 
-def _figure(width: float, height: float, dpi: int = _DPI) -> Figure:
+def require() -> None:
+    """ImportError, which says what to install, where pictures cannot be drawn."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
+        import PIL.Image  # noqa: F401 (asked for before the work rather than after)
     except ImportError as error:
         raise ImportError("pictures need matplotlib and pillow: pip install 'vapo-fast[demo]'") from error
+
+
+def _figure(width: float, height: float, dpi: int = _DPI) -> Figure:
+    require()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=dpi)
     FigureCanvasAgg(figure)
     return figure
@@ -469,7 +531,12 @@ def _target(path: PathLike, formats: tuple[str, ...]) -> Path:
 
 def _write(path: Path, write: Callable[[Path], object]) -> Path:
     """Write beside the target, then rename, so that a reader never finds half a picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(
+            f"path must lie in a folder, and {str(path.parent)!r} cannot be one: a file is in the way"
+        ) from None
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)

@@ -60,7 +60,7 @@ def write(rows: list[Row], path: Path = DOCS) -> None:
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """Of rows that scored the same thing, the last; and only those with the last row's budget, device and backbone."""
+    """Of rows that scored the same thing, the last; and only those with the last row's budget, device and so on."""
     kept = {}
     for row in rows:
         kept[_protocol(row), row["arm"], row["seed"], row["fraction"]] = row
@@ -69,7 +69,8 @@ def newest(rows: Iterable[Row]) -> list[Row]:
 
 
 def _protocol(row: Row) -> tuple[str, ...]:
-    return tuple(row[key] for key in ("budget", "device", "arithmetic", "backbone", "batch_size", "rtol", "extractor"))
+    names = ("budget", "device", "arithmetic", "backbone", "batch_size", "lr", "rtol", "extractor")
+    return tuple(row[name] for name in names)
 
 
 def section(name: str, rows: list[Row]) -> list[str]:

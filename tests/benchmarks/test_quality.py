@@ -354,6 +354,7 @@ def test_the_page_shows_the_newest_protocol_and_means_over_seeds(tmp_path):
 
     rows = [
         row("potential", 0, "99", budget="1 s"),
+        row("flow matching", 1, "99", lr="2"),
         row("potential", 0, "7.0"),
         row("potential", 0, "4.0"),
         row("potential", 1, "8.0"),
