@@ -290,6 +290,7 @@ class Trainer(TrainingRun):
             return
         self.step, name = failure
         self._watch.reset()
+        self._restore_buffers()
         self.optimizer.zero_grad(set_to_none=True)
         if self._parallel is not None:
             self._parallel.raise_if_failed()

@@ -70,6 +70,21 @@ def test_weights_are_read_anew(name: str) -> None:
     torch.testing.assert_close(passes.field(x.float(), t.float())[1], model.field(x.float(), t.float())[1])
 
 
+@both
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_no_rows_at_all(name: str, dtype: torch.dtype) -> None:
+    model = build(name, dtype=dtype)
+    passes, (x, t) = explicit_passes(model), points(model, 0)
+    for found, expected in zip(passes.field(x, t), model.field(x, t), strict=True):
+        assert found.shape == expected.shape
+        assert found.dtype == expected.dtype
+    dimension = model.event_shape[0] * model.event_shape[1] * model.event_shape[2]
+    assert passes.field_and_trace(x, t)[2].shape == (0, 1)
+    assert passes.field_and_trace(x, t, x.new_zeros(0, 3, dimension))[2].shape == (0, 3)
+    with pytest.raises(ValueError, match="precision must be one of"):
+        passes.field(x, t, "float16")
+
+
 def test_the_same_twice() -> None:
     model = build("unet", dtype=torch.float32)
     passes, batch = explicit_passes(model), batch_for(model, 3)

@@ -11,6 +11,7 @@ gradients 6.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -89,6 +90,9 @@ class ExplicitPasses:
         Raises: ValueError, TypeError as `Potential.field`, or for a precision that does not go with model and device.
         """
         x, t = self._checked(x, t)
+        if len(x) == 0:
+            self._dtype(precision)
+            return x.new_zeros(0), x.new_zeros(x.shape)
         with self._computing(precision):
             c = coefficients(self.potential, t)
             evaluation = self._evaluation(x, c, self._sweep(self._modulation(c), precision))
@@ -107,9 +111,12 @@ class ExplicitPasses:
         Raises: as `field`, or ValueError for probes of another shape, type or device.
         """
         x, t = self._checked(x, t)
-        dimension = x[0].numel()
+        dimension = math.prod(x.shape[1:])
         if probes is not None:
             self._check_probes(probes, x, dimension)
+        if len(x) == 0:
+            self._dtype(precision)
+            return x.new_zeros(0), x.new_zeros(x.shape), x.new_zeros(0, 1 if probes is None else probes.shape[1])
         with self._computing(precision):
             c = coefficients(self.potential, t)
             evaluation = self._evaluation(x, c, self._sweep(self._modulation(c), precision))
