@@ -15,6 +15,8 @@ from vapo_fast.potentials.base import Potential
 Result = TypeVar("Result")
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+# All that oneDNN says then; where it cannot do what is asked for, it names a primitive's descriptor.
+_ONEDNN_OUT_OF_MEMORY = ("could not create a primitive", "could not execute a primitive")
 MEMORY_INFO = Path("/proc/meminfo")
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
@@ -27,7 +29,8 @@ def or_none_if_out_of_memory(compute: Callable[[], Result]) -> Result | None:
         pass
     except RuntimeError as error:
         # PyTorch's CPU allocator has no error class of its own.
-        if not any(phrase in str(error) for phrase in _OUT_OF_MEMORY):
+        text = str(error)
+        if text not in _ONEDNN_OUT_OF_MEMORY and not any(phrase in text for phrase in _OUT_OF_MEMORY):
             raise
     # Outside the handler, so that the traceback no longer holds the failed computation's tensors.
     if torch.cuda.is_available():

@@ -86,8 +86,13 @@ def test_a_run_stays_with_what_its_first_step_found(
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory: 1 byte")],
-    ids=lambda error: type(error).__name__,
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("can't allocate memory: 1 byte"),
+        RuntimeError("could not create a primitive"),
+    ],
+    ids=["pytorch", "python", "allocator", "onednn"],
 )
 def test_out_of_memory_computes_them_twice(
     error: Exception, model: vf.UNetPotential, monkeypatch: pytest.MonkeyPatch
@@ -110,10 +115,23 @@ def test_out_of_memory_computes_them_twice(
     assert asked == [False, True, True]
 
 
-def test_other_errors_are_the_callers(model: vf.UNetPotential, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore:out of memory for the gradients")
+def test_even_that_is_too_much(model: vf.UNetPotential, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(self: ExplicitPasses, *arguments: Any, recompute: bool = False) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(ExplicitPasses, "loss_and_grads", short)
+    free(monkeypatch, None)
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="use a larger accumulate"):
+            GRAPH.loss_and_grads(model, batch(), JOB)
+
+
+@pytest.mark.parametrize("text", ["no such thing", "could not create a primitive descriptor for the sum primitive"])
+def test_other_errors_are_the_callers(model: vf.UNetPotential, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: ExplicitPasses, *arguments: Any, recompute: bool = False) -> Any:
-        raise RuntimeError("no such thing")
+        raise RuntimeError(text)
 
     monkeypatch.setattr(ExplicitPasses, "loss_and_grads", broken)
-    with pytest.raises(RuntimeError, match="no such thing"):
+    with pytest.raises(RuntimeError, match=text):
         GRAPH.loss_and_grads(model, batch(), JOB)

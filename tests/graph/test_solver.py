@@ -263,8 +263,13 @@ def crowded(limit, error, calls):
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory: 1 byte")],
-    ids=lambda error: type(error).__name__,
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("can't allocate memory: 1 byte"),
+        RuntimeError("could not create a primitive"),
+    ],
+    ids=["pytorch", "python", "allocator", "onednn"],
 )
 def test_out_of_memory_goes_on_with_smaller_batches(error):
     options = options_for("dopri5", 0.0, 2.0)

@@ -66,10 +66,10 @@ class ByHand:
             need = rows * self._passes.bytes_per_sample("loss_and_grads", precision)
             known[key] = free is not None and need > _LOSS_SHARE * free
         # While a graph is recorded memory cannot be given back and tried again.
-        if known[key] or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return LossAndGrads(*compute(recompute=known[key]))
-        result = or_none_if_out_of_memory(compute)
-        if result is None:
+        result = or_none_if_out_of_memory(partial(compute, recompute=known[key]))
+        if result is None and not known[key]:
             known[key] = True
             warnings.warn(
                 f"out of memory for the gradients of {rows} samples: the network's blocks are computed twice from now "
@@ -77,7 +77,12 @@ class ByHand:
                 RuntimeWarning,
                 stacklevel=4,
             )
-            result = compute(recompute=True)
+            result = or_none_if_out_of_memory(partial(compute, recompute=True))
+        if result is None:
+            raise MemoryError(
+                f"out of memory for the gradients of {rows} samples, also with blocks computed twice; use a larger "
+                "accumulate, a smaller batch_size or a smaller model"
+            )
         return LossAndGrads(*result)
 
     def bytes_per_sample(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> int | None:
