@@ -103,11 +103,9 @@ def _kept_by_pytorch(device: torch.device) -> int:
     recorded graphs keep theirs.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
-    return sum(
-        int(segment["total_size"])
-        for segment in torch.cuda.memory_snapshot()
-        if segment["device"] == index and tuple(segment["segment_pool_id"]) == (0, 0) and not segment["active_size"]
-    )
+    segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    ordinary = [s for s in segments if s["device"] == index and tuple(s["segment_pool_id"]) == (0, 0)]
+    return sum(int(segment["total_size"]) for segment in ordinary if segment["active_size"] == 0)
 
 
 def saved_bytes_per_sample(model: Potential, dtype: torch.dtype, device: torch.device) -> int:

@@ -53,7 +53,8 @@ def free(monkeypatch: pytest.MonkeyPatch, bytes_: int | None) -> None:
 
 
 def need(model: vf.UNetPotential) -> int:
-    return ROWS * ExplicitPasses(model).bytes_per_sample("loss_and_grads")
+    passes = ExplicitPasses(model)
+    return ROWS * passes.bytes_per_sample("loss_and_grads") + passes.bytes_of_weights()
 
 
 def assert_exact(model: vf.UNetPotential, given: Batch) -> None:

@@ -11,6 +11,7 @@ from image_zoo import PATHS, autograd, batch_for, build, largest_error, points
 from peak_memory import peak_bytes
 from torch import nn
 
+from vapo_fast import native
 from vapo_fast.batches import Batch
 from vapo_fast.passes import ExplicitPasses, UnlikePlainNetworkError, explicit_passes, unlike_a_plain_network
 from vapo_fast.potentials import MLPPotential, Potential, UNetPotential, WideResNetPotential
@@ -117,6 +118,27 @@ def test_memory_of_training(name: str) -> None:
     peak = peak_bytes(lambda: passes.field(*batch[:2]))
     assert peak <= peak_bytes(lambda: model.field(*batch[:2]))
     assert 0.5 * peak <= n * passes.bytes_per_sample("field") <= 1.5 * peak
+
+
+def test_memory_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turned copy of each convolution; a rounded one too in bfloat16; transformed ones where the CPU filters."""
+    model = UNetPotential((1, 16, 16), PATHS["data"], channels=16, multipliers=(1, 2), blocks=1)
+    convolutions = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    numbers = sum(weight.numel() for weight in convolutions)
+    filtered = [w for w in convolutions if w.shape[2] == 3 and min(w.shape[:2]) >= 16]
+    passes = explicit_passes(model)
+    ends = sum(weight.numel() for weight in (model.stem.weight, model.output.weight))
+    # Both copies of 2 bytes each, but for the ends, which are turned in float32.
+    assert passes.bytes_of_weights("bf16") == 4 * numbers
+    assert ends < numbers
+    if native.unavailable_reason() is None:
+        share = sum(weight.numel() for weight in filtered)
+        assert passes.bytes_of_weights() == 4 * (numbers - share) + 10 * 4 * share
+        wide = UNetPotential((1, 8, 8), PATHS["data"], channels=288, multipliers=(1,), blocks=1)
+        assert explicit_passes(wide).bytes_of_weights() < 6 * 4 * sum(p.numel() for p in wide.parameters())
+    monkeypatch.setattr(native, "unavailable_reason", lambda: "gone")
+    assert passes.bytes_of_weights() == 4 * numbers
+    assert explicit_passes(model.double()).bytes_of_weights() == 8 * numbers
 
 
 class _Subclass(UNetPotential):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,13 @@ _LOSS_SHARE = 0.6
 _RECOMPUTED: weakref.WeakKeyDictionary[Potential, dict[tuple[object, ...], bool]] = weakref.WeakKeyDictionary()
 
 
+class Needs(NamedTuple):
+    """Bytes that an evaluation takes: the activations of one sample, and copies of weights whatever the batch."""
+
+    sample: int
+    weights: int
+
+
 class Derivatives(Protocol):
     """Of one potential; ``precision`` is one of "float64", "float32", "tf32", "bf16"."""
 
@@ -40,8 +47,8 @@ class Derivatives(Protocol):
     def loss_and_grads(self, batch: Batch, job: Job, precision: str) -> LossAndGrads:
         """As `Engine.loss_and_grads`."""
 
-    def bytes_per_sample(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> int | None:
-        """Memory of the activations of `field`, or of `gradient_and_trace`; None if not even one sample fits."""
+    def needs(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> Needs | None:
+        """Memory of `field`, or of `gradient_and_trace`; None if not even one sample fits."""
 
 
 class ByHand:
@@ -64,6 +71,7 @@ class ByHand:
         if key not in known:
             free = free_memory(device)
             need = rows * self._passes.bytes_per_sample("loss_and_grads", precision)
+            need += self._passes.bytes_of_weights(precision)
             known[key] = free is not None and need > _LOSS_SHARE * free
         # While a graph is recorded memory cannot be given back and tried again.
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -85,8 +93,9 @@ class ByHand:
             )
         return LossAndGrads(*result)
 
-    def bytes_per_sample(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> int | None:
-        return self._passes.bytes_per_sample("field_and_trace" if trace else "field", precision)
+    def needs(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> Needs | None:
+        sample = self._passes.bytes_per_sample("field_and_trace" if trace else "field", precision)
+        return Needs(sample, self._passes.bytes_of_weights(precision))
 
 
 class ByAutograd:
@@ -107,9 +116,9 @@ class ByAutograd:
         with arithmetic(precision, batch.x_data.device.type):
             return ReferenceEngine().loss_and_grads(self._potential, batch, job)
 
-    def bytes_per_sample(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> int | None:
+    def needs(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> Needs | None:
         saved = or_none_if_out_of_memory(partial(saved_bytes_per_sample, self._potential, dtype, device))
-        return None if saved is None else (_SECOND_ACTIVATIONS if trace else _ACTIVATIONS) * saved
+        return None if saved is None else Needs((_SECOND_ACTIVATIONS if trace else _ACTIVATIONS) * saved, 0)
 
 
 def derivatives(potential: Potential) -> Derivatives:

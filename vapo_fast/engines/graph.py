@@ -24,7 +24,7 @@ from vapo_fast import _checks, gpu, ode
 from vapo_fast._memory import free_memory
 from vapo_fast.batches import Batch
 from vapo_fast.engines._arithmetic import arithmetic
-from vapo_fast.engines._derivatives import derivatives
+from vapo_fast.engines._derivatives import Needs, derivatives
 from vapo_fast.engines._precision import Noise
 from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress
 from vapo_fast.graph.buckets import Buckets
@@ -95,9 +95,14 @@ class GraphEngine(Engine):
             return f"precision={job.precision!r} is none of this model's on {device.type}: {', '.join(allowed)}"
         return None
 
-    def bytes_per_sample(self, potential: Potential, dtype: torch.dtype, job: Job, probes: int = 0) -> int:
-        # The start, the result, and what the caller makes of both: the engine finds its own batch for the activations.
+    def bytes_per_sample(self, potential: Potential, dtype: torch.dtype, job: Job, probes: int = 0) -> int | None:
         dimension = math.prod(potential.event_shape)
+        if job.kind == "field":
+            reference = potential.reference_tensor()
+            device = torch.device("cpu") if reference is None else reference.device
+            needs = derivatives(potential).needs(dtype, device, False, _NAMES[dtype])
+            return None if needs is None else needs.sample + _STATES * dimension * dtype.itemsize
+        # The start, the result, and what the caller makes of both: a solve finds its own batch for the activations.
         states = (4 + 2 * len(job.solve.t_eval or ())) * (dimension + max(1, probes))
         return states * dtype.itemsize + 4 * probes * dimension * torch.float64.itemsize + _COUNTS_BYTES
 
@@ -113,7 +118,7 @@ class GraphEngine(Engine):
         def field(x: Tensor, t: Tensor) -> Tensor:
             return of.field(x, t, precision)[1]
 
-        needs = partial(of.bytes_per_sample, x0.dtype, x0.device, False, precision)
+        needs = partial(of.needs, x0.dtype, x0.device, False, precision)
         return self._solve(potential, field, x0, t0, t1, job, ("field", precision), needs, (), progress)
 
     def solve_with_trace(
@@ -139,7 +144,7 @@ class GraphEngine(Engine):
         start = torch.cat((x0.flatten(1), x0.new_zeros(x0.shape[0], integrals)), dim=1)
         kind = ("exact" if probes is None else "probes", precision)
         args = () if probes is None else (probes.detach().to(x0.dtype),)
-        needs = partial(of.bytes_per_sample, x0.dtype, x0.device, True, precision)
+        needs = partial(of.needs, x0.dtype, x0.device, True, precision)
         solution = self._solve(potential, augmented, start, t0, t1, job, kind, needs, args, progress)
         x = solution.x[:, :dimension].reshape(-1, *event)
         ys = None if solution.ys is None else solution.ys[:, :, :dimension].reshape(-1, *x.shape)
@@ -158,7 +163,7 @@ class GraphEngine(Engine):
         t1: float,
         job: Job,
         kind: tuple[str, str],
-        needs: Callable[[], int | None],
+        needs: Callable[[], Needs | None],
         args: Sequence[Tensor],
         progress: Progress | None,
     ) -> Solution:
@@ -188,7 +193,7 @@ class GraphEngine(Engine):
         args: Sequence[Tensor],
         plan: Plan,
         kind: tuple[str, str],
-        needs: Callable[[], int | None],
+        needs: Callable[[], Needs | None],
     ) -> Iterator[Solver]:
         """A solver whose recordings are of this potential as it is now, for one solve at a time."""
         shapes = (x0.dtype, x0.device, x0.shape[1:], tuple((a.dtype, a.shape[1:]) for a in args))
@@ -197,15 +202,15 @@ class GraphEngine(Engine):
         with known.lent(fingerprint(potential), (plan, *kind, *shapes), make) as solver:
             yield solver
 
-    def _make(self, x0: Tensor, plan: Plan, precision: str, needs: Callable[[], int | None]) -> Solver:
+    def _make(self, x0: Tensor, plan: Plan, precision: str, needs: Callable[[], Needs | None]) -> Solver:
         device = x0.device
         buckets = Buckets.on(device.type, self._rows(x0, plan, needs()))
         around = partial(arithmetic, precision, device.type)
         return Solver(plan, buckets, self._ops(device), self._recorder(device), around)
 
-    def _rows(self, x0: Tensor, plan: Plan, activations: int | None) -> int:
+    def _rows(self, x0: Tensor, plan: Plan, needs: Needs | None) -> int:
         """How many samples of a batch a share of the free memory holds."""
-        if activations is None:
+        if needs is None:
             return 1
         # A later solve may bring more samples than this one, so their number is no bound.
         most = _MOST_ROWS if self._most_rows is None else self._most_rows
@@ -213,7 +218,7 @@ class GraphEngine(Engine):
         if free is None:
             return most
         states = (_STATES + plan.tableau.stages + 2 * plan.outputs) * x0[0].numel() * x0.dtype.itemsize
-        return max(1, min(most, int(_MEMORY_SHARE * free / (states + activations + _COUNTS_BYTES))))
+        return max(1, min(most, int(_MEMORY_SHARE * (free - needs.weights) / (states + needs.sample + _COUNTS_BYTES))))
 
     def _ops(self, device: torch.device) -> Ops:
         if device.type == "cuda" and gpu.unavailable_reason() is None:

@@ -181,7 +181,9 @@ class ExplicitPasses:
         return EnergyLoss(linear + quadratic, linear, quadratic), {name: found[p] for name, p in parameters.items()}
 
     def bytes_per_sample(self, job: str, precision: str = "auto", recompute: bool = False) -> int:
-        """Memory that one sample takes at the peak of a job, weights not counted: an estimate, to choose batches by.
+        """Memory that one sample takes at the peak of a job: an estimate, to choose batches by.
+
+        Weights are not counted (`bytes_of_weights`).
 
         Args:
             job: "field", "field_and_trace" or "loss_and_grads". precision, recompute: as for the job.
@@ -192,6 +194,15 @@ class ExplicitPasses:
         narrow = 2 if self._dtype(precision) == torch.bfloat16 else wide
         height, width = (side // self.potential.patch_size for side in self.potential.event_shape[1:])
         return peak_bytes(self._layers, (self.potential.image_channels, height, width), job, wide, narrow, recompute)
+
+    def bytes_of_weights(self, precision: str = "auto") -> int:
+        """Most memory that weights take during a job beside the model's own, whatever the number of samples.
+
+        They are converted, turned around, and on the CPU transformed (`WinogradWeights`). Gradients are not counted.
+        """
+        convolutions = self._convolutions(precision)
+        layers = (module for module in self.potential.modules() if isinstance(module, nn.Conv2d))
+        return sum(convolutions.weight_bytes(layer) for layer in layers)
 
     def _modulation(self, c: Coefficients, differentiable: bool = False) -> Modulation:
         return Modulation(self.potential, self._blocks, c.position, differentiable)
