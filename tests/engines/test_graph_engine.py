@@ -267,6 +267,15 @@ def test_fields_of_many_samples_are_batched_by_their_activations(monkeypatch, en
     assert max(rows) == 8
 
 
+def test_refinement_looks_at_the_model_once_a_batch(monkeypatch):
+    """Weights are transformed for the first step, not for each."""
+    made = []
+    make = ExplicitPasses.__init__
+    monkeypatch.setattr(ExplicitPasses, "__init__", lambda self, *a, **k: (made.append(1), make(self, *a, **k))[1])
+    vf.refine(unet(), torch.randn(6, 1, 4, 4), 5, batch_size=3)
+    assert len(made) == 2
+
+
 class Reads(TorchDispatchMode):
     """Counts reads of the device by the host."""
 

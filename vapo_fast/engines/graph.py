@@ -27,6 +27,7 @@ from vapo_fast.engines._arithmetic import arithmetic
 from vapo_fast.engines._derivatives import Needs, derivatives
 from vapo_fast.engines._precision import Noise
 from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress
+from vapo_fast.engines.base import Field as EngineField
 from vapo_fast.graph.buckets import Buckets
 from vapo_fast.graph.fingerprint import fingerprint
 from vapo_fast.graph.launch import Recorder
@@ -108,6 +109,10 @@ class GraphEngine(Engine):
 
     def field(self, potential: Potential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return derivatives(potential).field(x, t, _NAMES[x.dtype])
+
+    def prepared_field(self, potential: Potential) -> EngineField:
+        of = derivatives(potential)  # which keeps transformed weights from one call to the next
+        return lambda x, t: of.field(x, t, _NAMES[x.dtype])
 
     def solve(
         self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, progress: Progress | None = None
