@@ -323,6 +323,8 @@ class Trainer(TrainingRun):
         self._parallel.meet()
         if self._parallel.interrupted():
             raise KeyboardInterrupt
+        # Statistics that a network keeps of its inputs are those of each process's own rows.
+        data_parallel.share_buffers(self)
 
     def _leave(self, error: BaseException) -> None:
         if self._parallel is not None and not self._parallel.over:

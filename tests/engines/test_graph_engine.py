@@ -217,6 +217,32 @@ def test_batches_follow_the_free_memory(model, engine, monkeypatch):
     assert engine.bytes_per_sample(model, torch.float32, JOB) < 500
 
 
+def test_batches_leave_room_for_outputs_and_second_derivatives(model, monkeypatch):
+    monkeypatch.setattr(graph_module, "free_memory", lambda device: 40_000)
+    times = tuple(i / 50 for i in range(51))
+    largest = {}
+    for name, job in (("solve", JOB), ("outputs", Job("solve", solve=SolveOptions("bosh3", rtol=1e-3, t_eval=times)))):
+        CALLS.clear()
+        GraphEngine("cpu").solve(model, torch.ones(200, 3), 0.0, 1.0, job)
+        largest[name] = max(CALLS)
+    CALLS.clear()
+    GraphEngine("cpu").solve_with_trace(model, torch.ones(200, 3), 0.0, 1.0, Job("solve_with_trace"), None)
+    largest["trace"] = max(CALLS)
+    assert 4 < largest["outputs"] < largest["solve"] / 3
+    assert 4 < largest["trace"] < largest["solve"] / 1.5
+
+
+def test_where_a_trial_runs_out_of_memory_samples_come_one_by_one(model, engine):
+    LIMIT[0] = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solution = engine.solve(model, torch.ones(3, 3), 0.0, 1.0, JOB)
+    assert bool(solution.success.all())
+    CALLS.clear()
+    engine.solve(model, torch.ones(3, 3), 0.0, 1.0, JOB)
+    assert set(CALLS) == {1}
+
+
 def rows_of_solves(monkeypatch, potential, free, n=40):
     """The largest batch that a field is evaluated for."""
     rows = [0]
@@ -243,17 +269,15 @@ def test_copies_of_weights_are_part_of_the_memory(monkeypatch):
     assert rows_of_solves(monkeypatch, potential, weights // 2) == 1
 
 
-def test_fields_of_many_samples_are_batched_by_their_activations(monkeypatch, engine):
+def test_fields_of_many_samples_are_batched_by_their_activations(monkeypatch, engine, model):
     """As in refinement, where nobody else finds a batch for them."""
     potential, job = unet(), Job("field")
     needed = GRAPH.bytes_per_sample(potential, torch.float32, job)
     assert explicit_passes(potential).bytes_per_sample("field") < needed
     assert needed < explicit_passes(potential).bytes_per_sample("field") + 2000
-    module = vf.Potential.from_module(Quadratic(), (3,), PATH)
-    assert engine.bytes_per_sample(module, torch.float32, job) > 0
+    assert engine.bytes_per_sample(model, torch.float32, job) > 0
     LIMIT[0] = 0
-    assert engine.bytes_per_sample(module, torch.float32, job) is None
-    LIMIT[0] = 10**9
+    assert engine.bytes_per_sample(model, torch.float32, job) is None
     rows = []
     field = ExplicitPasses.field
 

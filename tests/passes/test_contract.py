@@ -13,7 +13,9 @@ from torch import nn
 
 from vapo_fast import native
 from vapo_fast.batches import Batch
+from vapo_fast.homotopy import DataHomotopy
 from vapo_fast.passes import ExplicitPasses, UnlikePlainNetworkError, explicit_passes, unlike_a_plain_network
+from vapo_fast.passes.convolutions import Convolutions
 from vapo_fast.potentials import MLPPotential, Potential, UNetPotential, WideResNetPotential
 from vapo_fast.potentials.image import ImagePotential
 
@@ -112,7 +114,8 @@ def test_memory_of_training(name: str) -> None:
     usual = peak_bytes(lambda: passes.loss_and_grads(batch))
     least = peak_bytes(lambda: passes.loss_and_grads(batch, recompute=True))
     assert usual <= 0.7 * eager
-    assert least < usual
+    # Of what lies in a block nothing is kept: found .71 and .77, and .76 and .82 with one map too many.
+    assert least <= {"resnet": 0.735, "unet": 0.795}[name] * usual
     for recompute, peak in ((False, usual), (True, least)):
         assert 0.5 * peak <= n * passes.bytes_per_sample("loss_and_grads", recompute=recompute) <= 1.5 * peak
     peak = peak_bytes(lambda: passes.field(*batch[:2]))
@@ -287,6 +290,35 @@ def test_tf32_is_for_cuda() -> None:
             explicit_passes(model).field(*points(model, 2), "tf32")
     with pytest.raises(ValueError, match="does not go with a model in float32"):
         explicit_passes(model).field(*points(model, 2), "float64")
+
+
+class _AllRounded(ExplicitPasses):
+    """Without the exception for the first and the last layer."""
+
+    def _convolutions(self, precision: str) -> Convolutions:
+        return Convolutions(self._dtype(precision), (), self._winograd)
+
+
+@both
+def test_bf16_keeps_the_ends_of_the_network_exact(name: str) -> None:
+    """Where it matters most, late in the path: docs/explicit_passes.md has what that is worth in trained networks."""
+    shares = []
+    for seed in range(3):
+        model = build(name, seed=seed, dtype=torch.float32)
+        model.homotopy = DataHomotopy(1.0, 0.02)
+        x, t = points(model, 16, seed)[0], model.homotopy.t1
+        exact = build(name, seed=seed)
+        exact.homotopy = model.homotopy
+        expected = exact.field(x.double(), t)[1]
+        ours, rounded = (
+            (kind(model).field(x, t, "bf16")[1] - expected).norm() for kind in (ExplicitPasses, _AllRounded)
+        )
+        shares.append(float(ours / rounded))
+    assert max(shares) < 1.0
+    assert sum(shares) / 3 < 0.93
+    passes = explicit_passes(model)
+    kept = {passes._convolutions("bf16").dtype(layer) for layer in (model.stem, model.output)}  # type: ignore[arg-type]
+    assert kept == {torch.float32}
 
 
 @both

@@ -148,8 +148,8 @@ class ExplicitPasses:
         Args:
             batch, estimator, weight: as for `vapo_fast.energy_loss`.
             precision: one of `PRECISIONS`.
-            recompute: keep the blocks' inputs alone between sweeps, and compute what lies in them anew: about a third
-                of the memory for half as many convolutions again.
+            recompute: keep the blocks' inputs alone between sweeps, and compute what lies in them anew: half to four
+                fifths of the memory, the less the deeper the network, for half as many convolutions again.
         Returns: the loss terms and {name: gradient}, all detached and in the model's type.
         Raises: ValueError, TypeError as `vapo_fast.energy_loss`, or for a precision that does not go with the model.
         """
