@@ -117,10 +117,12 @@ def test_memory_of_training(name: str) -> None:
     # Of what lies in a block nothing is kept: found .71 and .77, and .76 and .82 with one map too many.
     assert least <= {"resnet": 0.735, "unet": 0.795}[name] * usual
     for recompute, peak in ((False, usual), (True, least)):
-        assert 0.5 * peak <= n * passes.bytes_per_sample("loss_and_grads", recompute=recompute) <= 1.5 * peak
+        assert 0.9 * peak <= n * passes.bytes_per_sample("loss_and_grads", recompute=recompute) <= 1.1 * peak
+    # Maps are let go of inside a block as soon as they have been used: found 1.014 and .934, else 1.027 and .98.
+    assert usual <= {"resnet": 1.02, "unet": 0.95}[name] * n * passes.bytes_per_sample("loss_and_grads")
     peak = peak_bytes(lambda: passes.field(*batch[:2]))
     assert peak <= peak_bytes(lambda: model.field(*batch[:2]))
-    assert 0.5 * peak <= n * passes.bytes_per_sample("field") <= 1.5 * peak
+    assert 0.9 * peak <= n * passes.bytes_per_sample("field") <= 1.1 * peak
 
 
 def test_memory_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
