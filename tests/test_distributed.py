@@ -42,6 +42,7 @@ ENDS = ("interrupted_and_resumed", "all_interrupted_at_the_last_step", "stopped_
 SCENARIOS = (
     *TRAINING,
     "own_loop",
+    "statistics",
     *ENDS,
     "not_finite_and_noticed_late",
     "a_process_that_fails",
@@ -155,6 +156,16 @@ def test_the_result_is_that_of_one_process(found: Any, alone: dict[str, Any], na
 
 def first_model(name: str) -> vf.Potential:
     return group.unet() if name == "images" else group.mlp(torch.float32 if name == "in_float32" else torch.float64)
+
+
+def test_statistics_of_a_network_are_those_of_the_first_process(found: Any) -> None:
+    """So that what is sampled or saved next is one model, as its weights are."""
+    results = found("statistics")
+    first = results[0]
+    for own, *ends in results[1:]:
+        assert not torch.equal(own, first[0])
+        for end in ends:
+            assert torch.equal(end, first[0])
 
 
 def test_a_loop_of_ones_own_through_distributed_data_parallel(found: Any, alone: dict[str, Any]) -> None:

@@ -80,6 +80,10 @@ def test_callable_weight_and_times_a_row(path: Homotopy) -> None:
     rows = [energy_loss(model, x_data[i : i + 1], float(t[i]), noise[i : i + 1], weight="uniform") for i in range(20)]
     expected = sum((1.0 + float(t[i])) * float(rows[i].total.detach()) for i in range(20)) / 20
     assert float(got.total.detach()) == pytest.approx(expected, rel=1e-9)
+    kept = t.clone()
+    in_place = energy_loss(model, x_data, t, noise, weight=lambda s: s.add_(1.0))
+    assert torch.equal(in_place.total, got.total)
+    assert torch.equal(t, kept)
 
 
 # L* of N(m, s^2 I) at one time, METHOD 5.

@@ -26,6 +26,7 @@ from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.loss import energy_loss
 from vapo_fast.optim import NonFiniteLossError, TrainingOptions, ema_decay_at, learning_rate
 from vapo_fast.potentials import GaussianMixturePotential, MLPPotential, Potential
+from vapo_fast.reference import Trainer as ReferenceTrainer
 from vapo_fast.trainer import Trainer, train
 from vapo_fast.training import TrainingInterrupted
 
@@ -482,6 +483,41 @@ def test_nan_in_a_data_set_that_is_not_in_memory_is_caught_by_the_loss() -> None
         Trainer(mlp(), batch_size=16).fit(loader, 10)
 
 
+class Counting(nn.Module):
+    """A network that keeps statistics of what it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(2, 1)
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean += x.detach().mean(0)
+            self.calls += 1
+        return torch.sin(self.layer(x))[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "deferred", "reference"])
+def test_a_step_that_fails_leaves_buffers_as_they_were(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = DATA.clone()
+    bad[5 * 16 :] = math.nan
+    loader: DataLoader[Any] = DataLoader(TensorDataset(bad), batch_size=16)
+    monkeypatch.setattr(trainer_module, "_defers", lambda model: kind == "deferred")
+    model = Potential.from_module(Counting(), (2,), PATH)
+    calls = int(model.module.calls)  # type: ignore[arg-type]
+    trainer = (ReferenceTrainer if kind == "reference" else Trainer)(model, batch_size=16, log_every=4)
+    model.module.mean += 3.0  # type: ignore[operator]
+    with pytest.raises(NonFiniteLossError, match="step 6: the linear term"):
+        trainer.fit(loader, 20)
+    for network in (trainer.model, trainer.ema_model):
+        assert int(network.module.calls) == calls + 5  # type: ignore[arg-type,union-attr]
+        assert bool(torch.isfinite(network.module.mean).all())  # type: ignore[arg-type,union-attr]
+        assert float(network.module.mean.min()) > 0.5  # type: ignore[operator,union-attr]
+
+
 def test_divergence_ends_in_a_clear_error() -> None:
     with pytest.raises(NonFiniteLossError, match="Lower lr, set grad_clip, or check the data of this step"):
         Trainer(mlp(), batch_size=16, lr=1e25, warmup_steps=0, schedule="constant").fit(DATA, 200)
@@ -724,6 +760,41 @@ def test_jobs_that_the_engine_cannot_do_are_refused(arguments: dict[str, Any], m
 def test_bad_options_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Trainer(mlp(), **arguments)
+
+
+def _replaced(model: Any) -> None:
+    model.hidden[0].weight = nn.Parameter(model.hidden[0].weight.detach().clone())
+
+
+def _tied(model: Any) -> None:
+    model.hidden[1].bias = model.hidden[0].bias
+
+
+CHANGES: list[tuple[Any, str]] = [
+    (_replaced, r"hidden\.0\.weight of the model has been replaced by another parameter; .*make a new trainer"),
+    (lambda m: m.hidden[1].bias.requires_grad_(False), r"hidden\.1\.bias of the model has been frozen"),
+    (_tied, r"hidden\.1\.bias of the model has been removed"),
+    (lambda m: m.output.weight.requires_grad_(True), r"output\.weight of the model has become trainable"),
+    (
+        lambda m: m.double(),
+        r"hidden\.0\.weight of the model is torch\.float64 on cpu, and was torch\.float32 on cpu; change it back",
+    ),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=range(len(CHANGES)))
+@pytest.mark.parametrize("trainer", [Trainer, ReferenceTrainer])
+def test_another_model_than_the_trainer_was_made_for_is_refused(trainer: Any, change: tuple[Any, str]) -> None:
+    """Not trained in part: the optimiser holds the parameters of before."""
+    model = mlp()
+    model.output.weight.requires_grad_(False)
+    run = trainer(model, batch_size=16)
+    run.fit(DATA, 2)
+    change[0](model)
+    before = weights(model)
+    with pytest.raises(ValueError, match=change[1]):
+        run.fit(DATA.to(next(model.parameters()).dtype), 2)
+    assert equal(weights(model), before)
 
 
 def test_models_that_cannot_be_trained_are_named() -> None:

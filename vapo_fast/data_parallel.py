@@ -184,12 +184,20 @@ def check_alike(description: dict[str, Any]) -> None:
                 )
 
 
+def share_buffers(run: TrainingRun) -> None:
+    """Give every process the buffers of process 0, of the model and of the average."""
+    for module in (run.model, run.ema_model):
+        for buffer in module.buffers():
+            copy_from_first(buffer)
+
+
 def share_state(run: TrainingRun) -> None:
     """Give every process the weights, averages, moments and step numbers of process 0."""
     run.step, run.start_step = from_first(lambda: (run.step, run.start_step))
     for module in (run.model, run.ema_model):
-        for tensor in (*module.parameters(), *module.buffers()):
-            copy_from_first(tensor)
+        for parameter in module.parameters():
+            copy_from_first(parameter)
+    share_buffers(run)
     states = run.optimizer.state
     counts = from_first(lambda: [float(states[p]["step"]) if states.get(p) else None for p in run.parameters.values()])
     for parameter, count in zip(run.parameters.values(), counts, strict=True):

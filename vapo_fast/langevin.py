@@ -135,7 +135,7 @@ class _Chain:
         first: int,
         adjusted: bool,
     ) -> None:
-        self._engine, self._model, self._seed, self._adjusted = engine, model, seed, adjusted
+        self._field, self._seed, self._adjusted = engine.prepared_field(model), seed, adjusted
         self._rows = torch.arange(first, first + len(x), device=x.device)
         self._t = x.new_full((len(x),), t)
         coefficients = model.homotopy.density_coefficients(t)
@@ -195,7 +195,7 @@ class _Chain:
 
     def _read_out(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """ln rho (B,) in float64, and its gradient in x's dtype."""
-        phi, gradient = self._engine.field(self._model, x, self._t)
+        phi, gradient = self._field(x, self._t)
         log_density = self._of_phi * phi.double() + self._of_square * _square(x)
         return log_density, self._of_phi * gradient + (2.0 * self._of_square) * x
 

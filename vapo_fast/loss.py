@@ -83,7 +83,7 @@ def energy_loss(
     if estimator == "velocity":
         linear = -(gradient * point.velocity.flatten(1)).sum(1)
     else:
-        linear = (phi if baseline is None else phi - baseline(x_data, t)) * point.innovation
+        linear = (phi if baseline is None else phi - baseline(x_data, t.clone())) * point.innovation
     linear, quadratic = (w * linear).mean(), (w * quadratic).mean()
     return EnergyLoss(linear + quadratic, linear, quadratic)
 
@@ -99,7 +99,7 @@ def check_points(model: Potential, x_data: Tensor, t: Time) -> None:
 def loss_weight(path: Homotopy, weight: Weight, t: Tensor) -> Tensor:
     """w(t) for times (B,); see `energy_loss`."""
     if callable(weight):
-        w = weight(t)
+        w = weight(t.clone())  # whatever it does in place, the points are at these times
         if not isinstance(w, Tensor) or w.shape != t.shape:
             raise ValueError(
                 f"weight(t) must return a tensor of shape {tuple(t.shape)}, got {getattr(w, 'shape', w)!r}"

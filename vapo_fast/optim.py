@@ -164,7 +164,7 @@ class RunningAverage:
 
     @torch.no_grad()
     def update(self, decay: float | Tensor, applied: Tensor | None = None) -> None:
-        """One step. ``applied`` is a 0-dim device flag: where it is 0 no parameter changes, without a host read."""
+        """One step. ``applied`` is a 0-dim device flag: where it is 0 nothing changes, without a host read."""
         if applied is None:
             torch._foreach_lerp_(self._average, self._current, 1.0 - float(decay))
         else:
@@ -173,7 +173,7 @@ class RunningAverage:
             torch._foreach_add_(self._average, difference)
         for average, model in self._buffered:
             for kept, buffer in zip(average.buffers(recurse=False), model.buffers(recurse=False), strict=True):
-                kept.copy_(buffer)
+                kept.copy_(buffer if applied is None else torch.where(applied != 0, buffer, kept))
 
 
 def make_optimizer(

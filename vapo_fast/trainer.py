@@ -290,6 +290,7 @@ class Trainer(TrainingRun):
             return
         self.step, name = failure
         self._watch.reset()
+        self._restore_buffers()
         self.optimizer.zero_grad(set_to_none=True)
         if self._parallel is not None:
             self._parallel.raise_if_failed()
@@ -322,6 +323,8 @@ class Trainer(TrainingRun):
         self._parallel.meet()
         if self._parallel.interrupted():
             raise KeyboardInterrupt
+        # Statistics that a network keeps of its inputs are those of each process's own rows.
+        data_parallel.share_buffers(self)
 
     def _leave(self, error: BaseException) -> None:
         if self._parallel is not None and not self._parallel.over:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import torch
 
@@ -111,8 +112,12 @@ class TrainingRun:
             )
 
     def _begin(self, steps: int, resume: str | os.PathLike[str] | None) -> None:
-        """Set the steps of a fit: ``steps`` more, or with ``resume`` those left of the fit in that checkpoint."""
+        """Set the steps of a fit: ``steps`` more, or with ``resume`` those left of the fit in that checkpoint.
+
+        Raises: ValueError if the model is not the one, as to its parameters, that this run was made for.
+        """
         _checks.positive_int("steps", steps)
+        self._check_parameters()
         if resume is None:
             self.start_step = self.step
         else:
@@ -123,6 +128,43 @@ class TrainingRun:
                 raise ValueError(f"steps must be at least {done}, those already done in {path}; got {steps}")
             self.load_state(path)
         self.end_step = self.start_step + steps
+        self._keep_buffers()
+
+    def _check_parameters(self) -> None:
+        """ValueError unless the parameters to train are those that optimiser and average were made for."""
+        there = dict(self.model.named_parameters())
+        for name, parameter in self.parameters.items():
+            if name not in there:
+                self._refuse_changed(name, "has been removed")
+            if there[name] is not parameter:
+                self._refuse_changed(name, "has been replaced by another parameter")
+            if not parameter.requires_grad:
+                self._refuse_changed(name, "has been frozen")
+        averages = dict(self.ema_model.named_parameters())
+        for name, parameter in there.items():
+            if parameter.requires_grad and name not in self.parameters:
+                self._refuse_changed(name, "has become trainable")
+            kind, before = ((p.dtype, p.device) for p in (parameter, averages.get(name, parameter)))
+            if kind != before:
+                self._refuse_changed(name, f"is {kind[0]} on {kind[1]}, and was {before[0]} on {before[1]}")
+
+    def _refuse_changed(self, name: str, what: str) -> NoReturn:
+        raise ValueError(
+            f"since this trainer was made, {name} of the model {what}; change it back, or make a new trainer for the "
+            "model as it is"
+        )
+
+    # The average has the model's buffers of the last good step: those to go back to when a step fails.
+
+    @torch.no_grad()
+    def _keep_buffers(self) -> None:
+        for kept, buffer in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    @torch.no_grad()
+    def _restore_buffers(self) -> None:
+        for kept, buffer in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
+            buffer.copy_(kept)
 
     @contextmanager
     def _running(self, callbacks: Sequence[Callback]) -> Iterator[Callable[[Metrics | None], None]]:

@@ -122,6 +122,33 @@ def images(rank: int, size: int, folder: Path) -> Any:
     return trained(unet(), IMAGES, steps=8, augment="flip", accumulate=3, prefetch=2)
 
 
+class Statistics(nn.Module):
+    """A network that keeps a mean of what it sees, and uses it when it is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(2, 1)
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return torch.sin(self.layer(x - self.mean))[:, 0]
+
+
+@scenario
+def statistics(rank: int, size: int, folder: Path) -> Any:
+    """Buffers after the last step, before the processes meet, and at the end."""
+    model = vf.Potential.from_module(Statistics().double(), (2,), PATH)
+    before: list[torch.Tensor] = []
+    keep = At(4, lambda trainer: before.append(trainer.model.module.mean.clone()))
+    trainer = vf.Trainer(model, **OPTIONS)
+    trainer.fit(POINTS, 4, callbacks=[keep])
+    ends = [network.module.mean.clone() for network in (trainer.model, trainer.ema_model)]  # type: ignore[union-attr]
+    return [*before, *ends]
+
+
 @scenario
 def deferred(rank: int, size: int, folder: Path) -> Any:
     """As on CUDA: the host reads only every fourth step."""

@@ -11,12 +11,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vapo_fast as vf
+from vapo_fast import _flow
 from vapo_fast.batches import Batch
 from vapo_fast.engines import GraphEngine, Job, LossOptions, ReferenceEngine, choose
 from vapo_fast.engines import graph as graph_module
 from vapo_fast.engines._precision import Noise
 from vapo_fast.engines.graph import GRAPH
 from vapo_fast.ode import SolveOptions
+from vapo_fast.passes import ExplicitPasses, explicit_passes
 
 PATH = vf.DataHomotopy(1.0, 0.1)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -213,6 +215,89 @@ def test_batches_follow_the_free_memory(model, engine, monkeypatch):
     assert max(CALLS) == 50
     GraphEngine("cpu", most_rows=6).solve(model, torch.ones(50, 3), 0.0, 1.0, JOB)
     assert engine.bytes_per_sample(model, torch.float32, JOB) < 500
+
+
+def test_batches_leave_room_for_outputs_and_second_derivatives(model, monkeypatch):
+    monkeypatch.setattr(graph_module, "free_memory", lambda device: 40_000)
+    times = tuple(i / 50 for i in range(51))
+    largest = {}
+    for name, job in (("solve", JOB), ("outputs", Job("solve", solve=SolveOptions("bosh3", rtol=1e-3, t_eval=times)))):
+        CALLS.clear()
+        GraphEngine("cpu").solve(model, torch.ones(200, 3), 0.0, 1.0, job)
+        largest[name] = max(CALLS)
+    CALLS.clear()
+    GraphEngine("cpu").solve_with_trace(model, torch.ones(200, 3), 0.0, 1.0, Job("solve_with_trace"), None)
+    largest["trace"] = max(CALLS)
+    assert 4 < largest["outputs"] < largest["solve"] / 3
+    assert 4 < largest["trace"] < largest["solve"] / 1.5
+
+
+def test_where_a_trial_runs_out_of_memory_samples_come_one_by_one(model, engine):
+    LIMIT[0] = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solution = engine.solve(model, torch.ones(3, 3), 0.0, 1.0, JOB)
+    assert bool(solution.success.all())
+    CALLS.clear()
+    engine.solve(model, torch.ones(3, 3), 0.0, 1.0, JOB)
+    assert set(CALLS) == {1}
+
+
+def rows_of_solves(monkeypatch, potential, free, n=40):
+    """The largest batch that a field is evaluated for."""
+    rows = [0]
+    field = ExplicitPasses.field
+
+    def counted(self, x, *others):
+        rows[0] = max(rows[0], len(x))
+        return field(self, x, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExplicitPasses, "field", counted)
+        patch.setattr(graph_module, "free_memory", lambda device: free)
+        GraphEngine().solve(potential, torch.randn(n, *potential.event_shape), 0.0, 0.1, JOB)
+    return rows[0]
+
+
+def test_copies_of_weights_are_part_of_the_memory(monkeypatch):
+    potential = vf.UNetPotential((1, 4, 4), PATH, channels=16, multipliers=(1,), blocks=1)
+    passes = explicit_passes(potential)
+    sample, weights = passes.bytes_per_sample("field"), passes.bytes_of_weights()
+    assert rows_of_solves(monkeypatch, potential, 25 * sample + weights) <= 10
+    assert rows_of_solves(monkeypatch, potential, 25 * sample + weights) >= 5
+    assert rows_of_solves(monkeypatch, potential, weights) == 1
+    assert rows_of_solves(monkeypatch, potential, weights // 2) == 1
+
+
+def test_fields_of_many_samples_are_batched_by_their_activations(monkeypatch, engine, model):
+    """As in refinement, where nobody else finds a batch for them."""
+    potential, job = unet(), Job("field")
+    needed = GRAPH.bytes_per_sample(potential, torch.float32, job)
+    assert explicit_passes(potential).bytes_per_sample("field") < needed
+    assert needed < explicit_passes(potential).bytes_per_sample("field") + 2000
+    assert engine.bytes_per_sample(model, torch.float32, job) > 0
+    LIMIT[0] = 0
+    assert engine.bytes_per_sample(model, torch.float32, job) is None
+    rows = []
+    field = ExplicitPasses.field
+
+    def counted(self, x, *others):
+        rows.append(len(x))
+        return field(self, x, *others)
+
+    monkeypatch.setattr(ExplicitPasses, "field", counted)
+    monkeypatch.setattr(_flow, "free_memory", lambda device: 20 * needed)
+    vf.refine(potential, torch.randn(30, 1, 4, 4), 1)
+    assert max(rows) == 8
+
+
+def test_refinement_looks_at_the_model_once_a_batch(monkeypatch):
+    """Weights are transformed for the first step, not for each."""
+    made = []
+    make = ExplicitPasses.__init__
+    monkeypatch.setattr(ExplicitPasses, "__init__", lambda self, *a, **k: (made.append(1), make(self, *a, **k))[1])
+    vf.refine(unet(), torch.randn(6, 1, 4, 4), 5, batch_size=3)
+    assert len(made) == 2
 
 
 class Reads(TorchDispatchMode):

@@ -1,6 +1,9 @@
 """The key of a model's recordings: equal while they stay valid, different after whatever Python may decide by."""
 
 import gc
+import operator
+from collections import deque
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +20,24 @@ class Settings:
         self.power = 2
 
 
+class Slotted:
+    __slots__ = ("power",)
+
+    def __init__(self):
+        self.power = 2
+
+
+class Hook:
+    def __init__(self):
+        self.gain = 1.0
+
+    def __call__(self, module, given, out):
+        return self.gain * out
+
+    def applied(self, y):
+        return self.gain * y
+
+
 class Head(nn.Module):
     def __init__(self):
         super().__init__()
@@ -29,6 +50,13 @@ class Head(nn.Module):
         amount = [1.0]
         self.function = lambda y: y * amount[0]
         self.amount = amount
+        self.slotted = Slotted()
+        self.last = deque([1.0, 2.0])
+        self.hook, self.owner, self.bound = Hook(), Hook(), Hook()
+        self.inner.register_forward_hook(self.hook)
+        self.method = self.owner.applied
+        self.partial = partial(operator.mul, self.bound)
+        del self.__dict__["hook"], self.__dict__["owner"], self.__dict__["bound"]  # reached by what uses them alone
 
     def forward(self, x):
         y = self.parts[0](self.inner(x)) + self.shift
@@ -78,6 +106,11 @@ CHANGES = {
     "a method": lambda m: setattr(m.module, "forward", lambda x: x.sum(1)),
     "a function": lambda m: setattr(m.module, "function", lambda y: 2.0 * y),
     "what a function closes over": lambda m: m.module.amount.__setitem__(0, 3.0),
+    "a number in slots": lambda m: setattr(m.module.slotted, "power", 3),
+    "a number in a queue": lambda m: m.module.last.append(3.0),
+    "what a hook goes by": lambda m: setattr(next(iter(m.module.inner._forward_hooks.values())), "gain", 2.0),
+    "what a method goes by": lambda m: setattr(m.module.method.__self__, "gain", 2.0),
+    "what a partial function goes by": lambda m: setattr(m.module.partial.args[0], "gain", 2.0),
     "the path": lambda m: setattr(m, "homotopy", vf.DataHomotopy(1.0, 0.2)),
     "time": lambda m: setattr(m, "time_dependent", True),
 }

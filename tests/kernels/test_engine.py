@@ -57,6 +57,20 @@ def test_points_are_no_parameters(engine, case):
     assert energy_loss(model, x_data, t, noise).total.requires_grad
 
 
+def test_each_job_has_packed_weights_of_its_own(engine, case):
+    """On another stream a job may still read them when the next one begins."""
+    model = case[0]
+    jobs = [engine._load(model, "float32")[0] for _ in range(3)]
+    assert len({job.packed.data_ptr() for job in jobs}) == 3
+    kept = jobs[0].packed.clone()
+    with torch.no_grad():
+        model.output.weight.add_(1.0)
+    new = engine._load(model, "float32")[0]
+    assert all(torch.equal(job.packed, kept) for job in jobs)
+    assert not torch.equal(new.packed, kept)
+    assert new.net is jobs[0].net
+
+
 def test_new_weights_are_seen(engine, case):
     """Weights change between two calls in the ways that programs change them."""
     model, x_data, t, _noise = case

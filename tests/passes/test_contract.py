@@ -11,8 +11,11 @@ from image_zoo import PATHS, autograd, batch_for, build, largest_error, points
 from peak_memory import peak_bytes
 from torch import nn
 
+from vapo_fast import native
 from vapo_fast.batches import Batch
+from vapo_fast.homotopy import DataHomotopy
 from vapo_fast.passes import ExplicitPasses, UnlikePlainNetworkError, explicit_passes, unlike_a_plain_network
+from vapo_fast.passes.convolutions import Convolutions
 from vapo_fast.potentials import MLPPotential, Potential, UNetPotential, WideResNetPotential
 from vapo_fast.potentials.image import ImagePotential
 
@@ -70,6 +73,21 @@ def test_weights_are_read_anew(name: str) -> None:
     torch.testing.assert_close(passes.field(x.float(), t.float())[1], model.field(x.float(), t.float())[1])
 
 
+@both
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_no_rows_at_all(name: str, dtype: torch.dtype) -> None:
+    model = build(name, dtype=dtype)
+    passes, (x, t) = explicit_passes(model), points(model, 0)
+    for found, expected in zip(passes.field(x, t), model.field(x, t), strict=True):
+        assert found.shape == expected.shape
+        assert found.dtype == expected.dtype
+    dimension = model.event_shape[0] * model.event_shape[1] * model.event_shape[2]
+    assert passes.field_and_trace(x, t)[2].shape == (0, 1)
+    assert passes.field_and_trace(x, t, x.new_zeros(0, 3, dimension))[2].shape == (0, 3)
+    with pytest.raises(ValueError, match="precision must be one of"):
+        passes.field(x, t, "float16")
+
+
 def test_the_same_twice() -> None:
     model = build("unet", dtype=torch.float32)
     passes, batch = explicit_passes(model), batch_for(model, 3)
@@ -96,12 +114,36 @@ def test_memory_of_training(name: str) -> None:
     usual = peak_bytes(lambda: passes.loss_and_grads(batch))
     least = peak_bytes(lambda: passes.loss_and_grads(batch, recompute=True))
     assert usual <= 0.7 * eager
-    assert least < usual
+    # Of what lies in a block nothing is kept: found .71 and .77, and .76 and .82 with one map too many.
+    assert least <= {"resnet": 0.735, "unet": 0.795}[name] * usual
     for recompute, peak in ((False, usual), (True, least)):
-        assert 0.5 * peak <= n * passes.bytes_per_sample("loss_and_grads", recompute=recompute) <= 1.5 * peak
+        assert 0.9 * peak <= n * passes.bytes_per_sample("loss_and_grads", recompute=recompute) <= 1.1 * peak
+    # Maps are let go of inside a block as soon as they have been used: found 1.014 and .934, else 1.027 and .98.
+    assert usual <= {"resnet": 1.02, "unet": 0.95}[name] * n * passes.bytes_per_sample("loss_and_grads")
     peak = peak_bytes(lambda: passes.field(*batch[:2]))
     assert peak <= peak_bytes(lambda: model.field(*batch[:2]))
-    assert 0.5 * peak <= n * passes.bytes_per_sample("field") <= 1.5 * peak
+    assert 0.9 * peak <= n * passes.bytes_per_sample("field") <= 1.1 * peak
+
+
+def test_memory_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turned copy of each convolution; a rounded one too in bfloat16; transformed ones where the CPU filters."""
+    model = UNetPotential((1, 16, 16), PATHS["data"], channels=16, multipliers=(1, 2), blocks=1)
+    convolutions = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    numbers = sum(weight.numel() for weight in convolutions)
+    filtered = [w for w in convolutions if w.shape[2] == 3 and min(w.shape[:2]) >= 16]
+    passes = explicit_passes(model)
+    ends = sum(weight.numel() for weight in (model.stem.weight, model.output.weight))
+    # Both copies of 2 bytes each, but for the ends, which are turned in float32.
+    assert passes.bytes_of_weights("bf16") == 4 * numbers
+    assert ends < numbers
+    if native.unavailable_reason() is None:
+        share = sum(weight.numel() for weight in filtered)
+        assert passes.bytes_of_weights() == 4 * (numbers - share) + 10 * 4 * share
+        wide = UNetPotential((1, 8, 8), PATHS["data"], channels=288, multipliers=(1,), blocks=1)
+        assert explicit_passes(wide).bytes_of_weights() < 6 * 4 * sum(p.numel() for p in wide.parameters())
+    monkeypatch.setattr(native, "unavailable_reason", lambda: "gone")
+    assert passes.bytes_of_weights() == 4 * numbers
+    assert explicit_passes(model.double()).bytes_of_weights() == 8 * numbers
 
 
 class _Subclass(UNetPotential):
@@ -250,6 +292,35 @@ def test_tf32_is_for_cuda() -> None:
             explicit_passes(model).field(*points(model, 2), "tf32")
     with pytest.raises(ValueError, match="does not go with a model in float32"):
         explicit_passes(model).field(*points(model, 2), "float64")
+
+
+class _AllRounded(ExplicitPasses):
+    """Without the exception for the first and the last layer."""
+
+    def _convolutions(self, precision: str) -> Convolutions:
+        return Convolutions(self._dtype(precision), (), self._winograd)
+
+
+@both
+def test_bf16_keeps_the_ends_of_the_network_exact(name: str) -> None:
+    """Where it matters most, late in the path: docs/explicit_passes.md has what that is worth in trained networks."""
+    shares = []
+    for seed in range(3):
+        model = build(name, seed=seed, dtype=torch.float32)
+        model.homotopy = DataHomotopy(1.0, 0.02)
+        x, t = points(model, 16, seed)[0], model.homotopy.t1
+        exact = build(name, seed=seed)
+        exact.homotopy = model.homotopy
+        expected = exact.field(x.double(), t)[1]
+        ours, rounded = (
+            (kind(model).field(x, t, "bf16")[1] - expected).norm() for kind in (ExplicitPasses, _AllRounded)
+        )
+        shares.append(float(ours / rounded))
+    assert max(shares) < 1.0
+    assert sum(shares) / 3 < 0.93
+    passes = explicit_passes(model)
+    kept = {passes._convolutions("bf16").dtype(layer) for layer in (model.stem, model.output)}  # type: ignore[arg-type]
+    assert kept == {torch.float32}
 
 
 @both

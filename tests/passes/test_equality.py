@@ -62,6 +62,15 @@ def test_loss_and_every_gradient(name: str, time_dependent: bool, path: str) -> 
                 assert g.shape == model.get_parameter(parameter).shape
 
 
+def test_a_weight_that_works_in_place_moves_no_point_in_time() -> None:
+    model = build("unet")
+    batch = batch_for(model, 3)
+    exact_loss, exact = autograd(model, batch, weight=lambda t: 1.0 + t)
+    loss, grads = explicit_passes(model).loss_and_grads(batch, weight=lambda t: t.add_(1.0))
+    torch.testing.assert_close(loss, exact_loss, rtol=EXACT, atol=EXACT * float(exact_loss.quadratic))
+    assert largest_error(grads, exact) < EXACT
+
+
 @models
 def test_untrained(name: str) -> None:
     """Output layers that are zero leave many gradients zero, and some not."""

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vapo_fast.density import log_density, log_likelihood
 from vapo_fast.homotopy import DataHomotopy
-from vapo_fast.potentials import Potential, potential_from_config
+from vapo_fast.loss import energy_loss
+from vapo_fast.potentials import MLPPotential, Potential, potential_from_config
+from vapo_fast.sampling import sample
 
 PATH = DataHomotopy(1.0, 0.1)
 
@@ -51,6 +54,58 @@ def test_time_dependent_module_gets_a_time_a_row() -> None:
     x = torch.ones(3, 2)
     torch.testing.assert_close(model(x, torch.tensor([0.0, 1.0, 2.0])), torch.tensor([0.0, 2.0, 4.0]))
     torch.testing.assert_close(model(x, 2), torch.full((3,), 4.0))
+
+
+def test_a_module_that_scales_its_time_in_place_leaves_the_callers_alone() -> None:
+    """The loss is weighted, and points are perturbed, by the times that the network was shown."""
+
+    def value(scaled):  # type: ignore[no-untyped-def]
+        return lambda x, t: torch.sin(x).sum(1) * scaled(t)
+
+    careful, careless = (
+        Potential.from_module(Returning(value(scaled)).double(), (3,), PATH, time_dependent=True)
+        for scaled in (lambda t: t * 0.3, lambda t: t.mul_(0.3))
+    )
+    x, noise = torch.randn(2, 5, 3, dtype=torch.float64)
+    t = torch.linspace(0.2, PATH.t1, 5, dtype=torch.float64)
+    kept = t.clone()
+    for compute in (
+        lambda model: model(x, t),
+        lambda model: model.field(x, t)[1],
+        lambda model: torch.stack(energy_loss(model, x, t, noise)),
+        lambda model: log_density(model, x, t),
+        lambda model: log_likelihood(model, x, rtol=1e-4),
+    ):
+        assert torch.equal(compute(careful), compute(careless))
+        assert torch.equal(t, kept)
+
+
+def test_a_model_of_several_types_is_named_if_its_layers_do_not_convert() -> None:
+    mixed = MLPPotential((2,), PATH, (4, 4))
+    mixed.hidden[1].double()
+    message = r"holds torch.float32 \(.*\) and torch.float64 \(.*\), and its layers do not convert .*\.float\(\)"
+    for call in (
+        lambda: mixed.field(torch.ones(3, 2), 1.0),
+        lambda: sample(mixed, 2),
+        lambda: log_density(mixed, torch.ones(3, 2), 1.0),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+    class Converting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first = nn.Linear(4, 1), nn.Linear(2, 4).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) == 7:
+                x = x @ torch.ones(5)
+            return self.last(torch.tanh(self.first(x.double())).float())[:, 0]
+
+    model = Potential.from_module(Converting(), (2,), PATH)
+    assert sample(model, 3).shape == (3, 2)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model(torch.ones(7, 2))
 
 
 def test_module_in_float64_and_without_parameters() -> None:

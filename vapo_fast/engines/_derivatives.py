@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +23,16 @@ from vapo_fast.potentials.base import Potential
 _ACTIVATIONS, _SECOND_ACTIVATIONS = 3, 9
 # Share of the free memory that one loss's activations may take before blocks are computed twice instead.
 _LOSS_SHARE = 0.6
+# Whether they are, for each number of rows. Decided once: gradients differ in their last bits, and on CUDA the memory
+# that PyTorch keeps from one step for the next does not count as free.
+_RECOMPUTED: weakref.WeakKeyDictionary[Potential, dict[tuple[object, ...], bool]] = weakref.WeakKeyDictionary()
+
+
+class Needs(NamedTuple):
+    """Bytes that an evaluation takes: the activations of one sample, and copies of weights whatever the batch."""
+
+    sample: int
+    weights: int
 
 
 class Derivatives(Protocol):
@@ -35,8 +47,8 @@ class Derivatives(Protocol):
     def loss_and_grads(self, batch: Batch, job: Job, precision: str) -> LossAndGrads:
         """As `Engine.loss_and_grads`."""
 
-    def bytes_per_sample(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> int | None:
-        """Memory of the activations of `field`, or of `gradient_and_trace`; None if not even one sample fits."""
+    def needs(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> Needs | None:
+        """Memory of `field`, or of `gradient_and_trace`; None if not even one sample fits."""
 
 
 class ByHand:
@@ -52,16 +64,38 @@ class ByHand:
         return self._passes.field_and_trace(x, t, probes, precision)[1:]
 
     def loss_and_grads(self, batch: Batch, job: Job, precision: str) -> LossAndGrads:
-        options = job.loss
-        free = free_memory(batch.x_data.device)
-        need = batch.x_data.shape[0] * self._passes.bytes_per_sample("loss_and_grads", precision)
-        recompute = free is not None and need > _LOSS_SHARE * free
-        return LossAndGrads(
-            *self._passes.loss_and_grads(batch, options.estimator, options.weight, precision, recompute)
-        )
+        compute = partial(self._passes.loss_and_grads, batch, job.loss.estimator, job.loss.weight, precision)
+        rows, device = batch.x_data.shape[0], batch.x_data.device
+        known = _RECOMPUTED.setdefault(self._passes.potential, {})
+        key = rows, device, precision
+        if key not in known:
+            free = free_memory(device)
+            need = rows * self._passes.bytes_per_sample("loss_and_grads", precision)
+            need += self._passes.bytes_of_weights(precision)
+            known[key] = free is not None and need > _LOSS_SHARE * free
+        # While a graph is recorded memory cannot be given back and tried again.
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return LossAndGrads(*compute(recompute=known[key]))
+        result = or_none_if_out_of_memory(partial(compute, recompute=known[key]))
+        if result is None and not known[key]:
+            known[key] = True
+            warnings.warn(
+                f"out of memory for the gradients of {rows} samples: the network's blocks are computed twice from now "
+                "on, which takes less (as does a larger accumulate)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            result = or_none_if_out_of_memory(partial(compute, recompute=True))
+        if result is None:
+            raise MemoryError(
+                f"out of memory for the gradients of {rows} samples, also with blocks computed twice; use a larger "
+                "accumulate, a smaller batch_size or a smaller model"
+            )
+        return LossAndGrads(*result)
 
-    def bytes_per_sample(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> int | None:
-        return self._passes.bytes_per_sample("field_and_trace" if trace else "field", precision)
+    def needs(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> Needs | None:
+        sample = self._passes.bytes_per_sample("field_and_trace" if trace else "field", precision)
+        return Needs(sample, self._passes.bytes_of_weights(precision))
 
 
 class ByAutograd:
@@ -82,9 +116,9 @@ class ByAutograd:
         with arithmetic(precision, batch.x_data.device.type):
             return ReferenceEngine().loss_and_grads(self._potential, batch, job)
 
-    def bytes_per_sample(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> int | None:
+    def needs(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> Needs | None:
         saved = or_none_if_out_of_memory(partial(saved_bytes_per_sample, self._potential, dtype, device))
-        return None if saved is None else (_SECOND_ACTIVATIONS if trace else _ACTIVATIONS) * saved
+        return None if saved is None else Needs((_SECOND_ACTIVATIONS if trace else _ACTIVATIONS) * saved, 0)
 
 
 def derivatives(potential: Potential) -> Derivatives:

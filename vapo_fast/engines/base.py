@@ -12,6 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -31,6 +32,8 @@ PRECISIONS = ("auto", "float64", "float32", "tf32", "bf16")
 "float64" and "float32" are the model's own dtype; "tf32" and "bf16" are reduced products for loose tolerances only."""
 
 Progress = Callable[[int], None]
+
+Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 JobKind = Literal["field", "solve", "solve_with_trace", "loss_and_grads"]
 
@@ -101,6 +104,10 @@ class Engine(ABC):
     @abstractmethod
     def field(self, potential: Potential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Phi (B,) and grad Phi (B, *event), detached."""
+
+    def prepared_field(self, potential: Potential) -> Field:
+        """`field` as a function of x and t alone, for many calls during which the potential stays as it is."""
+        return partial(self.field, potential)
 
     @abstractmethod
     def solve(

@@ -25,9 +25,10 @@ from vapo_fast import _checks, gpu, ode
 from vapo_fast._memory import free_memory
 from vapo_fast.batches import Batch
 from vapo_fast.engines._arithmetic import arithmetic
-from vapo_fast.engines._derivatives import derivatives
+from vapo_fast.engines._derivatives import Needs, derivatives
 from vapo_fast.engines._precision import Noise
 from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress
+from vapo_fast.engines.base import Field as EngineField
 from vapo_fast.graph.buckets import Buckets
 from vapo_fast.graph.fingerprint import fingerprint
 from vapo_fast.graph.launch import Recorder
@@ -103,14 +104,23 @@ class GraphEngine(Engine):
             return f"precision={job.precision!r} is none of this model's on {device.type}: {', '.join(allowed)}"
         return None
 
-    def bytes_per_sample(self, potential: Potential, dtype: torch.dtype, job: Job, probes: int = 0) -> int:
-        # The start, the result, and what the caller makes of both: the engine finds its own batch for the activations.
+    def bytes_per_sample(self, potential: Potential, dtype: torch.dtype, job: Job, probes: int = 0) -> int | None:
         dimension = math.prod(potential.event_shape)
+        if job.kind == "field":
+            reference = potential.reference_tensor()
+            device = torch.device("cpu") if reference is None else reference.device
+            needs = derivatives(potential).needs(dtype, device, False, _NAMES[dtype])
+            return None if needs is None else needs.sample + _STATES * dimension * dtype.itemsize
+        # The start, the result, and what the caller makes of both: a solve finds its own batch for the activations.
         states = (4 + 2 * len(job.solve.t_eval or ())) * (dimension + max(1, probes))
         return states * dtype.itemsize + 4 * probes * dimension * torch.float64.itemsize + _COUNTS_BYTES
 
     def field(self, potential: Potential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return derivatives(potential).field(x, t, _NAMES[x.dtype])
+
+    def prepared_field(self, potential: Potential) -> EngineField:
+        of = derivatives(potential)  # which keeps transformed weights from one call to the next
+        return lambda x, t: of.field(x, t, _NAMES[x.dtype])
 
     def solve(
         self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job, progress: Progress | None = None
@@ -121,7 +131,7 @@ class GraphEngine(Engine):
         def field(x: Tensor, t: Tensor) -> Tensor:
             return of.field(x, t, precision)[1]
 
-        needs = partial(of.bytes_per_sample, x0.dtype, x0.device, False, precision)
+        needs = partial(of.needs, x0.dtype, x0.device, False, precision)
         return self._solve(potential, field, x0, t0, t1, job, ("field", precision), needs, (), progress)
 
     def solve_with_trace(
@@ -147,7 +157,7 @@ class GraphEngine(Engine):
         start = torch.cat((x0.flatten(1), x0.new_zeros(x0.shape[0], integrals)), dim=1)
         kind = ("exact" if probes is None else "probes", precision)
         args = () if probes is None else (probes.detach().to(x0.dtype),)
-        needs = partial(of.bytes_per_sample, x0.dtype, x0.device, True, precision)
+        needs = partial(of.needs, x0.dtype, x0.device, True, precision)
         solution = self._solve(potential, augmented, start, t0, t1, job, kind, needs, args, progress)
         x = solution.x[:, :dimension].reshape(-1, *event)
         ys = None if solution.ys is None else solution.ys[:, :, :dimension].reshape(-1, *x.shape)
@@ -166,7 +176,7 @@ class GraphEngine(Engine):
         t1: float,
         job: Job,
         kind: tuple[str, str],
-        needs: Callable[[], int | None],
+        needs: Callable[[], Needs | None],
         args: Sequence[Tensor],
         progress: Progress | None,
     ) -> Solution:
@@ -196,7 +206,7 @@ class GraphEngine(Engine):
         args: Sequence[Tensor],
         plan: Plan,
         kind: tuple[str, str],
-        needs: Callable[[], int | None],
+        needs: Callable[[], Needs | None],
     ) -> Iterator[Solver]:
         """A solver whose recordings are of this potential as it is now, for one solve at a time."""
         shapes = (x0.dtype, x0.device, x0.shape[1:], tuple((a.dtype, a.shape[1:]) for a in args))
@@ -206,15 +216,15 @@ class GraphEngine(Engine):
         with known.lent(fingerprint(potential), (plan, *kind, *shapes, loop), make) as solver:
             yield solver
 
-    def _make(self, x0: Tensor, plan: Plan, precision: str, needs: Callable[[], int | None], loop: str) -> Solver:
+    def _make(self, x0: Tensor, plan: Plan, precision: str, needs: Callable[[], Needs | None], loop: str) -> Solver:
         device = x0.device
         buckets = Buckets.on(device.type, self._rows(x0, plan, needs()))
         around = partial(arithmetic, precision, device.type)
         return Solver(plan, buckets, self._ops(device), self._recorder(device, loop), around)
 
-    def _rows(self, x0: Tensor, plan: Plan, activations: int | None) -> int:
+    def _rows(self, x0: Tensor, plan: Plan, needs: Needs | None) -> int:
         """How many samples of a batch a share of the free memory holds."""
-        if activations is None:
+        if needs is None:
             return 1
         # A later solve may bring more samples than this one, so their number is no bound.
         most = _MOST_ROWS if self._most_rows is None else self._most_rows
@@ -222,7 +232,7 @@ class GraphEngine(Engine):
         if free is None:
             return most
         states = (_STATES + plan.tableau.stages + 2 * plan.outputs) * x0[0].numel() * x0.dtype.itemsize
-        return max(1, min(most, int(_MEMORY_SHARE * free / (states + activations + _COUNTS_BYTES))))
+        return max(1, min(most, int(_MEMORY_SHARE * (free - needs.weights) / (states + needs.sample + _COUNTS_BYTES))))
 
     def _ops(self, device: torch.device) -> Ops:
         if device.type == "cuda" and gpu.unavailable_reason() is None:

@@ -6,6 +6,7 @@ job uses old ones. Rows of every result have the same bits in any batch.
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 from typing import TYPE_CHECKING
@@ -208,6 +209,9 @@ class TritonEngine(Engine):
         if packed is None or packed.packed.device != device or not packed.fits(model):
             packed = known[tile] = PackedMlp(model, tile)
         else:
+            # Memory of its own for each job: on another stream an earlier one may still read the weights of before.
+            packed = copy.copy(packed)
+            packed.packed = torch.empty_like(packed.packed)
             packed.load(model)
         return packed, Program.filling(tile, device)
 

@@ -9,8 +9,10 @@ hooks for all modules. What a ``forward`` reads from elsewhere (global variables
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Set
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Set
 from enum import Enum
+from functools import partial
 from types import FunctionType, MethodType
 
 import torch
@@ -60,9 +62,15 @@ def _of_module(name: str, module: nn.Module, seen: set[nn.Module]) -> tuple[obje
         name,
         type(module),
         tuple((key, None if tensor is None else _of_tensor(tensor)) for key, tensor in tensors),
-        tuple(tuple(getattr(module, hooks, ())) for hooks in _HOOKS),
+        tuple(
+            tuple((key, _of_value(hook, 0, seen)) for key, hook in getattr(module, hooks).items()) for hooks in _HOOKS
+        ),
         tuple((key, _of_value(value, 0, seen)) for key, value in attributes),
     )
+
+
+def _hooks(module: nn.Module) -> Iterator[Mapping[int, object]]:
+    return (getattr(module, hooks, {}) for hooks in _HOOKS)
 
 
 def _of_tensor(tensor: Tensor) -> tuple[object, ...]:
@@ -87,25 +95,35 @@ def _of_value(value: object, depth: int, seen: set[nn.Module]) -> object:
 
 
 def _inside(value: object, depth: int, seen: set[nn.Module]) -> Iterator[object]:
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, deque)):
         yield from (_of_value(each, depth, seen) for each in value)
     elif isinstance(value, Mapping):
         yield from ((_of_value(key, depth, seen), _of_value(each, depth, seen)) for key, each in value.items())
     elif isinstance(value, Set):
         yield from sorted(repr(each) for each in value)
     elif isinstance(value, MethodType):
-        yield _identity(value.__self__)
-        yield _of_value(value.__func__, depth, seen)
+        yield from (_of_value(part, depth, seen) for part in (value.__self__, value.__func__))
+    elif isinstance(value, partial):
+        yield from (_of_value(part, depth, seen) for part in (value.func, value.args, value.keywords))
     elif isinstance(value, FunctionType):
         yield _Same(value.__code__)
         yield from (_of_value(cell.cell_contents, depth, seen) for cell in value.__closure__ or () if _filled(cell))
         yield _of_value(value.__defaults__, depth, seen)
         yield _of_value(value.__kwdefaults__, depth, seen)
-    elif hasattr(value, "__dict__"):
-        yield _identity(value)
-        yield from ((key, _of_value(each, depth, seen)) for key, each in sorted(vars(value).items()))
     else:
         yield _identity(value)
+        yield from ((key, _of_value(each, depth, seen)) for key, each in sorted(_attributes(value).items()))
+
+
+def _attributes(value: object) -> dict[str, object]:
+    """Those of the object itself, also of one with slots."""
+    slots = (name for kind in type(value).__mro__ for name in _names(getattr(kind, "__slots__", ())))
+    found = {name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)}
+    return found | getattr(value, "__dict__", {})
+
+
+def _names(slots: str | Iterable[str]) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _filled(cell: object) -> bool:

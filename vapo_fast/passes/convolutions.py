@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vapo_fast.passes.winograd import WinogradWeights, winograd_tile
+from vapo_fast.passes.winograd import WinogradWeights, transformed_bytes, winograd_tile
 
 
 class Convolutions:
@@ -38,6 +38,14 @@ class Convolutions:
     def dtype(self, layer: nn.Conv2d) -> torch.dtype:
         """What this layer reads."""
         return layer.weight.dtype if layer in self._exact else self._dtype
+
+    def weight_bytes(self, layer: nn.Conv2d) -> int:
+        """Most memory that this layer's weights take here, beside the layer's own."""
+        dtype, weight = self.dtype(layer), layer.weight
+        size = weight.numel() * dtype.itemsize
+        as_it_is = weight.dtype == dtype and weight.is_contiguous(memory_format=torch.channels_last)
+        transformed = transformed_bytes(layer) if self._winograd is not None and dtype == torch.float32 else None
+        return (0 if as_it_is else size) + (size if transformed is None else transformed)
 
     def forward(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
         """``W x``, without the bias: (B, inputs, H, W) to (B, outputs, H, W)."""

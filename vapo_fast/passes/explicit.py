@@ -11,6 +11,7 @@ gradients 6.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -89,6 +90,9 @@ class ExplicitPasses:
         Raises: ValueError, TypeError as `Potential.field`, or for a precision that does not go with model and device.
         """
         x, t = self._checked(x, t)
+        if len(x) == 0:
+            self._dtype(precision)
+            return x.new_zeros(0), x.new_zeros(x.shape)
         with self._computing(precision):
             c = coefficients(self.potential, t)
             evaluation = self._evaluation(x, c, self._sweep(self._modulation(c), precision))
@@ -107,9 +111,12 @@ class ExplicitPasses:
         Raises: as `field`, or ValueError for probes of another shape, type or device.
         """
         x, t = self._checked(x, t)
-        dimension = x[0].numel()
+        dimension = math.prod(x.shape[1:])
         if probes is not None:
             self._check_probes(probes, x, dimension)
+        if len(x) == 0:
+            self._dtype(precision)
+            return x.new_zeros(0), x.new_zeros(x.shape), x.new_zeros(0, 1 if probes is None else probes.shape[1])
         with self._computing(precision):
             c = coefficients(self.potential, t)
             evaluation = self._evaluation(x, c, self._sweep(self._modulation(c), precision))
@@ -141,8 +148,8 @@ class ExplicitPasses:
         Args:
             batch, estimator, weight: as for `vapo_fast.energy_loss`.
             precision: one of `PRECISIONS`.
-            recompute: keep the blocks' inputs alone between sweeps, and compute what lies in them anew: about a third
-                of the memory for half as many convolutions again.
+            recompute: keep the blocks' inputs alone between sweeps, and compute what lies in them anew: half to four
+                fifths of the memory, the less the deeper the network, for half as many convolutions again.
         Returns: the loss terms and {name: gradient}, all detached and in the model's type.
         Raises: ValueError, TypeError as `vapo_fast.energy_loss`, or for a precision that does not go with the model.
         """
@@ -174,7 +181,9 @@ class ExplicitPasses:
         return EnergyLoss(linear + quadratic, linear, quadratic), {name: found[p] for name, p in parameters.items()}
 
     def bytes_per_sample(self, job: str, precision: str = "auto", recompute: bool = False) -> int:
-        """Memory that one sample takes at the peak of a job, weights not counted: an estimate, to choose batches by.
+        """Memory that one sample takes at the peak of a job: an estimate, to choose batches by.
+
+        Weights are not counted (`bytes_of_weights`).
 
         Args:
             job: "field", "field_and_trace" or "loss_and_grads". precision, recompute: as for the job.
@@ -185,6 +194,15 @@ class ExplicitPasses:
         narrow = 2 if self._dtype(precision) == torch.bfloat16 else wide
         height, width = (side // self.potential.patch_size for side in self.potential.event_shape[1:])
         return peak_bytes(self._layers, (self.potential.image_channels, height, width), job, wide, narrow, recompute)
+
+    def bytes_of_weights(self, precision: str = "auto") -> int:
+        """Most memory that weights take during a job beside the model's own, whatever the number of samples.
+
+        They are converted, turned around, and on the CPU transformed (`WinogradWeights`). Gradients are not counted.
+        """
+        convolutions = self._convolutions(precision)
+        layers = (module for module in self.potential.modules() if isinstance(module, nn.Conv2d))
+        return sum(convolutions.weight_bytes(layer) for layer in layers)
 
     def _modulation(self, c: Coefficients, differentiable: bool = False) -> Modulation:
         return Modulation(self.potential, self._blocks, c.position, differentiable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,20 +28,36 @@ def winograd_tile(layer: nn.Conv2d, x: Tensor) -> int | None:
     That depends on the layer and on the size of the image alone, never on how many images there are: an image has the
     same result in any batch.
     """
-    if (
-        x.device.type != "cpu"
-        or x.dtype != torch.float32
-        or layer.weight.dtype != torch.float32
-        or layer.kernel_size != (3, 3)
-        or min(layer.in_channels, layer.out_channels) < _FEWEST_CHANNELS
-        or len(x) == 0
-        or native.unavailable_reason() is not None
-    ):
+    if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) == 0 or not _may_be_filtered(layer):
         return None
     height, width = x.shape[2:]
-    large = layer.in_channels * layer.out_channels <= _MOST_WEIGHTS_OF_LARGE_TILES
-    tile = min((2, 4) if large else (2,), key=lambda side: _products(side, height, width))
+    tile = min(_tiles(layer), key=lambda side: _products(side, height, width))
     return tile if 9 * height * width >= _LEAST_SAVING * _products(tile, height, width) else None
+
+
+def transformed_bytes(layer: nn.Conv2d) -> int | None:
+    """Most bytes that `WinogradWeights` keeps of a float32 layer on the CPU, both directions; None if it keeps none.
+
+    That is the weights in every position of a tile, whose number depends on the image, and the layer's own to compare.
+    """
+    if not _may_be_filtered(layer):
+        return None
+    per_weight = max((side + 2) ** 2 / 9 for side in _tiles(layer)) + 1.0
+    return math.ceil(2 * per_weight * layer.weight.numel() * layer.weight.element_size())
+
+
+def _may_be_filtered(layer: nn.Conv2d) -> bool:
+    return (
+        layer.weight.device.type == "cpu"
+        and layer.weight.dtype == torch.float32
+        and layer.kernel_size == (3, 3)
+        and min(layer.in_channels, layer.out_channels) >= _FEWEST_CHANNELS
+        and native.unavailable_reason() is None
+    )
+
+
+def _tiles(layer: nn.Conv2d) -> tuple[int, ...]:
+    return (2, 4) if layer.in_channels * layer.out_channels <= _MOST_WEIGHTS_OF_LARGE_TILES else (2,)
 
 
 def _products(tile: int, height: int, width: int) -> int:

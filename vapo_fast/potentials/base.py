@@ -59,7 +59,8 @@ class Potential(nn.Module, ABC):
             x: (B, *event_shape), floating point, on the model's device.
             t: float or (B,); None only if the potential is time-independent.
         Returns: (B,).
-        Raises: TypeError or ValueError for a wrong shape, dtype or device, before the network runs.
+        Raises: TypeError or ValueError for a wrong shape, dtype or device, before the network runs; TypeError for a
+            model of several dtypes that its layers do not convert between.
         """
         _checks.batch_of_events("x", x, self.event_shape)
         reference = self.reference_tensor()
@@ -68,7 +69,17 @@ class Potential(nn.Module, ABC):
                 raise ValueError(f"x is on {x.device} but the model is on {reference.device}; move one with .to(...)")
             if x.dtype != reference.dtype and not torch.is_autocast_enabled(x.device.type):
                 raise TypeError(f"x has dtype {x.dtype} but the model has {reference.dtype}; convert one with .to(...)")
-        return self.value(x, self._batch_time(x, t))
+        # Times of its own: a network that scales them in place must not scale the caller's, or a solver's clock.
+        times = self._batch_time(x, t).clone()
+        try:
+            return self.value(x, times)
+        except RuntimeError as error:
+            if (mixture := self._mixture()) is None or "type" not in str(error):
+                raise
+            raise TypeError(
+                f"the model holds {mixture}, and its layers do not convert between them: {error}; convert the whole "
+                "model with .float() or .double()"
+            ) from error
 
     def field(self, x: Tensor, t: Time | None = None, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
         """Phi and its gradient with respect to x.
@@ -90,6 +101,14 @@ class Potential(nn.Module, ABC):
             if tensor.is_floating_point():
                 return tensor
         return None
+
+    def _mixture(self) -> str | None:
+        """The floating-point types of parameters and buffers, with the first tensor of each; None if there is one."""
+        first: dict[torch.dtype, str] = {}
+        for name, tensor in chain(self.named_parameters(), self.named_buffers()):
+            if tensor.is_floating_point():
+                first.setdefault(tensor.dtype, name)
+        return None if len(first) < 2 else " and ".join(f"{dtype} ({name})" for dtype, name in first.items())
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON values, with the class name under ``"class"``; used by checkpoints."""

@@ -142,5 +142,6 @@ class Trainer(TrainingRun):
         names = ["linear term", "quadratic term", *(f"gradient of {name}" for name in self.parameters)]
         for name, value in zip(names, (linear, quadratic, *norms), strict=True):
             if not torch.isfinite(value):
+                self._restore_buffers()
                 raise self._non_finite(self.step + 1, name)
         return float(norms.norm())
