@@ -803,6 +803,10 @@ def test_models_that_cannot_be_trained_are_named() -> None:
     exact = GaussianMixturePotential(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None], PATH)
     with pytest.raises(ValueError, match=r"no trainable parameters \(GaussianMixturePotential\)"):
         Trainer(exact)
+    with torch.inference_mode():
+        frozen = mlp()
+    with pytest.raises(ValueError, match=r"made inside torch.inference_mode\(\), where no gradients can be"):
+        Trainer(frozen)
     mixed = mlp()
     mixed.output.double()
     with pytest.raises(ValueError, match=r"one dtype on one device, got torch.float32 on cpu, torch.float64 on cpu"):
