@@ -516,6 +516,11 @@ def test_a_step_that_fails_leaves_buffers_as_they_were(kind: str, monkeypatch: p
         assert int(network.module.calls) == calls + 5  # type: ignore[arg-type,union-attr]
         assert bool(torch.isfinite(network.module.mean).all())  # type: ignore[arg-type,union-attr]
         assert float(network.module.mean.min()) > 0.5  # type: ignore[operator,union-attr]
+    # What was set by hand between two fits is what a fit begins with.
+    model.module.mean.copy_(torch.tensor([7.0, 8.0]))  # type: ignore[operator]
+    with pytest.raises(NonFiniteLossError, match="step 6: the linear term"):
+        trainer.fit(DataLoader(TensorDataset(torch.full_like(DATA, math.nan)), batch_size=16), 3)
+    assert model.module.mean.tolist() == [7.0, 8.0]  # type: ignore[operator,union-attr]
 
 
 def test_divergence_ends_in_a_clear_error() -> None:
