@@ -516,6 +516,11 @@ def test_a_step_that_fails_leaves_buffers_as_they_were(kind: str, monkeypatch: p
         assert int(network.module.calls) == calls + 5  # type: ignore[arg-type,union-attr]
         assert bool(torch.isfinite(network.module.mean).all())  # type: ignore[arg-type,union-attr]
         assert float(network.module.mean.min()) > 0.5  # type: ignore[operator,union-attr]
+    # What was set by hand between two fits is what a fit begins with.
+    model.module.mean.copy_(torch.tensor([7.0, 8.0]))  # type: ignore[operator]
+    with pytest.raises(NonFiniteLossError, match="step 6: the linear term"):
+        trainer.fit(DataLoader(TensorDataset(torch.full_like(DATA, math.nan)), batch_size=16), 3)
+    assert model.module.mean.tolist() == [7.0, 8.0]  # type: ignore[operator,union-attr]
 
 
 def test_divergence_ends_in_a_clear_error() -> None:
@@ -803,6 +808,10 @@ def test_models_that_cannot_be_trained_are_named() -> None:
     exact = GaussianMixturePotential(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None], PATH)
     with pytest.raises(ValueError, match=r"no trainable parameters \(GaussianMixturePotential\)"):
         Trainer(exact)
+    with torch.inference_mode():
+        frozen = mlp()
+    with pytest.raises(ValueError, match=r"made inside torch.inference_mode\(\), where no gradients can be"):
+        Trainer(frozen)
     mixed = mlp()
     mixed.output.double()
     with pytest.raises(ValueError, match=r"one dtype on one device, got torch.float32 on cpu, torch.float64 on cpu"):

@@ -204,11 +204,14 @@ def set_gradients(parameters: Iterable[nn.Parameter], gradients: Iterable[Tensor
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Names and parameters that take gradients.
 
-    Raises: ValueError if there are none, or not all have one dtype and device; TypeError unless float32 or float64.
+    Raises: ValueError if there are none, if they were made in inference mode, or not all have one dtype and device;
+        TypeError unless float32 or float64.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError(f"model has no trainable parameters ({type(model).__name__}): there is nothing to fit")
+    if any(p.is_inference() for p in parameters.values()):
+        raise ValueError("model was made inside torch.inference_mode(), where no gradients can be; make it outside")
     kinds = {(p.dtype, p.device) for p in parameters.values()}
     if len(kinds) > 1:
         listed = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))

@@ -154,7 +154,9 @@ class Trainer(TrainingRun):
             resume: a training file, or a directory to take the newest from. On the CPU the result is bit for bit that
                 of the unbroken run, given the same data, options and thread count.
         Raises:
-            TypeError, ValueError: data or steps do not fit.
+            TypeError, ValueError: data or steps do not fit, or the model's parameters are not those that the trainer
+                was made with (replaced, frozen, converted).
+            MemoryError: the gradients of one micro-batch do not fit; see ``accumulate``.
             UnsupportedJobError: the model was changed, and the engine that was asked for cannot train it any more.
             NonFiniteLossError: names step and term; the model is left as it was before that step.
             TrainingInterrupted (a KeyboardInterrupt): Ctrl-C. The step is finished first, a Checkpointer among the

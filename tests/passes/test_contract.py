@@ -88,6 +88,23 @@ def test_no_rows_at_all(name: str, dtype: torch.dtype) -> None:
         passes.field(x, t, "float16")
 
 
+@both
+def test_gradients_of_frozen_weights_are_not_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(name)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.stem.weight.requires_grad_(True)
+    asked = []
+    compute = Convolutions.weight_gradient
+    monkeypatch.setattr(
+        Convolutions,
+        "weight_gradient",
+        lambda self, layer, *maps: (asked.append(layer), compute(self, layer, *maps))[1],
+    )
+    assert list(explicit_passes(model).loss_and_grads(batch_for(model, 2))[1]) == ["stem.weight"]
+    assert asked == [model.stem]
+
+
 def test_the_same_twice() -> None:
     model = build("unet", dtype=torch.float32)
     passes, batch = explicit_passes(model), batch_for(model, 3)
@@ -190,6 +207,14 @@ def _parameter_hook(model: Any) -> None:
     model.stem.weight.register_hook(lambda g: 2 * g)
 
 
+class _OwnParameter(nn.Parameter):
+    pass
+
+
+def _own_parameter(model: Any) -> None:
+    model.stem.weight = _OwnParameter(model.stem.weight.detach())
+
+
 def _parametrized(model: Any) -> None:
     nn.utils.parametrizations.weight_norm(model.stem)
 
@@ -210,6 +235,13 @@ CHANGES: list[tuple[Callable[[Any], Any], str]] = [
     (_half, "middle.first.weight is torch.float16|middle.first.* is torch.float16"),
     (_all_half, "the model is torch.float16"),
     (_own_method, "methods of its own"),
+    (lambda m: setattr(m, "field", lambda x, t: None), "methods of its own"),
+    (lambda m: setattr(m, "forward", lambda x, t: None), "methods of its own"),
+    (lambda m: setattr(m, "network", lambda z, position: None), "methods of its own"),
+    (lambda m: setattr(m, "patches", lambda z: z), "methods of its own"),
+    (lambda m: setattr(m, "value", lambda x, t: x.sum()), "methods of its own"),
+    (lambda m: setattr(m.middle, "forward", lambda x, e: x), "middle, has hooks or methods of its own"),
+    (_own_parameter, "stem.weight is a _OwnParameter, whose arithmetic may be its own"),
     (_parameter_hook, "stem.weight has a hook on its gradient"),
     (_parametrized, "changed from what it was built with|stem is a Parametrized"),
     (_another_block, "changed from what it was built with"),

@@ -80,6 +80,25 @@ def test_a_module_that_scales_its_time_in_place_leaves_the_callers_alone() -> No
         assert torch.equal(t, kept)
 
 
+def test_a_value_of_another_shape_is_refused_wherever_it_comes_from() -> None:
+    """A column of values times a row of innovations would be a loss of all pairs."""
+
+    class Column(Potential):
+        def value(self, x: Tensor, t: Tensor) -> Tensor:
+            return x.square().sum(1, keepdim=True)
+
+    model = Column((3,), PATH)
+    x, noise = torch.randn(2, 5, 3)
+    for call in (
+        lambda: model(x, 1.0),
+        lambda: energy_loss(model, x, 1.0, noise, estimator="covariance"),
+        lambda: log_density(model, x, 1.0),
+        lambda: sample(model, 4),
+    ):
+        with pytest.raises(ValueError, match=r"value must have shape \(\d,\), one scalar a sample, got \(\d, 1\)"):
+            call()
+
+
 def test_a_model_of_several_types_is_named_if_its_layers_do_not_convert() -> None:
     mixed = MLPPotential((2,), PATH, (4, 4))
     mixed.hidden[1].double()

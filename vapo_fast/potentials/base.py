@@ -60,7 +60,7 @@ class Potential(nn.Module, ABC):
             t: float or (B,); None only if the potential is time-independent.
         Returns: (B,).
         Raises: TypeError or ValueError for a wrong shape, dtype or device, before the network runs; TypeError for a
-            model of several dtypes that its layers do not convert between.
+            model of several dtypes that its layers do not convert between; ValueError for a value of another shape.
         """
         _checks.batch_of_events("x", x, self.event_shape)
         reference = self.reference_tensor()
@@ -72,7 +72,7 @@ class Potential(nn.Module, ABC):
         # Times of its own: a network that scales them in place must not scale the caller's, or a solver's clock.
         times = self._batch_time(x, t).clone()
         try:
-            return self.value(x, times)
+            phi = self.value(x, times)
         except RuntimeError as error:
             if (mixture := self._mixture()) is None or "type" not in str(error):
                 raise
@@ -80,6 +80,11 @@ class Potential(nn.Module, ABC):
                 f"the model holds {mixture}, and its layers do not convert between them: {error}; convert the whole "
                 "model with .float() or .double()"
             ) from error
+        if not isinstance(phi, Tensor) or phi.shape != x.shape[:1]:
+            # A column would be broadcast against rows into a loss of all pairs, and be no error there.
+            found = tuple(phi.shape) if isinstance(phi, Tensor) else type(phi).__name__
+            raise ValueError(f"the model's value must have shape ({len(x)},), one scalar a sample, got {found}")
+        return phi
 
     def field(self, x: Tensor, t: Time | None = None, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
         """Phi and its gradient with respect to x.
