@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.quality.flow_matching import VelocityUNet
+from benchmarks.quality.group_norm import normalise
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.loss import Weight
 from vapo_fast.optim import TrainingOptions
@@ -30,6 +31,7 @@ class Setting:
         linear: all arms are on the linear path, with its uniform times; else only the plain one is, and the others are
             on `DataHomotopy`, with times uniform in the noise's logarithm.
         potential: the potential's class, a `UNetPotential`.
+        group_norm: the U-Nets' blocks are normalised (`group_norm`), which leaves no explicit passes to a potential.
     """
 
     data: str
@@ -53,6 +55,7 @@ class Setting:
     weight: Weight | None = None
     linear: bool = True
     potential: type[UNetPotential] = UNetPotential
+    group_norm: bool = False
 
 
 SETTINGS: dict[str, Setting] = {
@@ -113,9 +116,14 @@ def network_of(arm: str, setting: Setting, event_shape: tuple[int, ...]) -> Imag
     if arm == ARMS[3]:
         wide = (setting.channels, setting.multipliers, setting.wide_blocks)
         return WideResNetPotential(event_shape, path, *wide, **sizes)
+    network: UNetPotential | VelocityUNet
     if arm == ARMS[0]:
-        return setting.potential(event_shape, path, *backbone, **sizes)
-    return VelocityUNet(event_shape, path, *backbone, gauge=arm == ARMS[1], **sizes)
+        network = setting.potential(event_shape, path, *backbone, **sizes)
+    else:
+        network = VelocityUNet(event_shape, path, *backbone, gauge=arm == ARMS[1], **sizes)
+    if setting.group_norm:
+        normalise(network)
+    return network
 
 
 def options_of(arm: str, setting: Setting, seed: int) -> TrainingOptions:

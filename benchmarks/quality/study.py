@@ -115,6 +115,9 @@ VARIATIONS: dict[str, Variation] = {
     ),
     "batch 32, lr x 4, linear path": Variation({"batch_size": 32, "linear": True}, lr=4.0),
     "batch 16, lr x 2, linear path": Variation({"batch_size": 16, "linear": True}, lr=2.0),
+    "batch 16, lr x 2, linear path, group norm": Variation(
+        {"batch_size": 16, "linear": True, "group_norm": True}, lr=2.0
+    ),
     "betas .9, .99": Variation(betas=(0.9, 0.99)),
     "weight x beta^.5": Variation(weight=0.5),
     "weight x beta": Variation(weight=1.0),

@@ -7,8 +7,10 @@ import torch
 
 import vapo_fast as vf
 from benchmarks.quality import heads, study
-from benchmarks.quality.settings import ARMS, SETTINGS
+from benchmarks.quality.group_norm import NormalisedBlock
+from benchmarks.quality.settings import ARMS, SETTINGS, network_of
 from vapo_fast.noise import normal
+from vapo_fast.potentials.blocks import ResidualBlock
 
 SHAPE = (1, 8, 8)
 
@@ -53,6 +55,30 @@ def test_the_half_head_is_half_of_the_librarys():
     whole, half = (model.network(z, position).detach() for model in models)
     torch.testing.assert_close(half, whole / 2)
     assert float(whole.abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("arm", ARMS[:2])
+def test_group_norm_normalises_every_block_and_has_no_explicit_passes(arm):
+    setting = dataclasses.replace(SETTINGS["digits"], group_norm=True)
+    torch.manual_seed(0)
+    model = network_of(arm, setting, SHAPE)
+    blocks = [module for module in model.modules() if isinstance(module, ResidualBlock)]
+    assert blocks
+    assert all(type(block) is NormalisedBlock for block in blocks)
+    seen = []
+    for block in blocks:
+        torch.nn.init.normal_(block.second.weight, std=0.1)
+        block.second.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    features = 7.0 + 100.0 * normal(1, range(2), (blocks[0].first.in_channels, 8, 8))
+    embedding = normal(2, range(2), (blocks[0].film.in_features,))
+    found = blocks[0](features, embedding)
+    # Another scale and offset of all features: only the skip connection sees them.
+    torch.testing.assert_close(
+        blocks[0](3.0 * features - 5.0, embedding) - found, 2.0 * features - 5.0, rtol=1e-4, atol=1e-2
+    )
+    assert 0.0 < float(seen[0].abs().max()) < 50.0
+    if arm == ARMS[0]:
+        assert vf.Trainer(model).engine.name == "reference"
 
 
 def test_a_variation_changes_what_it_says_and_nothing_else():
