@@ -45,7 +45,7 @@ from benchmarks.quality import arms, report, results
 from benchmarks.quality.arms import Snapshots
 from benchmarks.quality.features import DEFAULT_CACHE, feature_extractor
 from benchmarks.quality.flow_matching import parameters
-from benchmarks.quality.settings import ARMS, SETTINGS, Setting
+from benchmarks.quality.settings import ARMS, SETTINGS, Setting, options_of
 from vapo_fast import config, data, plots
 from vapo_fast.noise import permutation
 
@@ -82,6 +82,8 @@ class _Task:
         names = ("data", "samples", "rtol", "extractor", "batch_size", "channels", "lr")
         given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
         setting = dataclasses.replace(SETTINGS[options.setting], **given)
+        if options.lr is not None:
+            setting = dataclasses.replace(setting, rates={})
         device = config.build_device(options.device)
         where = {"root": options.root, "image_size": setting.image_size}
         train, test = data.load(setting.data, n=options.n, **where), data.load(setting.data, split="test", **where)
@@ -143,7 +145,7 @@ def _train_and_score(task: _Task, name: str, steps: int, seed: int) -> Tensor:
             "backbone": f"{setting.channels}x{setting.multipliers}x{setting.blocks}, patch {setting.patch_size}",
             "parameters": parameters(arm.network),
             "batch_size": setting.batch_size,
-            "lr": setting.lr,
+            "lr": options_of(name, setting, seed).lr,
             "steps": steps,
             "fraction": marks[step],
             "images": step * setting.batch_size,
@@ -198,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rtol", type=float, help="tolerance of sampling")
     parser.add_argument("--extractor", help="cnn, efficientnet-lite0, inception:FILE or pixels")
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--lr", type=float)
+    parser.add_argument("--lr", type=float, help="of every arm")
     parser.add_argument("--channels", type=int)
     parser.add_argument("--precision", choices=("auto", "bf16"), default="auto", help="of training, every arm")
     parser.add_argument("--compile", action="store_true", help="torch.compile the baselines' networks")

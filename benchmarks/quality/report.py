@@ -23,7 +23,7 @@ drawn by the same per-sample dopri5. The floor is what as many real images score
 Seconds are wall-clock of training without the first steps, which compile; CPU seconds are the process's own (they
 differ where a machine is shared). How the potential's loss and gradient are computed decides what its budget buys; the
 file says which engine did. Path, batch sizes and learning rates were chosen for all arms alike
-([quality_study.md](quality_study.md)).
+([quality_study.md](quality_study.md)), but for a lower rate where an arm was lost at the common one.
 """
 
 _LATER = {
@@ -60,17 +60,28 @@ def write(rows: list[Row], path: Path = DOCS) -> None:
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """Of rows that scored the same thing, the last; and only those with the last row's budget, device and so on."""
-    kept = {}
+    """Of rows that scored the same thing, the last; only those with the last row's budget, device and so on, and with
+    the last learning rate of their arm.
+    """
+    kept, rates = {}, {}
     for row in rows:
-        kept[_protocol(row), row["arm"], row["seed"], row["fraction"]] = row
+        kept[_protocol(row), row["arm"], row["lr"], row["seed"], row["fraction"]] = row
+        rates[_protocol(row), row["arm"]] = row["lr"]
     last = _protocol(list(kept.values())[-1])
-    return [row for key, row in kept.items() if key[0] == last]
+    return [row for key, row in kept.items() if key[0] == last and row["lr"] == rates[last, row["arm"]]]
 
 
 def _protocol(row: Row) -> tuple[str, ...]:
-    names = ("budget", "device", "arithmetic", "backbone", "batch_size", "lr", "rtol", "extractor")
+    names = ("budget", "device", "arithmetic", "backbone", "batch_size", "rtol", "extractor")
     return tuple(row[name] for name in names)
+
+
+def _rates(rows: list[Row]) -> str:
+    """The learning rate, and those of arms that have another."""
+    rates = {arm: f"{float(row['lr']):g}" for arm in ARMS for row in rows if row["arm"] == arm}
+    first = next(iter(rates.values()))
+    others = [f"{arm}: {rate}" for arm, rate in rates.items() if rate != first]
+    return f"lr {first}" + (f" ({', '.join(others)})" if others else "")
 
 
 def section(name: str, rows: list[Row]) -> list[str]:
@@ -81,7 +92,7 @@ def section(name: str, rows: list[Row]) -> list[str]:
     facts = (
         f"Budget {first['budget']} each, {first['device']} ({first['machine']}, {first['threads']} threads, torch "
         f"{first['torch']}, {first['date']}, commit {commits}); U-Net {first['backbone']}, "
-        f"{int(first['parameters']):,} parameters, batch {first['batch_size']}, lr {float(first['lr']):g}; "
+        f"{int(first['parameters']):,} parameters, batch {first['batch_size']}, {_rates(rows)}; "
         f"{first['n_fake']} samples at rtol {float(first['rtol']):g} against {first['n_real']} training images; "
         f"features {first['extractor']}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''}."
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from benchmarks.quality.flow_matching import VelocityUNet
 from benchmarks.quality.group_norm import normalise
@@ -11,6 +12,12 @@ from vapo_fast.loss import Weight
 from vapo_fast.optim import TrainingOptions
 from vapo_fast.potentials import UNetPotential, WideResNetPotential
 from vapo_fast.potentials.image import ImagePotential
+
+ARMS = ("potential", "flow matching", "flow matching, plain", "potential, wide ResNet")
+"""The project's potential; a velocity in its gauge; one as usually written, without.
+
+The last is a potential with another backbone, the family of the paper: one number pooled from an encoder's features.
+"""
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Setting:
         wide_blocks: of the wide residual network; its channels and multipliers are the U-Net's.
         sigma: noise left at the path's end.
         batch_size, lr, ema_decay, warmup_steps: of the optimiser.
+        rates: learning rates of arms that need another.
         samples, rtol: how many samples are scored, and how exactly they are integrated.
         extractor: features of the Frechet distance; "cnn" is trained on the data.
         cnn_epochs: of that classifier.
@@ -52,6 +60,7 @@ class Setting:
     cnn_epochs: int = 3
     warmup_steps: int = 100
     wide_blocks: int = 3
+    rates: Mapping[str, float] = field(default_factory=dict)
     weight: Weight | None = None
     linear: bool = True
     potential: type[UNetPotential] = UNetPotential
@@ -63,7 +72,19 @@ SETTINGS: dict[str, Setting] = {
         "digits", 32, (1, 2), 1, 16, 4e-3, 0.998, sigma=0.02, data_scale=0.75, samples=360, rtol=1e-4, cnn_epochs=10
     ),
     "fashion-mnist": Setting(
-        "fashion-mnist", 48, (1, 2), 1, 16, 2e-3, 0.999, sigma=0.02, data_scale=0.825, samples=2000, patch_size=2
+        "fashion-mnist",
+        48,
+        (1, 2),
+        1,
+        16,
+        2e-3,
+        0.999,
+        sigma=0.02,
+        data_scale=0.825,
+        samples=2000,
+        patch_size=2,
+        # At 2e-3 one seed of two was lost.
+        rates={ARMS[2]: 1e-3},
     ),
     "cifar10": Setting(
         "cifar10",
@@ -96,12 +117,6 @@ SETTINGS: dict[str, Setting] = {
     ),
 }
 
-ARMS = ("potential", "flow matching", "flow matching, plain", "potential, wide ResNet")
-"""The project's potential; a velocity in its gauge; one as usually written, without.
-
-The last is a potential with another backbone, the family of the paper: one number pooled from an encoder's features.
-"""
-
 
 def path_of(arm: str, setting: Setting) -> Homotopy:
     """The probability path of an arm."""
@@ -127,11 +142,11 @@ def network_of(arm: str, setting: Setting, event_shape: tuple[int, ...]) -> Imag
 
 
 def options_of(arm: str, setting: Setting, seed: int) -> TrainingOptions:
-    """The optimiser's options: alike for all, but for the weight and the times that suit an arm's path."""
+    """The optimiser's options: alike for all, but for `Setting.rates`, and the weight and times that suit a path."""
     path = path_of(arm, setting)
     weight = path.balanced_weight if setting.weight is None or arm == ARMS[2] else setting.weight
     return TrainingOptions(
-        lr=setting.lr,
+        lr=setting.rates.get(arm, setting.lr),
         batch_size=setting.batch_size,
         ema_decay=setting.ema_decay,
         warmup_steps=setting.warmup_steps,

@@ -151,6 +151,11 @@ def test_all_arms_have_the_same_path_and_options():
     assert all(options_of(arm, setting, 7) == first for arm in ARMS)
 
 
+def test_an_arm_may_have_a_rate_of_its_own():
+    setting = replace(SETTINGS["digits"], rates={ARMS[2]: 1e-5})
+    assert [options_of(arm, setting, 0).lr for arm in ARMS] == [setting.lr, setting.lr, 1e-5, setting.lr]
+
+
 def test_on_the_data_homotopy_only_the_plain_arm_differs_and_ends_at_the_same_noise():
     setting = replace(SETTINGS["digits"], linear=False)
     others = [options_of(arm, setting, 7) for arm in ARMS if arm != ARMS[2]]
@@ -359,6 +364,9 @@ def test_the_page_shows_the_newest_protocol_and_means_over_seeds(tmp_path):
         row("potential", 0, "4.0"),
         row("potential", 1, "8.0"),
         row("flow matching", 0, "3.0"),
+        row("flow matching, plain", 0, "50.0", lr="3"),
+        row("flow matching, plain", 1, "900.0", lr="3"),
+        row("flow matching, plain", 0, "12.0", lr="0.5"),
     ]
     with (tmp_path / "q.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
@@ -367,6 +375,8 @@ def test_the_page_shows_the_newest_protocol_and_means_over_seeds(tmp_path):
     report.write(results.load(tmp_path / "q.csv"), tmp_path / "q.md")
     page = (tmp_path / "q.md").read_text()
     assert "| potential | 1 | 1 (1) | 6 ± 2.83 (2) | 3.00 |" in page
+    assert "lr 1 (flow matching, plain: 0.5)" in page
+    assert "| flow matching, plain | 1 | 1 (1) | 12 (2) | 6.00 |" in page
     assert "FD of the potential over that of flow matching: 2.00 (means over seeds)." in page
     assert "99" not in page
-    assert "over that of flow matching, plain" not in page
+    assert "FD of the potential over that of flow matching, plain: 0.50 (means over seeds)." in page
