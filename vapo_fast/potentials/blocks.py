@@ -37,7 +37,7 @@ class ResidualBlock(nn.Module):
     FiLM multiplies by ``1 + scale`` and adds ``shift``, both linear in the noise-level embedding. There is no
     normalisation: inputs have unit scale by construction of the gauge, and the last convolution starts at zero, so
     that the block starts as its skip connection and depth costs no conditioning. (Batch normalisation would couple
-    samples, and every normalisation is dear under double backward.)
+    samples; group normalisation was measured to gain nothing, docs/quality_study.md.)
     """
 
     def __init__(self, inputs: int, outputs: int, embedding: int | None) -> None:
