@@ -69,7 +69,7 @@ class Setting:
 
 SETTINGS: dict[str, Setting] = {
     "digits": Setting(
-        "digits", 32, (1, 2), 1, 16, 4e-3, 0.998, sigma=0.02, data_scale=0.75, samples=360, rtol=1e-4, cnn_epochs=10
+        "digits", 32, (1, 2), 1, 16, 2e-3, 0.998, sigma=0.02, data_scale=0.75, samples=360, rtol=1e-4, cnn_epochs=10
     ),
     "fashion-mnist": Setting(
         "fashion-mnist",
