@@ -112,4 +112,9 @@ def test_the_command_runs_each_case_once_and_writes_the_page(tmp_path, capsys):
     page = (tmp_path / "s.md").read_text()
     assert "| betas .9, .99 | flow matching | 1 | 2 |" in page
     assert "## digits, U-Net 8x(1, 2)x1, 128 images" in page
+    again = dict(rows[0], frechet="55.5")
+    study.write([dict(rows[0], frechet="11.5"), *rows[1:], again], tmp_path / "s.md")
+    page = (tmp_path / "s.md").read_text()
+    assert "| 55.5 |" in page
+    assert "11.5" not in page
     capsys.readouterr()
