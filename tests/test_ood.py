@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 
 import pytest
 import torch
@@ -118,3 +119,15 @@ def test_refusals():
         vf.typicality(torch.zeros(3), torch.zeros(3, 2))
     with pytest.raises(TypeError, match="scores must be"):
         vf.typicality(torch.zeros(3, dtype=torch.int64), torch.zeros(3))
+
+
+def test_auroc_of_columns_warns_of_nothing():
+    inside, outside = normal(3, range(50), (3,)), normal(4, range(40), (3,)) - 0.5
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = [vf.auroc(inside[:, i], outside[:, i]) for i in range(3)]
+    finally:
+        torch.set_warn_always(False)
+    assert found == [vf.auroc(inside[:, i].clone(), outside[:, i].clone()) for i in range(3)]

@@ -136,7 +136,8 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
         if value.dim() != 1 or not len(value):
             raise ValueError(f"{name} must hold at least one score, shape (n,), got {tuple(value.shape)}")
         _checks.all_finite(name, value)
-    own, others = inside.double().cpu(), outside.double().cpu().sort().values
+    # Contiguous, because scores of one noise level are a column.
+    own, others = inside.double().cpu().contiguous(), outside.double().cpu().contiguous().sort().values
     below, up_to = (torch.searchsorted(others, own, right=right) for right in (False, True))
     return float((below + up_to).double().mean()) / (2 * len(others))
 
