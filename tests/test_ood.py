@@ -122,7 +122,7 @@ def test_refusals():
 
 
 def test_auroc_of_columns_warns_of_nothing():
-    inside, outside = normal(3, range(50), (3,)), normal(4, range(40), (3,)) - 0.5
+    inside, outside = (normal(seed, range(50), (3,), dtype=torch.float64) for seed in (3, 4))
     torch.set_warn_always(True)
     try:
         with warnings.catch_warnings():
