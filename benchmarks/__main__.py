@@ -36,7 +36,7 @@ from benchmarks.peers.base import DisagreementError
 from benchmarks.records import Record
 from benchmarks.targets import GPU_TARGETS, TARGETS, cases_of_targets, findings
 from benchmarks.workloads import Workloads
-from vapo_fast import native
+from vapo_fast.core import extension
 
 SLOW_TO_PREPARE = ("torch.compile", "torchdiffeq compiled")
 """Arms that the quick selection leaves out unless they are named: each compiles for half a minute before it runs."""
@@ -115,7 +115,7 @@ def measure_rooflines(options: argparse.Namespace) -> int:
 
 def measure_kernels(options: argparse.Namespace) -> int:
     """Measure the native engine's kernels one by one against the processor's multiply-adds, and append that."""
-    reason = native.unavailable_reason()
+    reason = extension.unavailable_reason()
     if reason:
         print(f"error: the native extension is missing: {reason}", file=sys.stderr)
         return 1

@@ -28,8 +28,8 @@ from benchmarks.conformance import ROOT
 from benchmarks.images import GATE
 from benchmarks.measure import Quartiles, default_cache, paired_ratio, rotated
 from benchmarks.provenance import RESULTS, append, commit
-from vapo_fast import native
-from vapo_fast.passes.winograd import WinogradWeights, winograd_tile
+from vapo_fast.core import extension
+from vapo_fast.engines.explicit.winograd import WinogradWeights, winograd_tile
 
 SUMMARY = "3x3 convolutions by minimal filtering against the library's"
 CSV = RESULTS / "convolutions.csv"
@@ -88,7 +88,7 @@ def measure(shape: tuple[int, int, int], images: int, rounds: int, round_seconds
                 "outputs": outputs,
                 "side": side,
                 "images": images,
-                "instruction_set": native.chosen_instruction_set(),
+                "instruction_set": extension.chosen_instruction_set(),
                 "arm": name,
                 "chosen": int(name == (LIBRARY if chosen is None else _name(chosen))),
                 **{f"{key}_us": f"{1e6 * getattr(spread, key):.4g}" for key in ("median", "low", "high")},
@@ -136,15 +136,15 @@ def _seconds_to_transform(layer: nn.Conv2d, weight: Tensor, tile: int, round_sec
 
 
 def _operations_a_second() -> float:
-    rates: Any = native.extension().rates
+    rates: Any = extension.load().rates
     begin = time.perf_counter()
-    done = rates.multiply_adds(native.chosen_instruction_set(), _PEAK_TURNS, torch.get_num_threads())
+    done = rates.multiply_adds(extension.chosen_instruction_set(), _PEAK_TURNS, torch.get_num_threads())
     return float(done) / (time.perf_counter() - begin)
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure every shape and append it to the results."""
-    reason = native.unavailable_reason()
+    reason = extension.unavailable_reason()
     if reason:
         print(f"error: the native extension is missing: {reason}")
         return 1

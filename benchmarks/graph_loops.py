@@ -33,9 +33,9 @@ from benchmarks.measure import Quartiles, default_cache, rotated
 from benchmarks.provenance import RESULTS, append, commit
 from benchmarks.workloads import random_potential, start, stiff_potential
 from vapo_fast.engines import GraphEngine, Job
-from vapo_fast.engines.graph import LOOPS
-from vapo_fast.graph import capture
-from vapo_fast.graph.buckets import Buckets
+from vapo_fast.engines.graph import capture
+from vapo_fast.engines.graph.buckets import Buckets
+from vapo_fast.engines.graph.engine import LOOPS
 from vapo_fast.ode import SolveOptions
 
 SUMMARY = "the graph engine's two loops over a recorded step: replays by the host, a WHILE node on the device"

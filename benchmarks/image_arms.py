@@ -34,14 +34,14 @@ from benchmarks.peers.torch_solvers import Field, Maker, with_scipy, with_torchd
 from benchmarks.peers.vapo_arms import Stopwatch
 from benchmarks.workloads import fingerprint
 from vapo_fast import noise, ode
-from vapo_fast.batches import Batch, as_source
 from vapo_fast.engines import UnsupportedJobError, choose
-from vapo_fast.engines._arithmetic import arithmetic
+from vapo_fast.engines.autocast import arithmetic
 from vapo_fast.engines.base import Job
+from vapo_fast.engines.explicit import explicit_passes
 from vapo_fast.engines.reference import ReferenceEngine
 from vapo_fast.ode import Solution, SolveOptions, Status
-from vapo_fast.passes import explicit_passes
 from vapo_fast.potentials.image import ImagePotential
+from vapo_fast.training.batches import Batch, as_source
 
 Call = Callable[[], object]
 

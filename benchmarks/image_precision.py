@@ -22,13 +22,13 @@ from benchmarks.image_models import MODELS, SHAPE, in_float64, load_images, pote
 from benchmarks.measure import default_cache
 from benchmarks.provenance import RESULTS, append
 from vapo_fast import noise
-from vapo_fast.batches import Batch
 from vapo_fast.engines.base import Job
+from vapo_fast.engines.explicit import ExplicitPasses, explicit_passes
+from vapo_fast.engines.explicit.convolutions import Convolutions
+from vapo_fast.engines.explicit.winograd import WinogradWeights
 from vapo_fast.engines.reference import ReferenceEngine
-from vapo_fast.passes import ExplicitPasses, explicit_passes
-from vapo_fast.passes.convolutions import Convolutions
-from vapo_fast.passes.winograd import WinogradWeights
 from vapo_fast.potentials.image import ImagePotential
+from vapo_fast.training.batches import Batch
 
 SUMMARY = "image potentials: error of reduced arithmetic at each noise level"
 CSV = RESULTS / "image_precision.csv"

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from vapo_fast.config import FIELDS, TrainConfig
+from vapo_fast.cli.config import FIELDS, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"

@@ -22,7 +22,7 @@ from benchmarks.flops import PRODUCT_SIZE, field_flops, product_flops
 from benchmarks.measure import PEAK, Quartiles, paired_ratio, rotated
 from benchmarks.provenance import RESULTS
 from benchmarks.records import append_rows_of, processor, read
-from vapo_fast import native
+from vapo_fast.core import extension
 
 CSV = RESULTS / "kernels.csv"
 TORCH = "PyTorch's product"
@@ -74,7 +74,7 @@ class _Kernel:
 
 def kernels_of(instruction_set: str, threads: int) -> list[_Kernel]:
     """What is measured of an instruction set; multiply-adds in registers come first."""
-    rates: Any = native.extension().rates
+    rates: Any = extension.load().rates
     where = {"instruction_set": instruction_set, "threads": threads}
 
     def kernel(name: str, case: str, call: Callable[..., float], operations: float | None, counts: bool) -> _Kernel:
@@ -99,7 +99,7 @@ def measure(run: str, threads: int, rounds: int = 7, round_seconds: float = 0.05
     Raises: NativeUnavailableError.
     """
     torch.set_num_threads(threads)
-    kernels = [kernel for name in native.instruction_sets() for kernel in kernels_of(name, threads)]
+    kernels = [kernel for name in extension.instruction_sets() for kernel in kernels_of(name, threads)]
     a, b = torch.ones(2, PRODUCT_SIZE, PRODUCT_SIZE)
     out = torch.empty_like(a)
 
@@ -108,7 +108,7 @@ def measure(run: str, threads: int, rounds: int = 7, round_seconds: float = 0.05
             torch.mm(a, b, out=out)
         return float(turns)
 
-    kernels.append(_Kernel(native.instruction_sets()[-1], TORCH, f"{PRODUCT_SIZE}³", product, product_flops()))
+    kernels.append(_Kernel(extension.instruction_sets()[-1], TORCH, f"{PRODUCT_SIZE}³", product, product_flops()))
     turns = [_turns(kernel.call, round_seconds) for kernel in kernels]
     named = zip(kernels, turns, strict=True)
     peaks = {kernel.instruction_set: (kernel, each) for kernel, each in named if kernel.name == PEAK}

@@ -22,7 +22,7 @@ from benchmarks.peers import ARMS
 from benchmarks.peers.base import Arm, DisagreementError, LocalRunner, Outcome, Runner, UnavailableError
 from benchmarks.peers.jax_client import JAX_PRODUCT
 from benchmarks.workloads import Problem, Workloads
-from vapo_fast import native
+from vapo_fast.core import extension
 
 PRODUCT = "matrix product"
 """The arm of a field's case that measures the machine: a square float32 product in PyTorch; on CUDA, cuBLAS's float32
@@ -300,15 +300,15 @@ def _product_arm() -> Arm:
 
 def peak_flops(threads: int) -> int:
     """Operations of a run of the arm `PEAK`."""
-    rates: Any = native.extension().rates
-    return int(rates.multiply_adds(native.chosen_instruction_set(), _PEAK_TURNS, threads))
+    rates: Any = extension.load().rates
+    return int(rates.multiply_adds(extension.chosen_instruction_set(), _PEAK_TURNS, threads))
 
 
 def _peak_arm(threads: int) -> Arm:
     def prepare(problem: Problem) -> Runner:
         return LocalRunner(lambda: peak_flops(threads), Outcome)
 
-    reason = native.unavailable_reason
+    reason = extension.unavailable_reason
     return Arm(PEAK, False, JOBS, "vapo_fast", prepare, reason, lambda: f"vapo_fast {vf.__version__}")
 
 

@@ -19,8 +19,8 @@ _TEXT = """# Explicit passes of image potentials
 Written by `python -m benchmarks passes-report` from `benchmarks/results/images.csv`, `image_precision.csv` and
 `convolutions.csv`.
 
-`vapo_fast.passes.explicit_passes(potential)` computes what autograd's double backward does for a `WideResNetPotential`
-or `UNetPotential`, without a graph:
+`vapo_fast.engines.explicit.explicit_passes(potential)` computes what autograd's double backward does for a
+`WideResNetPotential` or `UNetPotential`, without a graph:
 
 | job | sweeps over the network | in forward sweeps |
 |---|---|---|
@@ -30,7 +30,7 @@ or `UNetPotential`, without a graph:
 | the same with `recompute=True` | and once more what lies in the blocks | 9 |
 
 ```python
-from vapo_fast.passes import explicit_passes
+from vapo_fast.engines.explicit import explicit_passes
 
 passes = explicit_passes(model)
 phi, gradient = passes.field(x, t)  # as model.field(x, t)

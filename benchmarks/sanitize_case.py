@@ -21,9 +21,9 @@ from vapo_fast.kernels.tuning import tile_for
 
 import vapo_fast as vf
 import vapo_fast.noise
-from vapo_fast.batches import Batch
 from vapo_fast.engines import Job, LossOptions, choose
 from vapo_fast.ode import SolveOptions
+from vapo_fast.training.batches import Batch
 
 
 def main() -> None:

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from vapo_fast import native, noise
+from vapo_fast import noise
+from vapo_fast.core import extension
 
 
 @pytest.mark.parametrize("source", ["torch", "native"])
 def test_noise(benchmark: Any, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
-    if source == "native" and native.unavailable_reason():
-        pytest.skip(f"no extension: {native.unavailable_reason()}")
+    if source == "native" and extension.unavailable_reason():
+        pytest.skip(f"no extension: {extension.unavailable_reason()}")
     if source == "torch":
-        monkeypatch.setattr(native, "unavailable_reason", lambda: "left out for comparison")
+        monkeypatch.setattr(extension, "unavailable_reason", lambda: "left out for comparison")
     benchmark(noise.normal, 0, range(8192), (64,))

@@ -14,8 +14,8 @@ import torch
 
 import vapo_fast as vf
 from vapo_fast import plots
-from vapo_fast.budget import steps_within
 from vapo_fast.callbacks import CSVLogger, ProgressBar
+from vapo_fast.training.budget import steps_within
 
 BUDGET_SECONDS = 150.0
 TRAINING: dict[str, Any] = {"lr": 2e-3, "batch_size": 64, "ema_decay": 0.998}

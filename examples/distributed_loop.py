@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import vapo_fast as vf
-from vapo_fast.batches import Batches, as_source
 from vapo_fast.distributed import process_group, world
 from vapo_fast.loss import EnergyLoss
+from vapo_fast.training.batches import Batches, as_source
 
 
 class Loss(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vapo_fast.graph.state import RUNNING as _RUNNING
+from vapo_fast.engines.graph.state import RUNNING as _RUNNING
 from vapo_fast.ode.settings import SETTINGS
 from vapo_fast.ode.stages import STRETCH
 

@@ -1,4 +1,4 @@
-"""Logarithm, exponential and sine/cosine in float64, with the very bits of `vapo_fast._elementary`.
+"""Logarithm, exponential and sine/cosine in float64, with the very bits of `vapo_fast.core.elementary`.
 
 Device functions only. Every kernel that calls them is compiled without fusing multiplies and adds
 (`launch.OPTIONS`), because the bits depend on each operation being rounded on its own.
@@ -11,22 +11,22 @@ import math
 import triton
 import triton.language as tl
 
-from vapo_fast import _elementary
+from vapo_fast.core import elementary
 
-_LN2_HIGH = tl.constexpr(_elementary._LN2_HIGH)
-_LN2_LOW = tl.constexpr(_elementary._LN2_LOW)
-_SQRT_HALF_BITS = tl.constexpr(_elementary._SQRT_HALF_BITS)
+_LN2_HIGH = tl.constexpr(elementary._LN2_HIGH)
+_LN2_LOW = tl.constexpr(elementary._LN2_LOW)
+_SQRT_HALF_BITS = tl.constexpr(elementary._SQRT_HALF_BITS)
 _INVERSE_LN2 = tl.constexpr(1.0 / math.log(2.0))
 _TWO_PI = tl.constexpr(2.0 * math.pi)
-_LOG_COEFFICIENTS = tl.constexpr(_elementary._ATANH_COEFFICIENTS)
-_EXP_COEFFICIENTS = tl.constexpr(_elementary._EXP_COEFFICIENTS)
-_SIN_COEFFICIENTS = tl.constexpr(_elementary._SIN_COEFFICIENTS)
-_COS_COEFFICIENTS = tl.constexpr(_elementary._COS_COEFFICIENTS)
+_LOG_COEFFICIENTS = tl.constexpr(elementary._ATANH_COEFFICIENTS)
+_EXP_COEFFICIENTS = tl.constexpr(elementary._EXP_COEFFICIENTS)
+_SIN_COEFFICIENTS = tl.constexpr(elementary._SIN_COEFFICIENTS)
+_COS_COEFFICIENTS = tl.constexpr(elementary._COS_COEFFICIENTS)
 
-_LOG_DEGREE = tl.constexpr(len(_elementary._ATANH_COEFFICIENTS) - 1)
-_EXP_DEGREE = tl.constexpr(len(_elementary._EXP_COEFFICIENTS) - 1)
-_SIN_DEGREE = tl.constexpr(len(_elementary._SIN_COEFFICIENTS) - 1)
-_COS_DEGREE = tl.constexpr(len(_elementary._COS_COEFFICIENTS) - 1)
+_LOG_DEGREE = tl.constexpr(len(elementary._ATANH_COEFFICIENTS) - 1)
+_EXP_DEGREE = tl.constexpr(len(elementary._EXP_COEFFICIENTS) - 1)
+_SIN_DEGREE = tl.constexpr(len(elementary._SIN_COEFFICIENTS) - 1)
+_COS_DEGREE = tl.constexpr(len(elementary._COS_COEFFICIENTS) - 1)
 
 
 @triton.jit

@@ -1,8 +1,8 @@
-"""SiLU of ``h = gain c + offset`` in the four sweeps of a convolutional potential (`vapo_fast.passes.pointwise`).
+"""SiLU of ``h = gain c + offset`` in the four sweeps of a convolutional potential (`engines.explicit.pointwise`).
 
 Maps are [rows, pixels, channels], gain and offset [rows, channels] in float32. Maps may be in bfloat16: they are
 widened when loaded and rounded when stored. The naive twin of every function is
-`vapo_fast.passes.pointwise.TorchPointwise`.
+`engines.explicit.pointwise.TorchPointwise`.
 """
 
 from __future__ import annotations

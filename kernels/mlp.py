@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vapo_fast._transfer import to_device
+from vapo_fast.core.transfer import to_device
 from vapo_fast.homotopy import DataHomotopy
 from vapo_fast.potentials.mlp import MLPPotential
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vapo_fast import _elementary
+from vapo_fast.core import elementary as torch_elementary
 from vapo_fast.noise import philox as philox_reference
 
 from . import elementary
@@ -127,7 +127,7 @@ def permutation(key: tuple[int, int], n: int, epoch: Tensor, stream: int) -> Ten
 
 
 def normal(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: torch.dtype) -> Tensor:
-    """Standard normal draws, the device's twin of `vapo_fast.native.normal_draws`.
+    """Standard normal draws, the device's twin of `vapo_fast.core.extension.normal_draws`.
 
     Args:
         key: the seed's low and high 32 bits. index: (n,) int64 sample numbers, contiguous, on the device.
@@ -165,8 +165,8 @@ def normal_reference(key: tuple[int, int], index: Tensor, size: int, stream: int
     first, second = (
         uniform_reference(key, index, size + size % 2, stream, torch.float64).unflatten(1, (-1, 2)).unbind(2)
     )
-    cosine, sine = _elementary.cos_sin_turns(second)
-    pairs = _elementary.sqrt(-2.0 * _elementary.log(first))[..., None] * torch.stack((cosine, sine), dim=-1)
+    cosine, sine = torch_elementary.cos_sin_turns(second)
+    pairs = torch_elementary.sqrt(-2.0 * torch_elementary.log(first))[..., None] * torch.stack((cosine, sine), dim=-1)
     return pairs.flatten(1)[:, :size].to(dtype)
 
 

@@ -1,4 +1,4 @@
-"""The end of a residual block, ``branch + skip + bias``, in one pass over memory (`vapo_fast.passes.pointwise`)."""
+"""The end of a residual block, ``branch + skip + bias``, in one pass over memory (`engines.explicit.pointwise`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _residual(
 def residual(branch: Tensor, skip: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """``out = branch + skip + bias`` for maps in channels-last memory, float32 or bfloat16, and a bias (C,) in float32.
 
-    The naive twin is `vapo_fast.passes.pointwise.TorchPointwise.residual`. ``out`` may be ``branch`` or ``skip``.
+    The naive twin is `engines.explicit.pointwise.TorchPointwise.residual`. ``out`` may be ``branch`` or ``skip``.
     """
     size = skip.numel()
     if size:

@@ -2,7 +2,7 @@
 
 One program for each row goes over its numbers once for the new state and the norm of the error, once for each output
 time that the step passed, and once to take the new state over; in an order that its size alone sets, so that a row has
-the same bits in any batch. Its PyTorch twin is `vapo_fast.graph.step.TorchOps.settle`, with the same bits but for the
+the same bits in any batch. Its PyTorch twin is `engines.graph.step.TorchOps.settle`, with the same bits but for the
 norm, whose squares are added in another order.
 """
 
@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vapo_fast.graph.state import State
-from vapo_fast.graph.step import Plan
+from vapo_fast.engines.graph.state import State
+from vapo_fast.engines.graph.step import Plan
 from vapo_fast.ode.settings import SETTINGS
 from vapo_fast.ode.solution import Status
 

@@ -1,8 +1,8 @@
-"""SiLU of feature maps in the four sweeps of a convolutional potential (`vapo_fast.passes.pointwise`), in float32.
+"""SiLU of feature maps in the four sweeps of a convolutional potential (`engines.explicit.pointwise`), in float32.
 
 Maps are plain runs of numbers here. A map that a convolution reads or writes may be in bfloat16: it is widened when it
 is loaded and rounded when it is stored. The naive twin of every function is that of
-`vapo_fast.passes.pointwise.TorchPointwise`.
+`engines.explicit.pointwise.TorchPointwise`.
 """
 
 from __future__ import annotations

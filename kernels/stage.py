@@ -1,6 +1,6 @@
 """Where a stage is evaluated: ``x + h sum_j a_ij k_j`` with each row's own h, and its time.
 
-Its PyTorch twin is `vapo_fast.graph.step.TorchOps.stage`, whose bits it has.
+Its PyTorch twin is `vapo_fast.engines.graph.step.TorchOps.stage`, whose bits it has.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vapo_fast.graph.state import State
-from vapo_fast.graph.step import Plan
+from vapo_fast.engines.graph.state import State
+from vapo_fast.engines.graph.step import Plan
 
 from .attempts import next_attempt, weighted
 from .launch import OPTIONS, on

@@ -58,14 +58,14 @@ _SANITIZERS = (b"__asan_", b"__ubsan_")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    from vapo_fast import native
+    from vapo_fast.core import extension
 
-    reason = native.unavailable_reason()
+    reason = extension.unavailable_reason()
     folder = os.environ.get("VAPO_FAST_NATIVE_FROM")
     if reason is not None and (_REQUIRED or folder):
         pytest.exit(f"the native extension is required, but {reason}", returncode=1)
     if folder:
-        library = Path(str(native.extension().__file__))
+        library = Path(str(extension.load().__file__))
         if not library.is_relative_to(folder):
             pytest.exit(f"the native extension was to come from {folder}, but it is {library}", returncode=1)
         missing = [mark.decode() for mark in _SANITIZERS if mark not in library.read_bytes()]

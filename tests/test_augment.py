@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vapo_fast import noise
-from vapo_fast.augment import augmented, check_augment
 from vapo_fast.noise import Stream
+from vapo_fast.training.augment import augmented, check_augment
 
 
 def flipped(images: torch.Tensor, seed: int, samples: range) -> torch.Tensor:

@@ -27,12 +27,13 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import vapo_fast as vf
-from vapo_fast import _flow, native
-from vapo_fast.cli import app
+from vapo_fast.cli.app import app
+from vapo_fast.core import extension
 from vapo_fast.data import DataFormatError, DataNotFoundError
 from vapo_fast.engines import UnsupportedJobError
-from vapo_fast.optim import NonFiniteLossError
-from vapo_fast.training import TrainingInterrupted
+from vapo_fast.sampling import batching
+from vapo_fast.training.optimizer import NonFiniteLossError
+from vapo_fast.training.run import TrainingInterrupted
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "bad_inputs.md"
 
@@ -44,7 +45,7 @@ import torch
 from torch import nan, nn
 
 import vapo_fast as vf
-from vapo_fast.callbacks import Callback, Checkpointer
+from vapo_fast.training.callbacks import Callback, Checkpointer
 
 torch.manual_seed(0)
 path = vf.DataHomotopy(omega=1.0, sigma=0.01)       # times 0 to 9.21
@@ -492,7 +493,7 @@ def circumstances(given: str, names: dict[str, Any]) -> Iterator[None]:
         if match := re.fullmatch(r"(\w+)=(\w+)", given):
             patch.setenv(match[1], match[2])
         elif match := re.fullmatch(r"(\d+) kB of free memory", given):
-            patch.setattr(_flow, "free_memory", lambda device: 1000 * int(match[1]))
+            patch.setattr(batching, "free_memory", lambda device: 1000 * int(match[1]))
         elif match := re.fullmatch(r"a disk with (\d+) kB left", given):
             soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000 * int(match[1]), hard))
@@ -614,7 +615,7 @@ def outcomes() -> dict[Case, Outcome]:
 )
 def test_ends_as_expected(case: Case, outcomes: dict[Case, Outcome]) -> None:
     outcome = outcomes[case]
-    if case.given.startswith("VAPO_FAST_INSTRUCTION_SET") and native.unavailable_reason():
+    if case.given.startswith("VAPO_FAST_INSTRUCTION_SET") and extension.unavailable_reason():
         pytest.skip("nothing reads it without the native extension")
     assert outcome.kind == case.outcome, outcome.text
     assert len(outcome.text) > 15
@@ -623,7 +624,7 @@ def test_ends_as_expected(case: Case, outcomes: dict[Case, Outcome]) -> None:
 def test_the_page_shows_what_happens(outcomes: dict[Case, Outcome]) -> None:
     if others := other_versions():
         pytest.skip(f"the page quotes the pinned versions of {others}, and others are installed")
-    if native.unavailable_reason():
+    if extension.unavailable_reason():
         pytest.skip("the page shows what happens with the native extension")
     if torch.cuda.is_available():
         pytest.skip("the page shows what happens without a CUDA device")

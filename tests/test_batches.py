@@ -8,9 +8,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from vapo_fast import noise
-from vapo_fast.batches import Batch, Batches, as_source, training_batch
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.noise import Stream
+from vapo_fast.training.batches import Batch, Batches, as_source, training_batch
 
 PATHS = [DataHomotopy(sigma=0.1), LinearHomotopy(t1=0.9)]
 

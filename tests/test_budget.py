@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
-from vapo_fast.budget import steps_within
 from vapo_fast.homotopy import DataHomotopy
 from vapo_fast.potentials import MLPPotential
+from vapo_fast.training.budget import steps_within
 
 
 def test_the_model_is_left_as_it_was_and_more_time_holds_more_steps():

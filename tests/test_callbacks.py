@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from vapo_fast import checkpoint, plots
-from vapo_fast.callbacks import (
+from vapo_fast.checkpoint import CheckpointError
+from vapo_fast.homotopy import DataHomotopy
+from vapo_fast.potentials import MLPPotential
+from vapo_fast.training.callbacks import (
     Callback,
     Checkpointer,
     CSVLogger,
@@ -20,11 +23,8 @@ from vapo_fast.callbacks import (
     SampleGrid,
     TensorBoardLogger,
 )
-from vapo_fast.checkpoint import CheckpointError
-from vapo_fast.homotopy import DataHomotopy
-from vapo_fast.potentials import MLPPotential
-from vapo_fast.trainer import Trainer
-from vapo_fast.training import TrainingInterrupted
+from vapo_fast.training.run import TrainingInterrupted
+from vapo_fast.training.trainer import Trainer
 
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
 

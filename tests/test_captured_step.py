@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-import vapo_fast.trainer as trainer_module
-from vapo_fast import Trainer, device_batches
-from vapo_fast.batches import Batches, as_source
-from vapo_fast.callbacks import Callback
+import vapo_fast.training.trainer as trainer_module
+from vapo_fast import Trainer
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.potentials import MLPPotential
+from vapo_fast.training import device_batches
+from vapo_fast.training.batches import Batches, as_source
+from vapo_fast.training.callbacks import Callback
 
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(7))
 

@@ -19,7 +19,7 @@ from vapo_fast import checkpoint
 from vapo_fast.checkpoint import CheckpointError, describe, load, save
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
 from vapo_fast.potentials import GaussianMixturePotential, MLPPotential, Potential
-from vapo_fast.trainer import Trainer
+from vapo_fast.training.trainer import Trainer
 
 PATH = DataHomotopy(sigma=0.1)
 

@@ -14,8 +14,10 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from vapo_fast import checkpoint, cli, native, plots
-from vapo_fast.cli import FAILED, INTERRUPTED, USAGE, app
+from vapo_fast import checkpoint, plots
+from vapo_fast.cli.app import FAILED, INTERRUPTED, USAGE, app
+from vapo_fast.cli.app import app as cli
+from vapo_fast.core import extension
 
 TINY = ["--widths", "16,16", "--batch-size", "32", "--no-progress", "--warmup-steps", "2"]
 
@@ -160,7 +162,7 @@ def test_sample_numbers_do_not_depend_on_the_batch_size(trained, tmp_path):
     a, b = np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy")
     assert a.shape == (8, 2)
     assert np.abs(a - b).max() < 1e-3
-    engine = "reference" if native.unavailable_reason() else "native"
+    engine = "reference" if extension.unavailable_reason() else "native"
     assert f"8 samples by engine {engine} in float32" in outcome.err
 
 
@@ -302,12 +304,12 @@ def test_info_says_why_the_extension_is_missing(monkeypatch):
     assert "line 2" not in outcome.out
 
 
-@pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
+@pytest.mark.skipif(extension.unavailable_reason() is not None, reason=str(extension.unavailable_reason()))
 def test_info_names_the_kernels(monkeypatch):
     facts = json.loads(run("info", "--json").out)
     assert facts["engines"]["native"] == "usable"
     kernels = facts["native extension"]["kernels"]
-    assert kernels == f"{native.chosen_instruction_set()} (of {', '.join(native.instruction_sets())})"
+    assert kernels == f"{extension.chosen_instruction_set()} (of {', '.join(extension.instruction_sets())})"
     monkeypatch.setenv("VAPO_FAST_INSTRUCTION_SET", "sse9")
     outcome = run("info")
     assert outcome.code == 0

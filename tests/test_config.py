@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
-from vapo_fast import config
-from vapo_fast.config import ConfigError, TrainConfig
+from vapo_fast.cli import config
+from vapo_fast.cli.config import ConfigError, TrainConfig
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
 
 

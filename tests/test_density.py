@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from vapo_fast import noise
-from vapo_fast.density import log_density, log_likelihood
 from vapo_fast.engines import UnsupportedJobError
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
 from vapo_fast.ode import SolveError
 from vapo_fast.potentials import MLPPotential, Potential
 from vapo_fast.potentials.gaussian_mixture import GaussianMixturePotential
-from vapo_fast.sampling import sample
+from vapo_fast.sampling.density import log_density, log_likelihood
+from vapo_fast.sampling.sample import sample
 
 PATHS = [DataHomotopy(1.0, 0.1), LinearHomotopy(1.0, 0.9), DataHomotopy(1.7, 0.2)]
 

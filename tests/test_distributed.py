@@ -26,11 +26,14 @@ from torch import distributed as dist
 from typer.testing import CliRunner
 
 import vapo_fast as vf
-from vapo_fast import _memory, cli, config, distributed
-from vapo_fast.batches import as_source
-from vapo_fast.config import ConfigError
-from vapo_fast.data_parallel import DataParallel
+from vapo_fast import distributed
+from vapo_fast.cli import config
+from vapo_fast.cli.app import app as cli
+from vapo_fast.cli.config import ConfigError
+from vapo_fast.core import memory
 from vapo_fast.distributed import World
+from vapo_fast.training.batches import as_source
+from vapo_fast.training.parallel import DataParallel
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 
@@ -333,11 +336,11 @@ def test_the_states_on_the_way_are_joined_too(found: Any) -> None:
 
 def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    whole = _memory.free_memory(cpu)
+    whole = memory.free_memory(cpu)
     if whole is None:
         pytest.skip("this system does not say how much memory is free")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    part = _memory.free_memory(cpu)
+    part = memory.free_memory(cpu)
     assert part is not None
     assert 0.1 * whole < part < 0.5 * whole
 
@@ -542,7 +545,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_only_what_launches_work_alone_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step with gloo's exchange, which runs on the host, must not become a CUDA graph; with NCCL's it may."""
-    monkeypatch.setattr("vapo_fast.data_parallel.world", lambda: World(0, 2))
+    monkeypatch.setattr("vapo_fast.training.parallel.world", lambda: World(0, 2))
     parallel = DataParallel(list(group.mlp().parameters()), 8, 0)
     for backends, on_cuda, expected in (
         ("cpu:gloo,cuda:nccl", True, True),

@@ -9,10 +9,10 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from vapo_fast import native
+from vapo_fast.core import extension
 
-if native.unavailable_reason() is not None:
-    pytest.skip(str(native.unavailable_reason()), allow_module_level=True)
+if extension.unavailable_reason() is not None:
+    pytest.skip(str(extension.unavailable_reason()), allow_module_level=True)
 
 from vapo_fast import _native
 

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vapo_fast import native, noise
+from vapo_fast import noise
+from vapo_fast.core import extension
 
-pytestmark = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
+pytestmark = pytest.mark.skipif(extension.unavailable_reason() is not None, reason=str(extension.unavailable_reason()))
 
 # Known answers of the Random123 distribution (kat_vectors, philox4x32-10): counter, key, words.
 KNOWN_ANSWERS = [
@@ -48,7 +49,7 @@ def python_philox(counter: list[int], key: list[int]) -> list[int]:
 def plain(draw, *arguments, **options):
     """What ``draw`` gives without the extension."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(native, "unavailable_reason", lambda: "switched off by the test")
+        patched.setattr(extension, "unavailable_reason", lambda: "switched off by the test")
         return draw(*arguments, **options)
 
 
@@ -65,7 +66,7 @@ def test_the_python_twin_gives_the_published_answers(counter, key, expected):
 @pytest.mark.parametrize("seed", [0, 1, 0x299F31D0A4093822, 2**64 - 1])
 def test_uniform_draws_are_philox_words(seed, size):
     index = torch.tensor([0, 1, 2**32 - 1, 2**32, 2**40 + 12345, -1])
-    draws = native.uniform_draws(seed, index, size, 5, torch.float64)
+    draws = extension.uniform_draws(seed, index, size, 5, torch.float64)
     assert draws.shape == (6, size)
     for row, i in enumerate(index.tolist()):
         expected = []
@@ -100,7 +101,7 @@ def test_scattered_samples_have_the_bits_of_the_twin(draw, dtype, shape):
 
 
 def test_no_samples():
-    for draw in (native.normal_draws, native.uniform_draws):
+    for draw in (extension.normal_draws, extension.uniform_draws):
         assert draw(0, torch.empty(0, dtype=torch.int64), 3, 0, torch.float32).shape == (0, 3)
 
 
@@ -121,7 +122,7 @@ def test_an_epoch_beyond_64_bits_is_left_to_the_twin():
     assert noise.permutation(0, 5, 2**63).sort().values.tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("draw", [native.normal_draws, native.uniform_draws])
+@pytest.mark.parametrize("draw", [extension.normal_draws, extension.uniform_draws])
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -156,4 +157,4 @@ def test_bad_arguments_are_refused(draw, changes, error, message):
 )
 def test_bad_arguments_of_a_permutation_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        native.permutation(*arguments)
+        extension.permutation(*arguments)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from vapo_fast import native
+from vapo_fast.core import extension
 
-pytestmark = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
+pytestmark = pytest.mark.skipif(extension.unavailable_reason() is not None, reason=str(extension.unavailable_reason()))
 
-INSTRUCTION_SETS = native.instruction_sets() if native.unavailable_reason() is None else []
+INSTRUCTION_SETS = extension.instruction_sets() if extension.unavailable_reason() is None else []
 DTYPES = [np.float32, np.float64]
 WIDE = np.longdouble  # 64 bits of fraction on x86-64, 113 on AArch64 Linux; elsewhere no more than float64
 needs_wide = pytest.mark.skipif(np.finfo(WIDE).nmant < 63, reason="no type wider than float64 to compare with")

@@ -2,18 +2,18 @@
 
 import pytest
 
-from vapo_fast import native
+from vapo_fast.core import extension
 
-pytestmark = pytest.mark.skipif(native.unavailable_reason() is not None, reason="needs the native extension")
+pytestmark = pytest.mark.skipif(extension.unavailable_reason() is not None, reason="needs the native extension")
 
 
 def rates():
-    return native.extension().rates
+    return extension.load().rates
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
-    "instruction_set", native.instruction_sets() if native.unavailable_reason() is None else ["none"]
+    "instruction_set", extension.instruction_sets() if extension.unavailable_reason() is None else ["none"]
 )
 def test_work_grows_with_the_turns_and_not_with_the_threads(instruction_set, threads):
     once = {

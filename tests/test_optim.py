@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vapo_fast.optim import RunningAverage, TrainingOptions, make_optimizer, set_gradients
+from vapo_fast.training.optimizer import RunningAverage, TrainingOptions, make_optimizer, set_gradients
 
 
 def options(**changes):

@@ -215,7 +215,7 @@ def test_the_flow_begins_in_the_prior_and_ends_on_the_modes(two_modes):
 
 
 def test_samples_of_the_picture_are_those_of_sample(two_modes):
-    from vapo_fast.sampling import sample
+    from vapo_fast.sampling.sample import sample
 
     flow = plots._flow(two_modes, n=16, frames=3, t_end=None, seed=7, rtol=1e-8)
     drawn = sample(two_modes, 16, rtol=1e-8, seed=7)

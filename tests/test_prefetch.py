@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vapo_fast import prefetch
-from vapo_fast.batches import Source, as_source
-from vapo_fast.prefetch import batches_ahead, prepared
+from vapo_fast.training import prefetch
+from vapo_fast.training.batches import Source, as_source
+from vapo_fast.training.prefetch import batches_ahead, prepared
 
 CPU = torch.device("cpu")
 

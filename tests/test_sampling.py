@@ -7,13 +7,16 @@ import pytest
 import scipy.stats
 import torch
 
-from vapo_fast import _flow, _memory, noise, sampling
+from vapo_fast import noise
+from vapo_fast.core import memory
 from vapo_fast.engines import Job, ReferenceEngine, UnsupportedJobError
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
 from vapo_fast.ode import Solution, SolveError
 from vapo_fast.potentials import MLPPotential, Potential
 from vapo_fast.potentials.gaussian_mixture import GaussianMixturePotential
-from vapo_fast.sampling import interpolate, sample, spherical, validate_t_end
+from vapo_fast.sampling import batching
+from vapo_fast.sampling import sample as sampling
+from vapo_fast.sampling.sample import interpolate, sample, spherical, validate_t_end
 
 DATA_PATH, LINEAR_PATH = DataHomotopy(1.0, 0.1), LinearHomotopy(1.0, 0.9)
 PATHS = [DATA_PATH, LINEAR_PATH, DataHomotopy(1.7, 0.2)]
@@ -230,10 +233,10 @@ def test_more_samples_than_memory_can_hold_are_refused_at_once():
 def test_memory_that_holds_cached_files_counts_as_free(monkeypatch, tmp_path):
     cpu = torch.device("cpu")
     (tmp_path / "meminfo").write_text("MemTotal: 8000 kB\nMemFree:  10 kB\nMemAvailable:    6000 kB\n")
-    monkeypatch.setattr(_memory, "MEMORY_INFO", tmp_path / "meminfo")
-    assert _memory.free_memory(cpu) == 6000 * 1024
-    monkeypatch.setattr(_memory, "MEMORY_INFO", tmp_path / "none")
-    assert _memory.free_memory(cpu) != 6000 * 1024
+    monkeypatch.setattr(memory, "MEMORY_INFO", tmp_path / "meminfo")
+    assert memory.free_memory(cpu) == 6000 * 1024
+    monkeypatch.setattr(memory, "MEMORY_INFO", tmp_path / "none")
+    assert memory.free_memory(cpu) != 6000 * 1024
 
 
 WHOLE = 6000 * 1024
@@ -269,13 +272,13 @@ def test_a_containers_limit_counts(memberships, groups, free, monkeypatch, tmp_p
     for name, (limit, usage) in groups.items():
         kind = "total_inactive_file" if name.startswith("memory") else "inactive_file"
         _group(tmp_path / "groups" / name, limit, usage, kind)
-    monkeypatch.setattr(_memory, "MEMORY_INFO", tmp_path / "meminfo")
-    monkeypatch.setattr(_memory, "OWN_GROUPS", tmp_path / "own")
-    monkeypatch.setattr(_memory, "GROUPS", tmp_path / "groups")
-    found = _memory.free_memory(torch.device("cpu"))
+    monkeypatch.setattr(memory, "MEMORY_INFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
+    found = memory.free_memory(torch.device("cpu"))
     assert found == free
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert _memory.free_memory(torch.device("cpu")) == found // 2
+    assert memory.free_memory(torch.device("cpu")) == found // 2
 
 
 def test_what_pytorch_keeps_and_would_give_back_is_free(monkeypatch):
@@ -286,22 +289,22 @@ def test_what_pytorch_keeps_and_would_give_back_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 10_000))
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: kept)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    assert _memory.free_memory(torch.device("cuda", 1)) == 127
-    assert _memory.free_memory(torch.device("cuda")) == 3007
+    assert memory.free_memory(torch.device("cuda", 1)) == 127
+    assert memory.free_memory(torch.device("cuda")) == 3007
 
 
 def test_default_batch_follows_the_free_memory(monkeypatch):
     small, large = well(), MLPPotential((2,), DATA_PATH, widths=(256, 256))
 
     def size(model, n):
-        return _flow.batch_size_for(ReferenceEngine(), model, n, Job("solve"))
+        return batching.batch_size_for(ReferenceEngine(), model, n, Job("solve"))
 
-    monkeypatch.setattr(_flow, "free_memory", lambda device: 1 << 20)
+    monkeypatch.setattr(batching, "free_memory", lambda device: 1 << 20)
     assert 1 <= size(large, 10**9) < size(small, 10**9) < 10**5
     assert size(small, 3) == 3
-    monkeypatch.setattr(_flow, "free_memory", lambda device: None)
+    monkeypatch.setattr(batching, "free_memory", lambda device: None)
     assert size(small, 10**9) == 10**9
-    monkeypatch.setattr(_flow, "free_memory", lambda device: 1 << 14)
+    monkeypatch.setattr(batching, "free_memory", lambda device: 1 << 14)
     torch.testing.assert_close(sample(large, 9), sample(large, 9, batch_size=9), rtol=1e-4, atol=1e-4)
 
 
@@ -312,9 +315,9 @@ def test_an_engine_that_knows_what_it_needs_is_not_tried(monkeypatch):
             return 1 << 10
 
     model = well().double()
-    monkeypatch.setattr(_flow, "saved_bytes_per_sample", None)  # would fail if called
-    monkeypatch.setattr(_flow, "free_memory", lambda device: 1 << 20)
-    assert _flow.batch_size_for(Frugal(), model, 10**9, Job("solve")) == int(0.4 * 2**10)
+    monkeypatch.setattr(batching, "saved_bytes_per_sample", None)  # would fail if called
+    monkeypatch.setattr(batching, "free_memory", lambda device: 1 << 20)
+    assert batching.batch_size_for(Frugal(), model, 10**9, Job("solve")) == int(0.4 * 2**10)
 
 
 def test_progress_bar(capsys):

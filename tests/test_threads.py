@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vapo_fast as vf
-from vapo_fast._threads import threads_for
+from vapo_fast.core.threads import threads_for
 
 
 @pytest.fixture

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from vapo_fast import _threads, noise
-from vapo_fast import trainer as trainer_module
-from vapo_fast.batches import as_source, training_batch
-from vapo_fast.callbacks import Callback, Checkpointer, Metrics
+from vapo_fast import noise
 from vapo_fast.checkpoint import CheckpointError, save_training
 from vapo_fast.engines import UnsupportedJobError
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.loss import energy_loss
-from vapo_fast.optim import NonFiniteLossError, TrainingOptions, ema_decay_at, learning_rate
 from vapo_fast.potentials import GaussianMixturePotential, MLPPotential, Potential
 from vapo_fast.reference import Trainer as ReferenceTrainer
-from vapo_fast.trainer import Trainer, train
-from vapo_fast.training import TrainingInterrupted
+from vapo_fast.training import trainer as trainer_module
+from vapo_fast.training.batches import as_source, training_batch
+from vapo_fast.training.callbacks import Callback, Checkpointer, Metrics
+from vapo_fast.training.optimizer import NonFiniteLossError, TrainingOptions, ema_decay_at, learning_rate
+from vapo_fast.training.run import TrainingInterrupted
+from vapo_fast.training.trainer import Trainer, train
 
 PATH = DataHomotopy(sigma=0.1)
 DATA = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).abs()
@@ -286,10 +286,10 @@ def test_the_models_mode_comes_back() -> None:
 SCRIPT = """
     import os, signal, sys, torch
     from vapo_fast import noise
-    from vapo_fast.callbacks import Callback, Checkpointer, CSVLogger
+    from vapo_fast.training.callbacks import Callback, Checkpointer, CSVLogger
     from vapo_fast.homotopy import DataHomotopy
     from vapo_fast.potentials import MLPPotential
-    from vapo_fast.trainer import Trainer
+    from vapo_fast.training.trainer import Trainer
 
     directory, kill_at, resume = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "resume"
 
@@ -668,7 +668,7 @@ class CountingPath(DataHomotopy):
 
 @pytest.mark.parametrize(("few", "threads"), [(10**6, 1), (10, 3)])
 def test_what_is_tiny_is_computed_on_one_thread(few: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_threads, "_FEW", few)
+    monkeypatch.setattr(threads, "_FEW", few)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

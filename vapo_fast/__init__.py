@@ -2,15 +2,11 @@
 
 from vapo_fast import data, distributed, metrics, ode, reference
 from vapo_fast.checkpoint import CheckpointError, load, save
-from vapo_fast.density import log_density, log_likelihood
 from vapo_fast.engines import engines
 from vapo_fast.engines.triton import tune
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
-from vapo_fast.langevin import Refined, refine
-from vapo_fast.likelihood import BitsPerDim, bits_per_dim, dequantise
 from vapo_fast.loss import EnergyLoss, energy_loss
 from vapo_fast.ode import Solution, SolveError, Status
-from vapo_fast.ood import auroc, ood_scores, typicality
 from vapo_fast.potentials import (
     GaussianMixturePotential,
     MLPPotential,
@@ -19,8 +15,12 @@ from vapo_fast.potentials import (
     UNetPotential,
     WideResNetPotential,
 )
-from vapo_fast.sampling import interpolate, sample, validate_t_end
-from vapo_fast.trainer import Trainer, train
+from vapo_fast.sampling.bits_per_dim import BitsPerDim, bits_per_dim, dequantise
+from vapo_fast.sampling.density import log_density, log_likelihood
+from vapo_fast.sampling.langevin import Refined, refine
+from vapo_fast.sampling.ood import auroc, ood_scores, typicality
+from vapo_fast.sampling.sample import interpolate, sample, validate_t_end
+from vapo_fast.training.trainer import Trainer, train
 
 __version__ = "0.1.0"
 

@@ -1,5 +1,5 @@
 """``python -m vapo_fast``: the command line."""
 
-from vapo_fast.cli import main
+from vapo_fast.cli.app import main
 
 main()

@@ -11,7 +11,7 @@ LARGEST_SIZE: int
 MOST_THREADS: int
 
 testing: Any  # hooks for the tests of the solver
-pointwise: Any  # called through vapo_fast.passes.pointwise_native, which types it
+pointwise: Any  # called through vapo_fast.engines.explicit.pointwise_native, which types it
 rates: Any  # single kernels run over and over, for benchmarks
 
 class BuildInfo(TypedDict):

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.ode import Solution
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS, DEFAULT_RTOL
 from vapo_fast.potentials.base import Potential
-from vapo_fast.sampling import solve_samples
+from vapo_fast.sampling.sample import solve_samples
 
 if dist.is_available() and not dist.is_initialized():
     # Its functions keep the default group of the moment of their definition as a default argument, for ever. PyTorch
@@ -188,8 +188,8 @@ def sample(
         if another process failed.
     """
     here = world()
-    _checks.positive_int("n", n)
-    unit = 1 if batch_size is None else _checks.positive_int("batch_size", batch_size)
+    checks.positive_int("n", n)
+    unit = 1 if batch_size is None else checks.positive_int("batch_size", batch_size)
     rows = here.share(n, unit)
 
     def draw(rows: range) -> Solution:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks, _elementary
+from vapo_fast.core import checks, elementary
 
 Time = float | Tensor
 
@@ -106,7 +106,7 @@ class Homotopy(ABC):
         """
         if noise.shape != x_data.shape:
             raise ValueError(f"noise must have the shape of x_data, {tuple(x_data.shape)}, got {tuple(noise.shape)}")
-        _checks.time_or_times("t", t, x_data.shape[0])
+        checks.time_or_times("t", t, x_data.shape[0])
         k = self.kernel(t)
         a, b, a_dot, b_dot = (expand_time(value, x_data) for value in k)
         flat_noise, flat_data = noise.flatten(1), x_data.flatten(1)
@@ -180,8 +180,8 @@ class DataHomotopy(Homotopy):
     balanced_weight = "inverse_variance"
 
     def __init__(self, omega: float = 1.0, sigma: float = 0.01) -> None:
-        self.omega = _checks.positive_float("omega", omega)
-        self.sigma = _checks.positive_float("sigma", sigma)
+        self.omega = checks.positive_float("omega", omega)
+        self.sigma = checks.positive_float("sigma", sigma)
         self.t0 = 0.0
         ratio = self.omega / self.sigma
         # Closer together, no noise is removed along the path; further apart, 1/beta^2 overflows in float32.
@@ -238,9 +238,9 @@ class LinearHomotopy(Homotopy):
     balanced_weight = "uniform"
 
     def __init__(self, omega: float = 1.0, t1: float = 0.99) -> None:
-        self.omega = _checks.positive_float("omega", omega)
+        self.omega = checks.positive_float("omega", omega)
         self.t0 = 0.0
-        self.t1 = _checks.positive_float("t1", t1)
+        self.t1 = checks.positive_float("t1", t1)
         if self.t1 >= 1.0:
             raise ValueError(
                 f"t1 must be below 1, where the path's noise vanishes and its log-density with it; got {t1!r}"
@@ -267,7 +267,7 @@ class LinearHomotopy(Homotopy):
     def time_at_noise_position(self, position: Time) -> Tensor:
         level = self._log_noise_level(position)
         # From correctly rounded operations, so that all devices have the same times.
-        return self.time_at_noise_level(_elementary.exp(level.to(torch.float64)).to(level.dtype))
+        return self.time_at_noise_level(elementary.exp(level.to(torch.float64)).to(level.dtype))
 
     def config(self) -> dict[str, Any]:
         return {"class": "LinearHomotopy", "omega": self.omega, "t1": self.t1}
@@ -276,7 +276,7 @@ class LinearHomotopy(Homotopy):
 def homotopy_from_config(config: dict[str, Any]) -> Homotopy:
     """Rebuild a path from its ``config()``. ValueError if the class is unknown or arguments do not fit."""
     arguments = dict(config)
-    name = _checks.one_of("homotopy class", arguments.pop("class", None), _CLASSES)
+    name = checks.one_of("homotopy class", arguments.pop("class", None), _CLASSES)
     try:
         return _CLASSES[name](**arguments)
     except TypeError as error:
@@ -293,7 +293,7 @@ def as_time(t: Time) -> Tensor:
     """``t`` as a floating-point tensor. A Python number becomes 0-dim float64, which never widens a float32 result."""
     if isinstance(t, Tensor):
         return t if t.is_floating_point() else t.to(torch.get_default_dtype())
-    return torch.tensor(_checks.finite_float("t", t), dtype=torch.float64)
+    return torch.tensor(checks.finite_float("t", t), dtype=torch.float64)
 
 
 def expand_time(value: Tensor, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.homotopy import Homotopy, Time, as_time
 from vapo_fast.potentials.base import Potential
 
@@ -67,7 +67,7 @@ def energy_loss(
         raise TypeError(
             f"model must be a Potential, got {type(model).__name__}; wrap a module with Potential.from_module"
         )
-    _checks.one_of("estimator", estimator, ESTIMATORS)
+    checks.one_of("estimator", estimator, ESTIMATORS)
     if baseline is not None and estimator != "covariance":
         raise ValueError(
             "baseline applies to estimator='covariance' only; the velocity estimator has no term to centre"
@@ -90,10 +90,10 @@ def energy_loss(
 
 def check_points(model: Potential, x_data: Tensor, t: Time) -> None:
     """TypeError/ValueError unless x_data is a batch of at least one of the model's events, and t fits it."""
-    _checks.batch_of_events("x_data", x_data, model.event_shape)
+    checks.batch_of_events("x_data", x_data, model.event_shape)
     if x_data.shape[0] == 0:
         raise ValueError("x_data is an empty batch; the loss is a mean over at least one sample")
-    _checks.time_or_times("t", t, x_data.shape[0])
+    checks.time_or_times("t", t, x_data.shape[0])
 
 
 def loss_weight(path: Homotopy, weight: Weight, t: Tensor) -> Tensor:
@@ -105,6 +105,6 @@ def loss_weight(path: Homotopy, weight: Weight, t: Tensor) -> Tensor:
                 f"weight(t) must return a tensor of shape {tuple(t.shape)}, got {getattr(w, 'shape', w)!r}"
             )
         return w
-    if _checks.one_of("weight", weight, WEIGHTS) == "uniform":
+    if checks.one_of("weight", weight, WEIGHTS) == "uniform":
         return torch.ones_like(t)
     return path.kernel(t).beta.pow(-2)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks, _elementary, gpu, native
+from vapo_fast.core import checks, elementary, extension, triton_support
 
 _MASK16 = 0xFFFF
 _MASK32 = 0xFFFFFFFF
@@ -108,11 +108,11 @@ def permutation(seed: int, n: int, epoch: int, *, stream: int = Stream.DATA_ORDE
     Args: seed as for `normal`; n: positive; epoch: non-negative.
     Returns: (n,) int64 on the CPU.
     """
-    n = _checks.positive_int("n", n)
-    epoch = _checks.non_negative_int("epoch", epoch)
+    n = checks.positive_int("n", n)
+    epoch = checks.non_negative_int("epoch", epoch)
     (low, high), stream = _key(seed), _stream(stream)
-    if native.unavailable_reason() is None and n <= 1 << 33 and epoch < 1 << 63:
-        return native.permutation(high << 32 | low, n, epoch, stream)
+    if extension.unavailable_reason() is None and n <= 1 << 33 and epoch < 1 << 63:
+        return extension.permutation(high << 32 | low, n, epoch, stream)
     blocks = torch.arange((n + 1) // 2)
     zeros = torch.zeros_like(blocks)
     epoch_low, epoch_high = (zeros + (epoch & _MASK32)), (zeros + (epoch >> 32))
@@ -148,8 +148,8 @@ def _normal_from_words(words: tuple[Tensor, ...]) -> Tensor:
     u = [_open_uniform(word) for word in words]
     parts = []
     for u1, u2 in ((u[0], u[1]), (u[2], u[3])):
-        radius = _elementary.sqrt(-2.0 * _elementary.log(u1))
-        cosine, sine = _elementary.cos_sin_turns(u2)
+        radius = elementary.sqrt(-2.0 * elementary.log(u1))
+        cosine, sine = elementary.cos_sin_turns(u2)
         parts += [radius * cosine, radius * sine]
     return torch.stack(parts, dim=-1)
 
@@ -171,8 +171,8 @@ class _Distribution(NamedTuple):
     kernel: str
 
 
-_NORMAL = _Distribution(_normal_from_words, native.normal_draws, "normal")
-_UNIFORM = _Distribution(_uniform_from_words, native.uniform_draws, "uniform")
+_NORMAL = _Distribution(_normal_from_words, extension.normal_draws, "normal")
+_UNIFORM = _Distribution(_uniform_from_words, extension.uniform_draws, "uniform")
 
 
 def _draw(
@@ -191,12 +191,12 @@ def _draw(
     size = math.prod(shape)
     # Narrow types go through float32 because PyTorch's own conversion does on some devices and not on others.
     drawn = torch.float64 if dtype == torch.float64 else torch.float32
-    if rows.device.type == "cuda" and gpu.unavailable_reason(rows.device) is None:
+    if rows.device.type == "cuda" and triton_support.unavailable_reason(rows.device) is None:
         from vapo_fast.kernels import noise as kernels
 
         values: Tensor = getattr(kernels, distribution.kernel)(key, rows.contiguous(), size, stream_word, drawn)
         return values.to(dtype).reshape(rows.shape[0], *shape)
-    if rows.device.type == "cpu" and native.unavailable_reason() is None:
+    if rows.device.type == "cpu" and extension.unavailable_reason() is None:
         values = distribution.native(key[1] << 32 | key[0], rows.contiguous(), size, stream_word, drawn)
         return values.to(dtype).reshape(rows.shape[0], *shape)
     blocks = (size + 3) // 4
@@ -262,4 +262,4 @@ def _index(index: Index, device: torch.device | str) -> Tensor:
 
 
 def _event_shape(value: Sequence[int]) -> tuple[int, ...]:
-    return () if isinstance(value, Sequence) and len(value) == 0 else _checks.event_shape(value)
+    return () if isinstance(value, Sequence) and len(value) == 0 else checks.event_shape(value)

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks, noise, ode
-from vapo_fast._flow import check_model, end_time, evaluation, model_dtype_device
-from vapo_fast.density import log_likelihood, log_prior
+from vapo_fast import noise, ode
+from vapo_fast.core import checks
 from vapo_fast.potentials.base import Potential
+from vapo_fast.sampling.batching import check_model, end_time, evaluation, model_dtype_device
+from vapo_fast.sampling.density import log_likelihood, log_prior
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def sample_grid(images: Tensor, path: PathLike, columns: int | None = None, titl
     """
     pixels = _image_pixels(images)
     n = pixels.shape[0]
-    columns = math.ceil(math.sqrt(n)) if columns is None else min(n, _checks.positive_int("columns", columns))
+    columns = math.ceil(math.sqrt(n)) if columns is None else min(n, checks.positive_int("columns", columns))
     return _save(_tiles(pixels, columns, title), path)
 
 
@@ -133,7 +134,7 @@ def score_histograms(scores: Mapping[str, Tensor], path: PathLike, label: str, t
     for name, part in scores.items():
         if not isinstance(part, Tensor) or not part.is_floating_point() or part.dim() != 1 or not len(part):
             raise TypeError(f"scores[{name!r}] must be a floating-point tensor (N,) with N >= 1, got {part!r}")
-        values[name] = _checks.all_finite(f"scores[{name!r}]", part).detach().double().cpu().numpy()
+        values[name] = checks.all_finite(f"scores[{name!r}]", part).detach().double().cpu().numpy()
     # Stray scores, orders of magnitude away, would leave one bar for all the rest; they are counted in the end bins.
     low, high = (float(f([np.quantile(v, q) for v in values.values()])) for f, q in ((min, 0.02), (max, 0.98)))
     edges = np.linspace(low, high if high > low else low + 1.0, 60)
@@ -181,8 +182,8 @@ def samples_2d(
         seed, rtol: as for `vapo_fast.sample`; sample i is the same in both.
     Raises: ValueError for another event_shape or bad numbers, SolveError, ImportError without matplotlib.
     """
-    n, trajectories = _checks.positive_int("n", n), _checks.non_negative_int("trajectories", trajectories)
-    if _checks.positive_int("cells", cells) < 2:
+    n, trajectories = checks.positive_int("n", n), checks.non_negative_int("trajectories", trajectories)
+    if checks.positive_int("cells", cells) < 2:
         raise ValueError(f"cells must be at least 2, got {cells}")
     flow = _flow(model, n, 65, t_end, seed, rtol)
     points = None if data is None else _points("data", data)
@@ -232,10 +233,10 @@ def animation_2d(
         frames_per_second: 1 to 50.
     Raises: as `samples_2d`.
     """
-    n = _checks.positive_int("n", n)
-    if _checks.positive_int("frames", frames) < 2:
+    n = checks.positive_int("n", n)
+    if checks.positive_int("frames", frames) < 2:
         raise ValueError(f"frames must be at least 2, the start and the end, got {frames}")
-    if _checks.positive_int("frames_per_second", frames_per_second) > 50:
+    if checks.positive_int("frames_per_second", frames_per_second) > 50:
         raise ValueError(f"frames_per_second must be at most 50, a GIF's shortest delay, got {frames_per_second}")
     path = _target(path, (".gif",))
     flow = _flow(model, n, frames, t_end, seed, rtol)
@@ -395,7 +396,7 @@ def _extent(
 
 
 def _points(name: str, x: Tensor) -> Array:
-    _checks.all_finite(name, _checks.batch_of_events(name, x, (2,)))
+    checks.all_finite(name, checks.batch_of_events(name, x, (2,)))
     return x.detach().double().cpu().numpy()
 
 
@@ -406,7 +407,7 @@ def _image_pixels(images: Tensor) -> Array:
         raise TypeError(f"images must be a floating-point tensor (N, C, H, W) with values in [-1, 1], got {found}")
     if images.dim() != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise ValueError(f"images must have shape (N, C, H, W) with N >= 1 and C 1 or 3, got {tuple(images.shape)}")
-    _checks.all_finite("images", images)
+    checks.all_finite("images", images)
     scaled = images.detach().float().cpu().clamp(-1.0, 1.0).add(1.0).mul(127.5).round().to(torch.uint8)
     pixels: Array = scaled.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     return pixels

@@ -38,8 +38,8 @@ from benchmarks.peers.base import (
 from benchmarks.peers.torch_solvers import Maker, field_runner, runner_of, with_torchdiffeq, with_torchode
 from benchmarks.plain_field import PlainField
 from benchmarks.workloads import Problem
-from vapo_fast.batches import as_source, training_batch
-from vapo_fast.optim import TrainingOptions, ema_decay_at, learning_rate
+from vapo_fast.training.batches import as_source, training_batch
+from vapo_fast.training.optimizer import TrainingOptions, ema_decay_at, learning_rate
 
 NAME = "torch.compile"
 GRAPHED = "torch.compile graphed"

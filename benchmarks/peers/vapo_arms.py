@@ -26,11 +26,11 @@ from benchmarks.peers.base import (
     to_numpy,
 )
 from benchmarks.workloads import Problem
-from vapo_fast._flow import evaluation
 from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.engines import Engine, Job, UnsupportedJobError, choose
 from vapo_fast.ode import Solution, SolveOptions, Status
-from vapo_fast.training import TrainingRun
+from vapo_fast.sampling.batching import evaluation
+from vapo_fast.training.run import TrainingRun
 
 OTHER_TOLERANCES = {"tol*100": 100.0, "tol*10": 10.0, "tol/10": 0.1, "tol/20": 0.05}
 """Arms ``native tol*10`` and so on: our engines at other tolerances, by their factor. A twentieth of 1e-5 is about the

@@ -46,7 +46,8 @@ from benchmarks.quality.arms import Snapshots
 from benchmarks.quality.features import DEFAULT_CACHE, feature_extractor
 from benchmarks.quality.flow_matching import parameters
 from benchmarks.quality.settings import ARMS, SETTINGS, Setting, options_of
-from vapo_fast import config, data, plots
+from vapo_fast import data, plots
+from vapo_fast.cli import config
 from vapo_fast.noise import permutation
 
 CLOCKS: dict[str, arms.Clock] = {"wall": time.perf_counter, "cpu": time.process_time}

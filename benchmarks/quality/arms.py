@@ -15,10 +15,10 @@ import vapo_fast as vf
 from benchmarks.quality import flow_matching
 from benchmarks.quality.flow_matching import FlowMatching
 from benchmarks.quality.settings import ARMS, Setting, network_of, options_of
-from vapo_fast.batches import Data
 from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.ode import Solution
-from vapo_fast.training import TrainingRun
+from vapo_fast.training.batches import Data
+from vapo_fast.training.run import TrainingRun
 
 AfterStep = Callable[[int], None]
 Clock = Callable[[], float]

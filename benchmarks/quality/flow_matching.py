@@ -13,11 +13,11 @@ from torch import Tensor
 
 from benchmarks.quality.velocity import VelocityUNet
 from vapo_fast import noise, ode
-from vapo_fast.batches import Batch, Batches, Data, as_source
-from vapo_fast.device_batches import DeviceBatches
 from vapo_fast.loss import loss_weight
 from vapo_fast.ode import Solution, SolveOptions
-from vapo_fast.optim import (
+from vapo_fast.training.batches import Batch, Batches, Data, as_source
+from vapo_fast.training.device_batches import DeviceBatches
+from vapo_fast.training.optimizer import (
     RunningAverage,
     TrainingOptions,
     ema_decay_at,
@@ -25,7 +25,7 @@ from vapo_fast.optim import (
     make_optimizer,
     set_gradients,
 )
-from vapo_fast.prefetch import batches_ahead, prepared
+from vapo_fast.training.prefetch import batches_ahead, prepared
 
 AfterStep = Callable[[int], None]
 

@@ -10,10 +10,10 @@ from benchmarks.peers import ARMS
 from benchmarks.peers.base import Arm, DisagreementError, UnavailableError
 from benchmarks.peers.vapo_arms import OTHER_TOLERANCES
 from benchmarks.workloads import Problem, Workloads
-from vapo_fast import native
+from vapo_fast.core import extension
 
 # Without it nothing measures the machine beside the arms.
-needs_native = pytest.mark.skipif(native.unavailable_reason() is not None, reason="needs the native extension")
+needs_native = pytest.mark.skipif(extension.unavailable_reason() is not None, reason="needs the native extension")
 # Two compilations of half a minute in all: left to `make test-all`.
 SLOW = ("torch.compile", "torchdiffeq compiled")
 

@@ -10,9 +10,9 @@ import pytest
 from benchmarks import left_out, records
 from benchmarks.measure import PEAK
 from benchmarks.provenance import ROOT
-from vapo_fast import native
+from vapo_fast.core import extension
 
-pytestmark = pytest.mark.skipif(native.unavailable_reason() is not None, reason="needs the native extension")
+pytestmark = pytest.mark.skipif(extension.unavailable_reason() is not None, reason="needs the native extension")
 
 # Loaded before the kit's conftest: a selection of one case for two arms and one that is missing, and a gate that says
 # what the test wants. The rest is the kit.

@@ -13,8 +13,8 @@ from benchmarks import graph_loops, graph_loops_table, provenance, report
 from benchmarks.graph_loops import CASES, Case
 from benchmarks.workloads import random_potential
 from vapo_fast.engines import GraphEngine
-from vapo_fast.engines.graph import LOOPS
-from vapo_fast.graph import capture
+from vapo_fast.engines.graph import capture
+from vapo_fast.engines.graph.engine import LOOPS
 
 TINY = Case("tiny", lambda cache: random_potential(2, (8, 8)), 5, 1e-3)
 

@@ -33,7 +33,7 @@ from benchmarks.image_targets import Target, findings
 from benchmarks.peak_memory import peak_bytes
 from benchmarks.peers import compiled
 from benchmarks.peers.base import DisagreementError
-from vapo_fast import native
+from vapo_fast.core import extension
 
 TINY = {
     "tiny_unet": ImageModel("U-Net", vf.UNetPotential, (2, 4, 4), (4, (1, 2), 1), sigma=0.3, device="cpu"),
@@ -502,7 +502,7 @@ def test_page() -> None:
         assert f"| {row['arm']} | {float(row['median_ms']):.0f} |" in text
 
 
-@pytest.mark.skipif(native.unavailable_reason() is not None, reason="needs the native extension")
+@pytest.mark.skipif(extension.unavailable_reason() is not None, reason="needs the native extension")
 def test_single_convolutions() -> None:
     """A row for each arm, errors of float32, what is chosen marked, and a line of the page."""
     shapes = {(16, 20, 3): "tiles of 4", (16, 16, 6): "tiles of 2", (3, 16, 4): "library"}

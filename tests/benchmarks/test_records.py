@@ -15,7 +15,7 @@ from benchmarks.measure import PEAK, PRODUCT, CaseResult, Error, Measured
 from benchmarks.peers.base import Outcome
 from benchmarks.records import Record
 from benchmarks.targets import TARGETS, Target, cases_of_targets, findings
-from vapo_fast import native
+from vapo_fast.core import extension
 
 
 def measured(arm: str, peer: bool, seconds: float, error: float | None = None, flops: int | None = None) -> Measured:
@@ -316,11 +316,11 @@ def test_a_run_and_its_seconds_are_written_down(tmp_path: Path):
     assert back.commit
 
 
-@pytest.mark.skipif(native.unavailable_reason() is not None, reason="needs the native extension")
+@pytest.mark.skipif(extension.unavailable_reason() is not None, reason="needs the native extension")
 def test_every_kernel_is_measured_beside_the_multiply_adds():
     rates = kernels.measure(LATER, 1, rounds=5, round_seconds=1e-4)
     assert torch.get_num_threads() == 1
-    for name in native.instruction_sets():
+    for name in extension.instruction_sets():
         found = [(one.kernel, one.case) for one in rates if one.instruction_set == name]
         assert found[0] == (PEAK, "")
         assert {kind for kind, _ in found} >= {PEAK, "product", "SiLU and its derivative", "field"}

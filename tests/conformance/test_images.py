@@ -11,9 +11,9 @@ from zoo import DTYPES, times
 
 import vapo_fast as vf
 from vapo_fast import ode
-from vapo_fast._flow import TO_NOISE_SHARE
 from vapo_fast.engines import Batch, GraphEngine, Job, LossOptions, ReferenceEngine, base
 from vapo_fast.ode import SolveOptions, Status
+from vapo_fast.sampling.batching import TO_NOISE_SHARE
 
 REFERENCE = ReferenceEngine()
 CUDA = torch.cuda.is_available()

@@ -25,9 +25,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 import vapo_fast as vf
-from vapo_fast import cli, distributed
-from vapo_fast import trainer as trainer_module
-from vapo_fast.callbacks import Callback, Checkpointer, CSVLogger
+from vapo_fast import distributed
+from vapo_fast.cli.app import app as cli
+from vapo_fast.training import trainer as trainer_module
+from vapo_fast.training.callbacks import Callback, Checkpointer, CSVLogger
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "distributed_loop.py"
 PATH = vf.DataHomotopy(sigma=0.1)

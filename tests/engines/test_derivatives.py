@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import vapo_fast as vf
-from vapo_fast.batches import Batch
-from vapo_fast.engines import Job, ReferenceEngine, _derivatives
-from vapo_fast.engines.graph import GRAPH
-from vapo_fast.passes import ExplicitPasses
+from vapo_fast.engines import Job, ReferenceEngine, derivatives
+from vapo_fast.engines.explicit import ExplicitPasses
+from vapo_fast.engines.graph.engine import GRAPH
+from vapo_fast.training.batches import Batch
 
 PATH = vf.DataHomotopy(1.0, 0.1)
 JOB = Job("loss_and_grads")
@@ -49,7 +49,7 @@ def batch(rows: int = ROWS) -> Batch:
 
 
 def free(monkeypatch: pytest.MonkeyPatch, bytes_: int | None) -> None:
-    monkeypatch.setattr(_derivatives, "free_memory", lambda device: bytes_)
+    monkeypatch.setattr(derivatives, "free_memory", lambda device: bytes_)
 
 
 def need(model: vf.UNetPotential) -> int:

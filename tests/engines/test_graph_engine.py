@@ -11,14 +11,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vapo_fast as vf
-from vapo_fast import _flow
-from vapo_fast.batches import Batch
 from vapo_fast.engines import GraphEngine, Job, LossOptions, ReferenceEngine, choose
-from vapo_fast.engines import graph as graph_module
-from vapo_fast.engines._precision import Noise
-from vapo_fast.engines.graph import GRAPH
+from vapo_fast.engines.explicit import ExplicitPasses, explicit_passes
+from vapo_fast.engines.graph import engine as graph_module
+from vapo_fast.engines.graph.engine import GRAPH
+from vapo_fast.engines.precision import Noise
 from vapo_fast.ode import SolveOptions
-from vapo_fast.passes import ExplicitPasses, explicit_passes
+from vapo_fast.sampling import batching
+from vapo_fast.training.batches import Batch
 
 PATH = vf.DataHomotopy(1.0, 0.1)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -286,7 +286,7 @@ def test_fields_of_many_samples_are_batched_by_their_activations(monkeypatch, en
         return field(self, x, *others)
 
     monkeypatch.setattr(ExplicitPasses, "field", counted)
-    monkeypatch.setattr(_flow, "free_memory", lambda device: 20 * needed)
+    monkeypatch.setattr(batching, "free_memory", lambda device: 20 * needed)
     vf.refine(potential, torch.randn(30, 1, 4, 4), 1)
     assert max(rows) == 8
 
@@ -438,7 +438,7 @@ def test_losses_in_bf16_are_near_and_keep_their_type(engine, build):
 
 
 def test_who_repeats_steps_is_an_option(monkeypatch):
-    from vapo_fast.graph import capture
+    from vapo_fast.engines.graph import capture
 
     monkeypatch.setattr(capture, "CudaRecorder", lambda device: "replay")
     monkeypatch.setattr(capture, "WhileRecorder", lambda device: "while")

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import vapo_fast as vf
-from vapo_fast import native
+from vapo_fast.core import extension
 from vapo_fast.engines import (
     ENVIRONMENT_VARIABLE,
     Batch,
@@ -34,7 +34,7 @@ from vapo_fast.engines.native import NATIVE, NativeEngine, energy_loss
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
 from vapo_fast.ode import SolveOptions
 
-pytestmark = pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
+pytestmark = pytest.mark.skipif(extension.unavailable_reason() is not None, reason=str(extension.unavailable_reason()))
 
 CPU = torch.device("cpu")
 PATH = DataHomotopy(1.0, 0.1)
@@ -78,7 +78,11 @@ def test_auto_takes_it_for_every_job_of_an_mlp():
 @pytest.mark.parametrize("time_dependent", [True, False])
 def test_it_takes(path, dtype, time_dependent):
     model = mlp(dtype, path, time_dependent=time_dependent)
-    for options in ({}, {"precision": native.DTYPE_NAMES[dtype]}, {"loss": LossOptions("covariance", torch.ones_like)}):
+    for options in (
+        {},
+        {"precision": extension.DTYPE_NAMES[dtype]},
+        {"loss": LossOptions("covariance", torch.ones_like)},
+    ):
         assert NATIVE.supports(model, CPU, dtype, job("loss_and_grads", **options)) is None
 
 
@@ -248,7 +252,7 @@ def test_instruction_sets_agree(activation, dtype, monkeypatch):
     model = mlp(dtype, activation=activation, fourier_features=3)
     expected = numbers(REFERENCE, mlp(torch.float64, activation=activation, fourier_features=3))
     tolerance = {torch.float32: 2e-4, torch.float64: 1e-10}[dtype]
-    for name in native.instruction_sets():
+    for name in extension.instruction_sets():
         monkeypatch.setenv("VAPO_FAST_INSTRUCTION_SET", name)
         engine = NativeEngine()
         assert engine._mlp(model).instruction_set == name
@@ -751,9 +755,9 @@ def test_tolerances_and_times_are_checked():
 
 
 def test_memory_is_told_not_tried(monkeypatch):
-    from vapo_fast import _flow
+    from vapo_fast.sampling import batching
 
-    monkeypatch.setattr(_flow, "saved_bytes_per_sample", None)  # would fail if called
+    monkeypatch.setattr(batching, "saved_bytes_per_sample", None)  # would fail if called
     model = mlp()
     solve = NATIVE.bytes_per_sample(model, torch.float32, job())
     assert 2 * 2 * 4 <= solve < 1000

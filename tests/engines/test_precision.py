@@ -7,7 +7,7 @@ import torch
 
 import vapo_fast as vf
 from vapo_fast.engines import Job, LossOptions, TritonEngine
-from vapo_fast.engines._precision import Noise
+from vapo_fast.engines.precision import Noise
 from vapo_fast.homotopy import DataHomotopy
 from vapo_fast.ode import SolveOptions
 from vapo_fast.potentials import MLPPotential

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import vapo_fast as vf
-from vapo_fast.batches import Batch
-from vapo_fast.callbacks import Callback
 from vapo_fast.engines import Job, choose
 from vapo_fast.ode import SolveOptions
+from vapo_fast.training.batches import Batch
+from vapo_fast.training.callbacks import Callback
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 

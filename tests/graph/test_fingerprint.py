@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import vapo_fast as vf
-from vapo_fast.graph.fingerprint import fingerprint
+from vapo_fast.engines.graph.fingerprint import fingerprint
 
 PATH = vf.DataHomotopy(1.0, 0.1)
 

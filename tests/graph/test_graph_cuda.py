@@ -17,16 +17,16 @@ import torch
 from torch import nn
 
 import vapo_fast as vf
-from vapo_fast import native
-from vapo_fast.batches import Batch
-from vapo_fast.callbacks import Callback
+from vapo_fast.core import extension
 from vapo_fast.engines import GraphEngine, Job, ReferenceEngine, choose
-from vapo_fast.engines.graph import GRAPH
-from vapo_fast.graph import capture, driver, while_graph
-from vapo_fast.graph import replay as replaying
-from vapo_fast.graph.capture import ReplayLoop, WhileLoop
-from vapo_fast.graph.launch import Launcher
+from vapo_fast.engines.graph import capture, driver, while_graph
+from vapo_fast.engines.graph import replay as replaying
+from vapo_fast.engines.graph.capture import ReplayLoop, WhileLoop
+from vapo_fast.engines.graph.engine import GRAPH
+from vapo_fast.engines.graph.launch import Launcher
 from vapo_fast.ode import SolveOptions
+from vapo_fast.training.batches import Batch
+from vapo_fast.training.callbacks import Callback
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 
@@ -120,8 +120,8 @@ def test_between_looks_nobody_waits(
     model: vf.Potential, precision: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole loop of launches and looks, from the first replay to the last look, under CUDA's error for waiting."""
-    if way == "extension" and native.unavailable_reason() is not None:
-        pytest.skip(str(native.unavailable_reason()))
+    if way == "extension" and extension.unavailable_reason() is not None:
+        pytest.skip(str(extension.unavailable_reason()))
     loop = replaying.in_extension if way == "extension" else replaying.in_python
     launched: list[int] = []
 

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from vapo_fast.graph.buckets import Buckets
-from vapo_fast.graph.launch import Launcher
-from vapo_fast.graph.solver import Solver
-from vapo_fast.graph.state import RUNNING_ROWS
-from vapo_fast.graph.step import Plan
+from vapo_fast.engines.graph.buckets import Buckets
+from vapo_fast.engines.graph.launch import Launcher
+from vapo_fast.engines.graph.solver import Solver
+from vapo_fast.engines.graph.state import RUNNING_ROWS
+from vapo_fast.engines.graph.step import Plan
 from vapo_fast.ode import SolveOptions, integrate
 from vapo_fast.ode.stages import expand
 

@@ -6,8 +6,8 @@ import subprocess
 import cuda_headers
 import pytest
 
-from vapo_fast.graph import node_params
-from vapo_fast.graph.node_params import InstantiateResult, NodeType
+from vapo_fast.engines.graph import node_params
+from vapo_fast.engines.graph.node_params import InstantiateResult, NodeType
 
 pytestmark = pytest.mark.skipif(cuda_headers.missing() is not None, reason=str(cuda_headers.missing()))
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vapo_fast import native
-from vapo_fast.graph import capture
-from vapo_fast.graph.capture import every
-from vapo_fast.graph.driver import DriverError
-from vapo_fast.graph.replay import UNKNOWN, Replays, in_extension, in_python, replay
+from vapo_fast.core import extension
+from vapo_fast.engines.graph import capture
+from vapo_fast.engines.graph.capture import every
+from vapo_fast.engines.graph.driver import DriverError
+from vapo_fast.engines.graph.replay import UNKNOWN, Replays, in_extension, in_python, replay
 
 COMPILER = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 GRAPH, STREAM = 0x6A, 0x51
@@ -86,8 +86,8 @@ def fake(built):
 
 @pytest.fixture(params=["extension", "python"])
 def run(request, fake):
-    if request.param == "extension" and native.unavailable_reason() is not None:
-        pytest.skip(str(native.unavailable_reason()))
+    if request.param == "extension" and extension.unavailable_reason() is not None:
+        pytest.skip(str(extension.unavailable_reason()))
     loop = in_extension if request.param == "extension" else in_python
     return lambda replays, monitor=None: loop(replays, monitor, fake.path)
 
@@ -246,12 +246,12 @@ def test_memory_that_runs_out_has_pytorchs_name(fake):
 
 def test_python_stands_in_for_the_extension(fake, monkeypatch):
     fake.script([3, 0], [0, 0])
-    monkeypatch.setattr(native, "unavailable_reason", lambda: "left out")
-    monkeypatch.setattr(native, "extension", None)  # would fail if called
+    monkeypatch.setattr(extension, "unavailable_reason", lambda: "left out")
+    monkeypatch.setattr(extension, "extension", None)  # would fail if called
     assert replay(fake.replays(), library=fake.path) == (0, 2)
 
 
-@pytest.mark.skipif(native.unavailable_reason() is not None, reason=str(native.unavailable_reason()))
+@pytest.mark.skipif(extension.unavailable_reason() is not None, reason=str(extension.unavailable_reason()))
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -272,7 +272,7 @@ def test_wrong_calls_of_the_extension(fake, change, error, message):
     fake.script([0])
     arguments = {"library": fake.path, **vars(fake.replays()), "monitor": None} | change
     with pytest.raises(error, match=message):
-        native.extension().replay(**arguments)
+        extension.load().replay(**arguments)
     assert fake.launches == 0
 
 

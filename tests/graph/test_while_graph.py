@@ -21,17 +21,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from vapo_fast import native
-from vapo_fast.graph import capture, while_graph
-from vapo_fast.graph.buckets import Buckets
-from vapo_fast.graph.capture import ReplayLoop, WhileLoop, WhileRecorder, most_steps
-from vapo_fast.graph.driver import DriverError
-from vapo_fast.graph.launch import Launcher
-from vapo_fast.graph.node_params import NodeType
-from vapo_fast.graph.replay import UNKNOWN, in_extension, in_python, replay
-from vapo_fast.graph.solver import Solver
-from vapo_fast.graph.step import Plan
-from vapo_fast.graph.while_graph import FAR, RUNNING, Mailbox, WhileGraph, WhileUnavailableError
+from vapo_fast.core import extension
+from vapo_fast.engines.graph import capture, while_graph
+from vapo_fast.engines.graph.buckets import Buckets
+from vapo_fast.engines.graph.capture import ReplayLoop, WhileLoop, WhileRecorder, most_steps
+from vapo_fast.engines.graph.driver import DriverError
+from vapo_fast.engines.graph.launch import Launcher
+from vapo_fast.engines.graph.node_params import NodeType
+from vapo_fast.engines.graph.replay import UNKNOWN, in_extension, in_python, replay
+from vapo_fast.engines.graph.solver import Solver
+from vapo_fast.engines.graph.step import Plan
+from vapo_fast.engines.graph.while_graph import FAR, RUNNING, Mailbox, WhileGraph, WhileUnavailableError
 from vapo_fast.ode import SolveOptions, integrate
 from vapo_fast.ode.stages import expand
 
@@ -138,8 +138,8 @@ def fake(built):
 @pytest.fixture(params=["extension", "python"])
 def replayed(request, fake, monkeypatch):
     """`WhileLoop` with the fake driver, by either loop of replays."""
-    if request.param == "extension" and native.unavailable_reason() is not None:
-        pytest.skip(str(native.unavailable_reason()))
+    if request.param == "extension" and extension.unavailable_reason() is not None:
+        pytest.skip(str(extension.unavailable_reason()))
     loop = in_extension if request.param == "extension" else in_python
     monkeypatch.setattr(capture, "replay", lambda replays, monitor: loop(replays, monitor, fake.path))
     monkeypatch.setattr(capture, "WhileGraph", partial(WhileGraph, library=fake.path))

@@ -55,8 +55,8 @@ from vapo_fast.kernels.stage import stage
 from vapo_fast.kernels.step import begin, step
 
 import vapo_fast as vf
-from vapo_fast.graph.state import State
-from vapo_fast.graph.step import Plan
+from vapo_fast.engines.graph.state import State
+from vapo_fast.engines.graph.step import Plan
 from vapo_fast.ode import SolveOptions
 from vapo_fast.ode.tableaus import TABLEAUS
 

@@ -7,8 +7,8 @@ import torch
 from zoo import Network, states, times
 
 from vapo_fast.engines import Batch, Job, LossOptions, ReferenceEngine
-from vapo_fast.engines._precision import Noise
 from vapo_fast.engines.energy_loss import energy_loss_of
+from vapo_fast.engines.precision import Noise
 from vapo_fast.engines.triton import TritonEngine
 from vapo_fast.loss import energy_loss
 from vapo_fast.ode import SolveOptions

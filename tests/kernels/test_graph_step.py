@@ -9,11 +9,11 @@ from vapo_fast.kernels.settle import settle
 from vapo_fast.kernels.stage import stage
 from vapo_fast.kernels.tableau import phases
 
-from vapo_fast.graph.buckets import Buckets
-from vapo_fast.graph.solver import Solver
-from vapo_fast.graph.state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
-from vapo_fast.graph.step import Plan, TorchOps
-from vapo_fast.graph.triton_ops import TritonOps
+from vapo_fast.engines.graph.buckets import Buckets
+from vapo_fast.engines.graph.solver import Solver
+from vapo_fast.engines.graph.state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
+from vapo_fast.engines.graph.step import Plan, TorchOps
+from vapo_fast.engines.graph.triton_ops import TritonOps
 from vapo_fast.ode import TABLEAUS, SolveOptions, Status, integrate
 from vapo_fast.ode.settings import numbers, settings
 from vapo_fast.ode.stages import expand

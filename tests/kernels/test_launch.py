@@ -15,10 +15,10 @@ from vapo_fast.kernels.step import begin, step
 from zoo import Network, states, times
 
 import vapo_fast as vf
-from vapo_fast import gpu
+from vapo_fast.core import triton_support
 from vapo_fast.engines import Job, TritonEngine
-from vapo_fast.graph.state import State
-from vapo_fast.graph.step import Plan
+from vapo_fast.engines.graph.state import State
+from vapo_fast.engines.graph.step import Plan
 from vapo_fast.ode import SolveOptions
 from vapo_fast.ode.tableaus import TABLEAUS
 
@@ -114,19 +114,19 @@ def test_tiles_are_timed_on_their_device(entered, monkeypatch):
 @pytest.fixture
 def two_devices(monkeypatch) -> Iterator[None]:
     """An old device and a new one."""
-    gpu.unavailable_reason.cache_clear()
+    triton_support.unavailable_reason.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: ((7, 5), (9, 0))[index])
     yield
-    gpu.unavailable_reason.cache_clear()
+    triton_support.unavailable_reason.cache_clear()
 
 
 def test_each_device_is_asked_for_its_capability(two_devices):
     too_old = "the device's compute capability is 7.5; the kernels need 8.0"
-    assert gpu.unavailable_reason() is None
-    assert gpu.unavailable_reason(torch.device("cuda:1")) is None
-    assert gpu.unavailable_reason(torch.device("cuda:0")) == too_old
+    assert triton_support.unavailable_reason() is None
+    assert triton_support.unavailable_reason(torch.device("cuda:1")) is None
+    assert triton_support.unavailable_reason(torch.device("cuda:0")) == too_old
     model = vf.MLPPotential((3,), vf.DataHomotopy(), (7,))
     engine = TritonEngine()
     assert engine.available() is None

@@ -8,7 +8,7 @@ from vapo_fast.kernels.shapes import Tile
 from zoo import Network
 
 import vapo_fast as vf
-from vapo_fast.cli import app
+from vapo_fast.cli.app import app
 from vapo_fast.engines import UnsupportedJobError
 from vapo_fast.engines import triton as engine
 

@@ -15,12 +15,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vapo_fast import _elementary, native, ode
+from vapo_fast import ode
+from vapo_fast.core import elementary, extension
 from vapo_fast.ode import TABLEAUS, Status
 from vapo_fast.ode.controller import PIController, initial_step, trial_step
 
-if native.unavailable_reason() is not None:
-    pytest.skip(str(native.unavailable_reason()), allow_module_level=True)
+if extension.unavailable_reason() is not None:
+    pytest.skip(str(extension.unavailable_reason()), allow_module_level=True)
 testing = importlib.import_module("vapo_fast._native").testing
 
 SHARES = st.sampled_from([0.0, 0.05, 0.2, 0.9])
@@ -64,9 +65,9 @@ def test_log_and_exp_are_the_same_bits():
     generator = torch.Generator().manual_seed(0)
     exponent = torch.rand(20_000, dtype=torch.float64, generator=generator) * 2000 - 1000
     positive = torch.cat([2.0**exponent, numbers(1.0, 0.5, 2.0, math.sqrt(0.5), 1e-300, 1e300, 1.0 - 2.0**-53)])
-    assert testing.log(positive.tolist()) == _elementary.log(positive).tolist()
+    assert testing.log(positive.tolist()) == elementary.log(positive).tolist()
     arguments = torch.cat([exponent, exponent * 1e-3, numbers(0.0, -0.0, 700.0, -700.0, 1e9, -1e9)])
-    assert testing.exp(arguments.tolist()) == _elementary.exp(arguments).tolist()
+    assert testing.exp(arguments.tolist()) == elementary.exp(arguments).tolist()
 
 
 @given(ratios, st.floats(1e-4, 1.0), st.booleans(), st.sampled_from([3, 5]), SHARES)

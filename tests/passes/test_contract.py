@@ -11,13 +11,13 @@ from image_zoo import PATHS, autograd, batch_for, build, largest_error, points
 from peak_memory import peak_bytes
 from torch import nn
 
-from vapo_fast import native
-from vapo_fast.batches import Batch
+from vapo_fast.core import extension
+from vapo_fast.engines.explicit import ExplicitPasses, UnlikePlainNetworkError, explicit_passes, unlike_a_plain_network
+from vapo_fast.engines.explicit.convolutions import Convolutions
 from vapo_fast.homotopy import DataHomotopy
-from vapo_fast.passes import ExplicitPasses, UnlikePlainNetworkError, explicit_passes, unlike_a_plain_network
-from vapo_fast.passes.convolutions import Convolutions
 from vapo_fast.potentials import MLPPotential, Potential, UNetPotential, WideResNetPotential
 from vapo_fast.potentials.image import ImagePotential
+from vapo_fast.training.batches import Batch
 
 both = pytest.mark.parametrize("name", ["resnet", "unet"])
 
@@ -153,12 +153,12 @@ def test_memory_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     # Both copies of 2 bytes each, but for the ends, which are turned in float32.
     assert passes.bytes_of_weights("bf16") == 4 * numbers
     assert ends < numbers
-    if native.unavailable_reason() is None:
+    if extension.unavailable_reason() is None:
         share = sum(weight.numel() for weight in filtered)
         assert passes.bytes_of_weights() == 4 * (numbers - share) + 10 * 4 * share
         wide = UNetPotential((1, 8, 8), PATHS["data"], channels=288, multipliers=(1,), blocks=1)
         assert explicit_passes(wide).bytes_of_weights() < 6 * 4 * sum(p.numel() for p in wide.parameters())
-    monkeypatch.setattr(native, "unavailable_reason", lambda: "gone")
+    monkeypatch.setattr(extension, "unavailable_reason", lambda: "gone")
     assert passes.bytes_of_weights() == 4 * numbers
     assert explicit_passes(model.double()).bytes_of_weights() == 8 * numbers
 

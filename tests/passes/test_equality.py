@@ -9,12 +9,12 @@ import torch
 from image_zoo import MODELS, PATHS, autograd, batch_for, build, dependence, largest_error, models, points
 from torch import Tensor
 
-from vapo_fast import gpu, native
-from vapo_fast.batches import Batch
+from vapo_fast.core import extension, triton_support
+from vapo_fast.engines.explicit import ExplicitPasses, explicit_passes
+from vapo_fast.engines.explicit.pointwise import Pointwise, TorchPointwise
 from vapo_fast.engines.reference import gradient_and_trace
 from vapo_fast.loss import energy_loss
-from vapo_fast.passes import ExplicitPasses, explicit_passes
-from vapo_fast.passes.pointwise import Pointwise, TorchPointwise
+from vapo_fast.training.batches import Batch
 
 # Of the largest number, or of each parameter's gradient in the norm; rounding of float64, with room for sums in another
 # order. float32: what is stated for gradients, against 1.5e-6 to 6e-6 found.
@@ -188,7 +188,11 @@ def test_any_layout_of_the_batch(name: str) -> None:
 def test_every_way_between_convolutions(name: str, way: str) -> None:
     """The jobs as a whole, in whatever types the way has; the operations one by one are in test_pointwise.py."""
     device = "cuda" if way == "triton" and torch.cuda.is_available() else "cpu"
-    reason = {"torch": None, "native": native.unavailable_reason(), "triton": gpu.unavailable_reason(device)}[way]
+    reason = {
+        "torch": None,
+        "native": extension.unavailable_reason(),
+        "triton": triton_support.unavailable_reason(device),
+    }[way]
     if reason is not None:
         pytest.skip(reason)
     pointwise = _pointwise(way)
@@ -212,11 +216,11 @@ def test_every_way_between_convolutions(name: str, way: str) -> None:
 
 def _pointwise(way: str) -> Pointwise:
     if way == "native":
-        from vapo_fast.passes.pointwise_native import NativePointwise
+        from vapo_fast.engines.explicit.pointwise_native import NativePointwise
 
         return NativePointwise()
     if way == "triton":
-        from vapo_fast.passes.pointwise_triton import TritonPointwise
+        from vapo_fast.engines.explicit.pointwise_triton import TritonPointwise
 
         return TritonPointwise()
     return TorchPointwise()

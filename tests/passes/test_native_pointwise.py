@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vapo_fast import native
+from vapo_fast.core import extension
 
-if native.unavailable_reason():
-    pytest.skip(str(native.unavailable_reason()), allow_module_level=True)
+if extension.unavailable_reason():
+    pytest.skip(str(extension.unavailable_reason()), allow_module_level=True)
 
 N, PIXELS, CHANNELS = 2, 3, 5
 ORDER: dict[str, tuple[str, ...]] = {
@@ -45,7 +45,7 @@ def arguments(operation: str, dtype: type = np.float32) -> dict[str, Any]:
 
 
 def call(operation: str, values: dict[str, Any]) -> None:
-    getattr(native.extension().pointwise, operation)(**values)
+    getattr(extension.load().pointwise, operation)(**values)
 
 
 def wrong(operation: str, name: str, change: Callable[[Any], Any]) -> None:

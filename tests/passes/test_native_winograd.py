@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vapo_fast import native
-from vapo_fast.batches import Batch
-from vapo_fast.passes import ExplicitPasses, explicit_passes
-from vapo_fast.passes.convolutions import Convolutions
-from vapo_fast.passes.winograd import WinogradWeights, winograd_tile
+from vapo_fast.core import extension
+from vapo_fast.engines.explicit import ExplicitPasses, explicit_passes
+from vapo_fast.engines.explicit.convolutions import Convolutions
+from vapo_fast.engines.explicit.winograd import WinogradWeights, winograd_tile
 from vapo_fast.potentials import UNetPotential, WideResNetPotential
 from vapo_fast.potentials.image import ImagePotential
+from vapo_fast.training.batches import Batch
 
-if native.unavailable_reason():
-    pytest.skip(str(native.unavailable_reason()), allow_module_level=True)
+if extension.unavailable_reason():
+    pytest.skip(str(extension.unavailable_reason()), allow_module_level=True)
 
 # Of sqrt(9 inputs), the root mean square of outputs inside the image for inputs and weights of unit normal draws: the
 # largest error and the root mean square one. Found, up to 200 channels: 2.7e-6 and 4.5e-7 with tiles of 2, 1.1e-5 and
@@ -69,7 +69,7 @@ def array(tensor: Tensor) -> NDArray[np.float32]:
 
 def filtered(weight: Tensor, x: Tensor, tile: int, transposed: bool = False, threads: int = 1) -> Tensor:
     """Into memory that holds NaN."""
-    made = native.extension().WinogradConvolution(array(weight), transposed=transposed, tile=tile, threads=threads)
+    made = extension.load().WinogradConvolution(array(weight), transposed=transposed, tile=tile, threads=threads)
     n, _, height, width = x.shape
     out = np.full((n, height, width, weight.shape[1 if transposed else 0]), np.nan, np.float32)
     made.apply(array(x), out, threads)
@@ -162,7 +162,7 @@ def test_what_the_workspace_held_does_not_matter(tile: int) -> None:
 
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(instruction_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if instruction_set not in native.instruction_sets():
+    if instruction_set not in extension.instruction_sets():
         pytest.skip(f"{instruction_set} cannot be used here")
     monkeypatch.setitem(os.environ, "VAPO_FAST_INSTRUCTION_SET", instruction_set)
     for tile in (2, 4):
@@ -176,7 +176,7 @@ def test_every_instruction_set(instruction_set: str, monkeypatch: pytest.MonkeyP
 
 def made(**changed: Any) -> Any:
     arguments = {"weight": array(drawn(6, 5, 3, 3)), "transposed": False, "tile": 4, "threads": 1, **changed}
-    return native.extension().WinogradConvolution(**arguments)
+    return extension.load().WinogradConvolution(**arguments)
 
 
 def test_weights_are_known_by_their_bytes() -> None:
@@ -264,7 +264,7 @@ def test_overlap() -> None:
 
 
 def test_an_object_that_was_never_made() -> None:
-    kind = native.extension().WinogradConvolution
+    kind = extension.load().WinogradConvolution
     with pytest.raises(TypeError, match=r"WinogradConvolution.__init__\(\) has not been called"):
         kind.__new__(kind).holds(array(drawn(6, 5, 3, 3)))
     with pytest.raises(TypeError, match="self must be of type WinogradConvolution, got int"):
@@ -298,7 +298,7 @@ def test_which_convolutions_are_filtered() -> None:
 def test_without_the_extension_the_library_convolves(monkeypatch: pytest.MonkeyPatch) -> None:
     convolution, x = layer(16, 16), drawn(2, 16, 7, 7)
     with_it = Convolutions(torch.float32, winograd=WinogradWeights()).forward(convolution, x)
-    monkeypatch.setattr(native, "unavailable_reason", lambda: "gone")
+    monkeypatch.setattr(extension, "unavailable_reason", lambda: "gone")
     without = Convolutions(torch.float32, winograd=WinogradWeights()).forward(convolution, x)
     assert torch.equal(without, Convolutions(torch.float32).forward(convolution, x))
     assert not torch.equal(with_it, without)

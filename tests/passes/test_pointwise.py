@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vapo_fast import gpu, native
-from vapo_fast.passes.pointwise import Pointwise, TorchPointwise, pair_like
+from vapo_fast.core import extension, triton_support
+from vapo_fast.engines.explicit.pointwise import Pointwise, TorchPointwise, pair_like
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Rows, channels, height, width: odd ones, single ones, more than one part or block of each kernel.
@@ -24,17 +24,17 @@ DTYPES = {
 
 
 def _native() -> Pointwise:
-    if native.unavailable_reason():
-        pytest.skip(str(native.unavailable_reason()))
-    from vapo_fast.passes.pointwise_native import NativePointwise
+    if extension.unavailable_reason():
+        pytest.skip(str(extension.unavailable_reason()))
+    from vapo_fast.engines.explicit.pointwise_native import NativePointwise
 
     return NativePointwise()
 
 
 def _triton() -> Pointwise:
-    if reason := gpu.unavailable_reason(DEVICE):
+    if reason := triton_support.unavailable_reason(DEVICE):
         pytest.skip(reason)
-    from vapo_fast.passes.pointwise_triton import TritonPointwise
+    from vapo_fast.engines.explicit.pointwise_triton import TritonPointwise
 
     return TritonPointwise()
 
@@ -218,7 +218,7 @@ def test_native_has_the_same_bits_on_any_number_of_threads(kind: str) -> None:
 
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(instruction_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if native.unavailable_reason() or instruction_set not in native.instruction_sets():
+    if extension.unavailable_reason() or instruction_set not in extension.instruction_sets():
         pytest.skip(f"{instruction_set} cannot be used here")
     monkeypatch.setitem(os.environ, "VAPO_FAST_INSTRUCTION_SET", instruction_set)
     for kind in DTYPES:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vapo_fast.density import log_density, log_likelihood
 from vapo_fast.homotopy import DataHomotopy
 from vapo_fast.loss import energy_loss
 from vapo_fast.potentials import MLPPotential, Potential, potential_from_config
-from vapo_fast.sampling import sample
+from vapo_fast.sampling.density import log_density, log_likelihood
+from vapo_fast.sampling.sample import sample
 
 PATH = DataHomotopy(1.0, 0.1)
 

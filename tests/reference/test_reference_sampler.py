@@ -12,7 +12,7 @@ from vapo_fast import reference
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
 from vapo_fast.ode import Solution, SolveError
 from vapo_fast.potentials import GaussianMixturePotential, MLPPotential
-from vapo_fast.sampling import sample
+from vapo_fast.sampling.sample import sample
 
 
 def mixture() -> GaussianMixturePotential:

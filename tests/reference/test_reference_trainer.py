@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from vapo_fast import reference
-from vapo_fast.callbacks import Callback, Checkpointer, Metrics
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
-from vapo_fast.optim import NonFiniteLossError
 from vapo_fast.potentials import MLPPotential, UNetPotential
-from vapo_fast.trainer import Trainer
+from vapo_fast.training.callbacks import Callback, Checkpointer, Metrics
+from vapo_fast.training.optimizer import NonFiniteLossError
+from vapo_fast.training.trainer import Trainer
 
 
 class Curve(Callback):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 
 IndexArray = np.ndarray[Any, np.dtype[np.int64]]
 Indices = Tensor | range | Sequence[int] | IndexArray
@@ -34,7 +34,7 @@ class Dataset(torch.utils.data.Dataset[Tensor], ABC):
 
     def __init__(self, name: str, n: int, event_shape: Sequence[int]) -> None:
         self.name = name
-        self.event_shape = _checks.event_shape(event_shape)
+        self.event_shape = checks.event_shape(event_shape)
         self._n = n
 
     @abstractmethod
@@ -125,7 +125,7 @@ class ArrayDataset(Dataset):
             raise DataFormatError(f"{name}: {array.shape[0]} events but labels of shape {tuple(labels.shape)}")
         self._array = array
         self._channels_last = channels_last and array.ndim == 4
-        self._image_size = None if image_size is None else _checks.positive_int("image_size", image_size)
+        self._image_size = None if image_size is None else checks.positive_int("image_size", image_size)
         self._labels = labels
         shape = array.shape[1:]
         if self._is_image:
@@ -181,7 +181,7 @@ def of_classes(dataset: Dataset, classes: Sequence[int]) -> Subset:
     """
     if dataset.labels is None:
         raise ValueError(f"classes {list(classes)!r} cannot be chosen from {dataset.name!r}, which has no labels")
-    wanted = [_checks.non_negative_int("each class in classes", value) for value in classes]
+    wanted = [checks.non_negative_int("each class in classes", value) for value in classes]
     present = set(dataset.labels.tolist())
     missing = [value for value in wanted if value not in present]
     if missing or not wanted:

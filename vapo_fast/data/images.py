@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.data.base import DataFormatError, DataNotFoundError, Dataset, IndexArray, scale_bytes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -50,8 +50,8 @@ class ImageFolder(Dataset):
             raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
         self._paths = [str(path) for path in paths]
         self._labels = labels
-        self._image_size = None if image_size is None else _checks.positive_int("image_size", image_size)
-        self._crop = None if crop is None else _checks.positive_int("crop", crop)
+        self._image_size = None if image_size is None else checks.positive_int("image_size", image_size)
+        self._crop = None if crop is None else checks.positive_int("crop", crop)
         # The first batch's files and an even spread over the rest.
         probed = dict.fromkeys([*self._paths[:8], *self._paths[:: max(1, len(self._paths) // _PROBED)]])
         opened = {path: _open(path) for path in probed}

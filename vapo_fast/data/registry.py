@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from vapo_fast import _checks, noise
+from vapo_fast import noise
+from vapo_fast.core import checks
 from vapo_fast.data import arrays, cifar, digits, idx, images
 from vapo_fast.data.base import DataNotFoundError, Dataset, Subset
 from vapo_fast.data.toy import TOYS, Toy
@@ -64,12 +65,12 @@ def load(
     """
     wanted = os.fspath(name)
     splits = ("train", "valid", "test") if wanted == "celeba" else ("train", "test")
-    _checks.one_of("split", split, splits)
-    _checks.non_negative_int("seed", seed)
+    checks.one_of("split", split, splits)
+    checks.non_negative_int("seed", seed)
     if n is not None:
-        _checks.positive_int("n", n)
+        checks.positive_int("n", n)
     if image_size is not None:
-        _checks.positive_int("image_size", image_size)
+        checks.positive_int("image_size", image_size)
     if wanted in TOYS:
         if image_size is not None:
             raise ValueError(f"image_size applies to images, and {wanted!r} holds points in the plane; leave it out")

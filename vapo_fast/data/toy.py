@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks, noise
+from vapo_fast import noise
+from vapo_fast.core import checks
 from vapo_fast.data.base import Dataset, IndexArray
 
 EIGHT_GAUSSIANS_SD = 0.05
@@ -104,10 +105,10 @@ class Toy(Dataset):
     """
 
     def __init__(self, name: str, *, n: int = 100_000, seed: int = 0, split: str = "train") -> None:
-        self._formula = TOYS[_checks.one_of("name", name, TOYS)]
-        self._seed = _checks.non_negative_int("seed", seed)
-        self._offset = _TEST_OFFSET if _checks.one_of("split", split, ("train", "test")) == "test" else 0
-        count = _checks.positive_int("n", n)
+        self._formula = TOYS[checks.one_of("name", name, TOYS)]
+        self._seed = checks.non_negative_int("seed", seed)
+        self._offset = _TEST_OFFSET if checks.one_of("split", split, ("train", "test")) == "test" else 0
+        count = checks.positive_int("n", n)
         if count >= _TEST_OFFSET:
             raise ValueError(f"n must be below 2**40, got {n}")
         super().__init__(name, count, (2,))

@@ -1,6 +1,5 @@
 """Engines that do the numerical jobs of a potential, and the choice among them."""
 
-from vapo_fast.batches import Batch
 from vapo_fast.engines.base import (
     ENVIRONMENT_VARIABLE,
     ORDER,
@@ -14,10 +13,11 @@ from vapo_fast.engines.base import (
     engines,
     register,
 )
-from vapo_fast.engines.graph import GRAPH, GraphEngine
+from vapo_fast.engines.graph.engine import GRAPH, GraphEngine
 from vapo_fast.engines.native import NATIVE, NativeEngine
 from vapo_fast.engines.reference import ReferenceEngine
 from vapo_fast.engines.triton import TRITON, TritonEngine
+from vapo_fast.training.batches import Batch
 
 register(TRITON)
 register(GRAPH)

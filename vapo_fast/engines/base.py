@@ -18,11 +18,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
-from vapo_fast.batches import Batch
+from vapo_fast.core import checks
 from vapo_fast.loss import Baseline, EnergyLoss, Weight
 from vapo_fast.ode import Solution, SolveOptions
 from vapo_fast.potentials.base import Potential
+from vapo_fast.training.batches import Batch
 
 ORDER = ("triton", "graph", "native", "reference")
 ENVIRONMENT_VARIABLE = "VAPO_FAST_ENGINE"
@@ -61,7 +61,7 @@ class Job:
     loss: LossOptions = field(default_factory=LossOptions)
 
     def __post_init__(self) -> None:
-        _checks.one_of("precision", self.precision, PRECISIONS)
+        checks.one_of("precision", self.precision, PRECISIONS)
 
 
 class LossAndGrads(NamedTuple):
@@ -156,13 +156,13 @@ _REGISTRY: dict[str, Engine] = {}
 
 def register(engine: Engine) -> None:
     """Make an engine known under its name; ValueError for a name that is not in `ORDER`."""
-    _checks.one_of("engine name", engine.name, ORDER)
+    checks.one_of("engine name", engine.name, ORDER)
     _REGISTRY[engine.name] = engine
 
 
 def registered(name: str) -> Engine:
     """The engine with this name; ValueError if there is none."""
-    return _REGISTRY[_checks.one_of("engine", name, _REGISTRY)]
+    return _REGISTRY[checks.one_of("engine", name, _REGISTRY)]
 
 
 def engines() -> dict[str, str]:
@@ -180,10 +180,10 @@ def choose(name: str, potential: Potential, device: torch.device, dtype: torch.d
             message.
         ValueError: no such engine.
     """
-    _checks.one_of("engine", name, ("auto", *ORDER))
+    checks.one_of("engine", name, ("auto", *ORDER))
     origin = f"engine={name!r}"
     if name == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
-        name = _checks.one_of(ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE], ("auto", *ORDER))
+        name = checks.one_of(ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE], ("auto", *ORDER))
         origin = f"{ENVIRONMENT_VARIABLE}={name}"
     reasons = {}
     for candidate in ORDER if name == "auto" else (name,):

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
-from vapo_fast.batches import Batch
+from vapo_fast.core import checks
 from vapo_fast.engines.base import Engine, Job, LossOptions, UnsupportedJobError
 from vapo_fast.homotopy import Time, as_time
 from vapo_fast.loss import ESTIMATORS, WEIGHTS, EnergyLoss, Weight, check_points, loss_weight
 from vapo_fast.potentials.base import Potential
+from vapo_fast.training.batches import Batch
 
 
 def energy_loss_of(
@@ -42,9 +42,9 @@ def energy_loss_of(
     """
     if not isinstance(model, Potential):
         raise TypeError(f"model must be a Potential, got {type(model).__name__}")
-    _checks.one_of("estimator", estimator, ESTIMATORS)
+    checks.one_of("estimator", estimator, ESTIMATORS)
     if not callable(weight):
-        _checks.one_of("weight", weight, WEIGHTS)
+        checks.one_of("weight", weight, WEIGHTS)
     check_points(model, x_data, t)
     if not isinstance(noise, Tensor) or noise.shape != x_data.shape:
         found = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vapo_fast import native
-from vapo_fast.batches import Batch
-from vapo_fast.engines._plain_mlp import unlike_a_plain_mlp, unlike_parameters_of_its_own
+from vapo_fast.core import extension
 from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress
 from vapo_fast.engines.energy_loss import energy_loss_of
+from vapo_fast.engines.mlp_requirements import unlike_a_plain_mlp, unlike_parameters_of_its_own
 from vapo_fast.homotopy import Homotopy, Time
 from vapo_fast.loss import EnergyLoss, Weight, loss_weight
 from vapo_fast.ode import Solution
 from vapo_fast.potentials.base import Potential
 from vapo_fast.potentials.mlp import MLPPotential
+from vapo_fast.training.batches import Batch
 
 if TYPE_CHECKING:
     from vapo_fast._native import Floats, Mlp, SolveResult
@@ -42,20 +42,20 @@ class NativeEngine(Engine):
         self._packed: weakref.WeakKeyDictionary[MLPPotential, tuple[dict[str, Any], Mlp]] = weakref.WeakKeyDictionary()
 
     def available(self) -> str | None:
-        reason = native.unavailable_reason()
+        reason = extension.unavailable_reason()
         return reason if reason is None else reason.splitlines()[0]  # the rest is the compiler's
 
     def supports(self, potential: Potential, device: torch.device, dtype: torch.dtype, job: Job) -> str | None:
         if device.type != "cpu":
             return f"the model is on {device}; this engine runs on the CPU"
-        if dtype not in native.DTYPE_NAMES:
+        if dtype not in extension.DTYPE_NAMES:
             return f"the model's dtype is {dtype}; this engine computes in float32 or float64 (convert with .float())"
-        if job.precision not in ("auto", native.DTYPE_NAMES[dtype]):
-            return f"precision={job.precision!r} is not the model's own, {native.DTYPE_NAMES[dtype]}"
+        if job.precision not in ("auto", extension.DTYPE_NAMES[dtype]):
+            return f"precision={job.precision!r} is not the model's own, {extension.DTYPE_NAMES[dtype]}"
         if job.kind == "loss_and_grads" and job.loss.baseline is not None:
             return "a baseline is a function of the user's own, which this engine has no derivatives of"
-        extension = native.extension()
-        reason = unlike_a_plain_mlp(potential, dtype, "cpu", extension.MOST_LAYERS, extension.LARGEST_SIZE)
+        native = extension.load()
+        reason = unlike_a_plain_mlp(potential, dtype, "cpu", native.MOST_LAYERS, native.LARGEST_SIZE)
         if reason is None and job.kind == "loss_and_grads":
             reason = unlike_parameters_of_its_own(potential)
         return reason
@@ -71,7 +71,7 @@ class NativeEngine(Engine):
     def field(self, potential: Potential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         flat = _rows(x)
         phi, gradient = torch.empty_like(flat[:, 0]), torch.empty_like(flat)
-        self._mlp(potential).field(_array(flat), _array(t), _array(phi), _array(gradient), native.threads())
+        self._mlp(potential).field(_array(flat), _array(t), _array(phi), _array(gradient), extension.threads())
         return phi, gradient.reshape(x.shape)
 
     def solve(
@@ -106,7 +106,7 @@ class NativeEngine(Engine):
             weight = options.weight
         try:
             mlp = self._mlp(potential)
-        except native.extension().NonFiniteWeightsError:
+        except extension.load().NonFiniteWeightsError:
             # What any arithmetic makes of such weights; whoever trains looks for it and knows the step.
             bad = torch.full((), torch.nan, dtype=x_data.dtype)
             grads = {
@@ -116,7 +116,7 @@ class NativeEngine(Engine):
             }
             return LossAndGrads(EnergyLoss(bad, bad.clone(), bad.clone()), grads)
         linear, quadratic, weights, biases, output = mlp.loss(
-            _array(x_data), _array(batch.t), _array(noise), options.estimator, weight, native.threads()
+            _array(x_data), _array(batch.t), _array(noise), options.estimator, weight, extension.threads()
         )
         # By name, in the order of named_parameters(), which would walk through the modules at every step.
         grads = {}
@@ -156,7 +156,7 @@ class NativeEngine(Engine):
             proportional_share=options.proportional_share,
             t_eval=options.t_eval,
             trace=trace,
-            threads=native.threads(),
+            threads=extension.threads(),
             progress=progress,
         )
 
@@ -172,7 +172,7 @@ class NativeEngine(Engine):
             torch.from_numpy(result["rejected"]),
             None if ys is None else torch.from_numpy(ys)[:, :, :dimension].reshape(-1, *x0.shape),
             self.name,
-            native.DTYPE_NAMES[x0.dtype],
+            extension.DTYPE_NAMES[x0.dtype],
         )
 
     def _mlp(self, potential: Potential) -> Mlp:
@@ -182,7 +182,7 @@ class NativeEngine(Engine):
         shape = _shape(potential)
         known = self._packed.get(potential)
         if known is None or known[0] != shape:
-            known = shape, native.extension().Mlp(**shape)
+            known = shape, extension.load().Mlp(**shape)
             self._packed[potential] = known
         layers = _layers(potential)
         known[1].load(
@@ -214,7 +214,7 @@ def _shape(potential: MLPPotential) -> dict[str, Any]:
     """What the extension's twin is built from: all but the weights."""
     path: Homotopy = potential.homotopy
     return {
-        "dtype": native.DTYPE_NAMES[potential.output.weight.dtype],
+        "dtype": extension.DTYPE_NAMES[potential.output.weight.dtype],
         "dimension": math.prod(potential.event_shape),
         "widths": potential.widths,
         "fourier_features": potential.fourier_features,

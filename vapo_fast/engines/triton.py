@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks, gpu, noise
-from vapo_fast.batches import Batch
-from vapo_fast.engines._plain_mlp import unlike_a_plain_mlp, unlike_parameters_of_its_own
-from vapo_fast.engines._precision import Noise
+from vapo_fast import noise
+from vapo_fast.core import checks, triton_support
 from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress, choose
 from vapo_fast.engines.energy_loss import energy_loss_of
+from vapo_fast.engines.mlp_requirements import unlike_a_plain_mlp, unlike_parameters_of_its_own
+from vapo_fast.engines.precision import Noise
 from vapo_fast.homotopy import Time
 from vapo_fast.loss import EnergyLoss, Weight, loss_weight
 from vapo_fast.ode import Solution, SolveOptions, Status
 from vapo_fast.potentials.base import Potential
 from vapo_fast.potentials.mlp import MLPPotential
+from vapo_fast.training.batches import Batch
 
 if TYPE_CHECKING:
     from vapo_fast.kernels.launch import Program
@@ -58,12 +59,12 @@ class TritonEngine(Engine):
         self._noise = Noise(self._gradient)
 
     def available(self) -> str | None:
-        return gpu.unavailable_reason(self._device_type)
+        return triton_support.unavailable_reason(self._device_type)
 
     def supports(self, potential: Potential, device: torch.device, dtype: torch.dtype, job: Job) -> str | None:
         if device.type != self._device_type:
             return f"the model is on {device}; this engine runs on {self._device_type.upper()}"
-        if device.type == "cuda" and (reason := gpu.unavailable_reason(device)) is not None:
+        if device.type == "cuda" and (reason := triton_support.unavailable_reason(device)) is not None:
             return reason
         if dtype != torch.float32:
             return f"the model's dtype is {dtype}; this engine computes in float32 (convert with .float())"
@@ -143,7 +144,7 @@ class TritonEngine(Engine):
 
         options = job.solve
         options.check_dtype(x0.dtype)
-        start, stop = _checks.finite_float("t0", t0), _checks.finite_float("t1", t1)
+        start, stop = checks.finite_float("t0", t0), checks.finite_float("t1", t1)
         options.check_times(start, stop)
         if start == stop:
             return self._standing(x0, start, job, 1 if probes is None else probes.shape[1])
@@ -239,8 +240,8 @@ def tune(model: Potential, precision: str = "float32", n: int = 16_384) -> dict[
     from vapo_fast.kernels.solve import solve
     from vapo_fast.kernels.tuning import tune as fastest
 
-    _checks.one_of("precision", precision, tuple(_KERNEL_PRECISIONS))
-    _checks.positive_int("n", n)
+    checks.one_of("precision", precision, tuple(_KERNEL_PRECISIONS))
+    checks.positive_int("n", n)
     if not isinstance(model, Potential):
         raise TypeError(f"model must be a Potential, got {type(model).__name__}")
     like = model.reference_tensor()

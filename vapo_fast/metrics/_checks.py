@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 
 
 def two_sets(name_a: str, a: object, name_b: str, b: object, at_least: int = 1) -> tuple[Tensor, Tensor]:
@@ -33,4 +33,4 @@ def one_set(name: str, x: object, at_least: int = 1) -> Tensor:
     if x.shape[0] < at_least:
         raise ValueError(f"{name} must have at least {at_least} rows for this metric, got {x.shape[0]}")
     flat = x.detach().to("cpu", torch.promote_types(x.dtype, torch.float32)).reshape(x.shape[0], -1)
-    return _checks.all_finite(name, flat)
+    return checks.all_finite(name, flat)

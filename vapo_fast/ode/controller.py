@@ -1,6 +1,6 @@
 """Step-size control: pure functions of error ratios, one per sample.
 
-All arithmetic is float64 from correctly rounded operations (`vapo_fast._elementary`), so that the step a sample takes
+All arithmetic is float64 from correctly rounded operations (`vapo_fast.core.elementary`), so that a sample's step
 does not depend on its place in the batch and other engines can repeat it to the last bit.
 """
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vapo_fast import _elementary
+from vapo_fast.core import elementary
 
 _SMALLEST_RATIO = 1e-300
 _LARGEST_RATIO = 1e300
@@ -72,11 +72,11 @@ class PIController:
             exponents: `exponents` of this or another share.
         Returns: (B,) float64 in [min_factor, max_factor].
         """
-        log_ratio, log_previous = _elementary.log(_positive(torch.stack((ratio, previous_ratio)))).unbind(0)
+        log_ratio, log_previous = elementary.log(_positive(torch.stack((ratio, previous_ratio)))).unbind(0)
         accepted = self.accepts(ratio)
         after_acceptance = exponents.previous * log_previous - exponents.accepted * log_ratio
         exponent = torch.where(accepted, after_acceptance, log_ratio * exponents.rejected)
-        factor = (self.safety * _elementary.exp(exponent)).clamp(self.min_factor, self.max_factor)
+        factor = (self.safety * elementary.exp(exponent)).clamp(self.min_factor, self.max_factor)
         return torch.where(accepted & ~after_rejection, factor, factor.clamp_max(1.0))
 
     def remember(self, ratio: Tensor, previous_ratio: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def initial_step(
     Returns: (B,) in (0, span].
     """
     steepest = torch.maximum(field_norm, change_norm / trial)
-    aimed = _elementary.exp(_elementary.log(_positive(1.0 / steepest)) * (1.0 / error_order))
+    aimed = elementary.exp(elementary.log(_positive(1.0 / steepest)) * (1.0 / error_order))
     flat = torch.clamp_min(trial * 1e-3, 1e-6)
     step = torch.minimum(100.0 * trial, torch.where(steepest <= 1e-15, flat, aimed))
     # A field that is not finite one trial step away says nothing about the step; rejections will shorten the trial.

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.ode.controller import PIController
 from vapo_fast.ode.tableaus import TABLEAUS, Tableau
 
@@ -34,9 +34,9 @@ class SolveOptions:
     t_eval: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        _checks.one_of("method", self.method, TABLEAUS)
-        _checks.positive_int("max_steps", self.max_steps)
-        share = _checks.non_negative_float("proportional_share", self.proportional_share)
+        checks.one_of("method", self.method, TABLEAUS)
+        checks.positive_int("max_steps", self.max_steps)
+        share = checks.non_negative_float("proportional_share", self.proportional_share)
         if share >= 1.0:
             raise ValueError(f"proportional_share must be at least 0 and below 1, got {share:g}")
         object.__setattr__(self, "proportional_share", share)
@@ -46,18 +46,18 @@ class SolveOptions:
                     f"steps={self.steps!r} does not go with method={self.method!r}, which chooses its own steps; "
                     "give rtol and atol, or a fixed-step method (heun, rk4, euler)"
                 )
-            rtol = _checks.positive_float("rtol", DEFAULT_RTOL if self.rtol is None else self.rtol)
-            atol = rtol if self.atol is None else _checks.non_negative_float("atol", self.atol)
+            rtol = checks.positive_float("rtol", DEFAULT_RTOL if self.rtol is None else self.rtol)
+            atol = rtol if self.atol is None else checks.non_negative_float("atol", self.atol)
             object.__setattr__(self, "rtol", rtol)
             object.__setattr__(self, "atol", atol)
             if self.first_step is not None:
-                _checks.positive_float("first_step", self.first_step)
+                checks.positive_float("first_step", self.first_step)
             return
         if self.steps is None:
             raise ValueError(
                 f"steps is required by the fixed-step method {self.method!r}: how many equal steps to take"
             )
-        _checks.positive_int("steps", self.steps)
+        checks.positive_int("steps", self.steps)
         for name in ("rtol", "atol", "first_step", "proportional_share"):
             if getattr(self, name) not in (None, PIController.proportional_share):
                 raise ValueError(
@@ -120,4 +120,4 @@ def times_of(t_eval: object, name: str = "t_eval") -> tuple[float, ...] | None:
         raise TypeError(f"{name} must be a 1-D tensor or a sequence of numbers, got {type(t_eval).__name__}")
     if not t_eval:
         raise ValueError(f"{name} must hold at least one time; leave it out for the default")
-    return tuple(_checks.finite_float(f"each time in {name}", value) for value in t_eval)
+    return tuple(checks.finite_float(f"each time in {name}", value) for value in t_eval)

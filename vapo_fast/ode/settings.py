@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vapo_fast._transfer import to_device
+from vapo_fast.core.transfer import to_device
 from vapo_fast.ode.options import SolveOptions
 from vapo_fast.ode.stages import SMALLEST_STEP_ULPS
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS, SolveOptions, times_of
 from vapo_fast.ode.solution import Solution, Status
 from vapo_fast.ode.stages import (
@@ -100,7 +100,7 @@ def integrate(
     field: Field, x0: Tensor, t0: float, t1: float, options: SolveOptions, args: Sequence[Tensor] = ()
 ) -> Solution:
     """`solve` with its options in one object; never raises for samples that fail."""
-    start, stop = _checks.finite_float("t0", t0), _checks.finite_float("t1", t1)
+    start, stop = checks.finite_float("t0", t0), checks.finite_float("t1", t1)
     check_state(x0, args)
     options.check_dtype(x0.dtype)
     options.check_times(start, stop)

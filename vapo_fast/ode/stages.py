@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vapo_fast import _elementary
+from vapo_fast.core import elementary
 from vapo_fast.ode.controller import initial_step, trial_step
 from vapo_fast.ode.tableaus import Row, Tableau
 
@@ -63,7 +63,7 @@ def row_rms(x: Tensor) -> Tensor:
         half = squares.shape[1] // 2
         folded = squares[:, :half] + squares[:, half : 2 * half]
         squares = folded if squares.shape[1] % 2 == 0 else torch.cat((folded, squares[:, -1:]), dim=1)
-    return _elementary.sqrt(squares[:, 0] / size)
+    return elementary.sqrt(squares[:, 0] / size)
 
 
 def scale(size: Tensor, tolerances: tuple[Number, Number]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.homotopy import homotopy_from_config
 from vapo_fast.potentials.base import ModulePotential, Potential
 from vapo_fast.potentials.gauge import GaugedPotential
@@ -34,7 +34,7 @@ _CLASSES: dict[str, type[Potential]] = {
 def potential_from_config(config: dict[str, Any]) -> Potential:
     """Build an untrained potential from its `Potential.config`; ValueError if that does not describe one."""
     arguments = dict(config)
-    name = _checks.one_of("potential class", arguments.pop("class", None), _CLASSES)
+    name = checks.one_of("potential class", arguments.pop("class", None), _CLASSES)
     try:
         if "potentials" in arguments:
             arguments["potentials"] = [potential_from_config(part) for part in arguments["potentials"]]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.homotopy import Homotopy, Time, expand_time
 
 
@@ -35,7 +35,7 @@ class Potential(nn.Module, ABC):
 
     def __init__(self, event_shape: Sequence[int], homotopy: Homotopy, time_dependent: bool = True) -> None:
         super().__init__()
-        self.event_shape = _checks.event_shape(event_shape)
+        self.event_shape = checks.event_shape(event_shape)
         if not isinstance(homotopy, Homotopy):
             raise TypeError(f"homotopy must be a DataHomotopy or LinearHomotopy, got {homotopy!r}")
         if not isinstance(time_dependent, bool):
@@ -62,7 +62,7 @@ class Potential(nn.Module, ABC):
         Raises: TypeError or ValueError for a wrong shape, dtype or device, before the network runs; TypeError for a
             model of several dtypes that its layers do not convert between; ValueError for a value of another shape.
         """
-        _checks.batch_of_events("x", x, self.event_shape)
+        checks.batch_of_events("x", x, self.event_shape)
         reference = self.reference_tensor()
         if reference is not None:
             if x.device != reference.device:
@@ -144,8 +144,8 @@ class Potential(nn.Module, ABC):
         if t is None:
             raise ValueError("t is required: this potential is time-dependent")
         if not isinstance(t, Tensor):
-            return x.new_full((x.shape[0],), _checks.finite_float("t", t))
-        _checks.time_or_times("t", t, x.shape[0])
+            return x.new_full((x.shape[0],), checks.finite_float("t", t))
+        checks.time_or_times("t", t, x.shape[0])
         if t.device != x.device and t.dim():
             raise ValueError(f"t is on {t.device} but x is on {x.device}; move one with .to(...)")
         return t.to(device=x.device, dtype=x.dtype).expand(x.shape[0])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 
 
 class NoiseLevelEmbedding(nn.Module):
@@ -84,9 +84,9 @@ def patched_shape(event_shape: tuple[int, ...], patch_size: int, halvings: int) 
 
 def channel_sizes(channels: int, multipliers: Sequence[float]) -> tuple[int, ...]:
     """Channels at each resolution; ValueError unless each comes out as a positive integer."""
-    base = _checks.positive_int("channels", channels)
+    base = checks.positive_int("channels", channels)
     if isinstance(multipliers, (str, bytes)) or not isinstance(multipliers, Sequence) or not multipliers:
         raise ValueError(
             f"multipliers must be a non-empty sequence of positive numbers such as (1, 2, 2), got {multipliers!r}"
         )
-    return tuple(max(1, round(base * _checks.positive_float("each multiplier", m))) for m in multipliers)
+    return tuple(max(1, round(base * checks.positive_float("each multiplier", m))) for m in multipliers)

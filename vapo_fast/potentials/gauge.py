@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.homotopy import Homotopy, expand_time
 from vapo_fast.potentials.base import Potential
 
@@ -41,7 +41,7 @@ class GaugedPotential(Potential):
         self, event_shape: Sequence[int], homotopy: Homotopy, time_dependent: bool = True, data_scale: float = 1.0
     ) -> None:
         super().__init__(event_shape, homotopy, time_dependent)
-        self.data_scale = _checks.positive_float("data_scale", data_scale)
+        self.data_scale = checks.positive_float("data_scale", data_scale)
 
     @abstractmethod
     def network(self, z: Tensor, position: Tensor | None) -> Tensor:

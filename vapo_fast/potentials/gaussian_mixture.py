@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.homotopy import Homotopy, Time, as_time
 from vapo_fast.potentials.base import Potential
 
@@ -44,7 +44,7 @@ class GaussianMixturePotential(Potential):
         if covariances.shape != (count, dimension, dimension):
             raise ValueError(f"covariances must be ({count}, {dimension}, {dimension}), got {tuple(covariances.shape)}")
         for name, value in (("weights", weights), ("means", means), ("covariances", covariances)):
-            _checks.all_finite(name, value)
+            checks.all_finite(name, value)
         if not bool((weights > 0).all()):
             raise ValueError(f"weights must be positive, got {weights.tolist()}")
         if not torch.allclose(covariances, covariances.mT):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.homotopy import Homotopy
 from vapo_fast.potentials.blocks import NoiseLevelEmbedding, channel_sizes, channels_last, patched_shape
 from vapo_fast.potentials.gauge import GaugedPotential
@@ -44,8 +44,8 @@ class ImagePotential(GaugedPotential):
         super().__init__(event_shape, homotopy, time_dependent, data_scale)
         self.sizes = channel_sizes(channels, multipliers)
         self.channels, self.multipliers = channels, tuple(multipliers)
-        self.blocks = _checks.positive_int("blocks", blocks)
-        self.patch_size = _checks.positive_int("patch_size", patch_size)
+        self.blocks = checks.positive_int("blocks", blocks)
+        self.patch_size = checks.positive_int("patch_size", patch_size)
         self.image_channels, _, _ = patched_shape(self.event_shape, self.patch_size, len(self.sizes) - 1)
         self.features = 2 * self.sizes[0] if time_dependent else None
         self.embedding = NoiseLevelEmbedding(self.features) if self.features is not None else None

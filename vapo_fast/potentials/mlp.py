@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.homotopy import Homotopy
 from vapo_fast.potentials.base import TrainingDefaults
 from vapo_fast.potentials.gauge import GaugedPotential
@@ -60,12 +60,12 @@ class MLPPotential(GaugedPotential):
             raise ValueError(
                 f"widths must be a non-empty sequence of positive integers such as (128, 128), got {widths!r}"
             )
-        self.widths = tuple(_checks.positive_int("each width in widths", width) for width in widths)
-        self.activation = _checks.one_of("activation", activation, ACTIVATIONS)
+        self.widths = tuple(checks.positive_int("each width in widths", width) for width in widths)
+        self.activation = checks.one_of("activation", activation, ACTIVATIONS)
         if fourier_features is None:
             fourier_features = 0 if self.time_dependent else 64
-        self.fourier_features = _checks.non_negative_int("fourier_features", fourier_features)
-        self.fourier_scale = _checks.positive_float("fourier_scale", fourier_scale)
+        self.fourier_features = checks.non_negative_int("fourier_features", fourier_features)
+        self.fourier_scale = checks.positive_float("fourier_scale", fourier_scale)
         dimension = math.prod(self.event_shape)
         inputs = dimension + int(self.time_dependent)
         frequencies = torch.randn(self.fourier_features, inputs) * self.fourier_scale

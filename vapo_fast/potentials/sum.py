@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vapo_fast import _checks
+from vapo_fast.core import checks
 from vapo_fast.potentials.base import Potential
 
 
@@ -52,8 +52,8 @@ class SumPotential(Potential):
         given = [1.0] * len(parts) if weights is None else list(weights)
         if len(given) != len(parts):
             raise ValueError(f"weights must be {len(parts)} numbers, one for each potential, got {len(given)}")
-        self.weights = tuple(_checks.finite_float("each weight in weights", weight) for weight in given)
-        self.reference_scale = _checks.positive_float("reference_scale", reference_scale)
+        self.weights = tuple(checks.finite_float("each weight in weights", weight) for weight in given)
+        self.reference_scale = checks.positive_float("reference_scale", reference_scale)
         self.potentials = nn.ModuleList(parts)
 
     def value(self, x: Tensor, t: Tensor) -> Tensor:

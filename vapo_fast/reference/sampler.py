@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vapo_fast import _checks, noise, ode
-from vapo_fast._flow import check_model, end_time, evaluation, model_dtype_device, solve_options
+from vapo_fast import noise, ode
+from vapo_fast.core import checks
 from vapo_fast.ode import Solution
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS, DEFAULT_RTOL
 from vapo_fast.potentials.base import Potential
+from vapo_fast.sampling.batching import check_model, end_time, evaluation, model_dtype_device, solve_options
 
 
 def sample(
@@ -33,8 +34,8 @@ def sample(
     ``batch_size`` defaults to all at once, and ``progress`` is accepted and shows nothing.
     """
     check_model(model)
-    n = _checks.positive_int("n", n)
-    size = n if batch_size is None else _checks.positive_int("batch_size", batch_size)
+    n = checks.positive_int("n", n)
+    size = n if batch_size is None else checks.positive_int("batch_size", batch_size)
     path, end = model.homotopy, end_time(model, t_end)
     options = solve_options(method, rtol, atol, steps, max_steps)
     dtype, device = model_dtype_device(model)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vapo_fast.batches import Data, as_source, training_batch
-from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.loss import Baseline, Weight, loss_weight
-from vapo_fast.optim import TrainingOptions, ema_decay_at, learning_rate, set_gradients
 from vapo_fast.potentials.base import Potential
-from vapo_fast.training import Clock, TrainingRun
+from vapo_fast.training.batches import Data, as_source, training_batch
+from vapo_fast.training.callbacks import Callback, Metrics
+from vapo_fast.training.optimizer import TrainingOptions, ema_decay_at, learning_rate, set_gradients
+from vapo_fast.training.run import Clock, TrainingRun
 
 
 class Trainer(TrainingRun):

@@ -1,0 +1,33 @@
+"""The arithmetic of a step by Triton kernels: one launch before each evaluation of the field, and one at the end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vapo_fast.engines.graph.state import State
+from vapo_fast.engines.graph.step import Ops, Plan
+from vapo_fast.kernels.settle import settle
+from vapo_fast.kernels.stage import stage
+from vapo_fast.kernels.tableau import phases
+from vapo_fast.ode.settings import numbers
+
+
+class TritonOps(Ops):
+    """`vapo_fast.engines.graph.step.Ops` on CUDA; its twin is `TorchOps`."""
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[str, torch.device], Tensor] = {}
+
+    def stage(self, state: State, settings: Tensor, plan: Plan, index: int) -> None:
+        stage(state, settings, self._table(plan, settings.device), plan, index)
+
+    def settle(self, state: State, settings: Tensor, plan: Plan) -> None:
+        settle(state, settings, self._table(plan, settings.device), plan)
+
+    def _table(self, plan: Plan, device: torch.device) -> Tensor:
+        # Made by a program's first run, before it is recorded.
+        key = plan.method, device
+        if key not in self._tables:
+            self._tables[key] = numbers(phases(plan.tableau), device)
+        return self._tables[key]

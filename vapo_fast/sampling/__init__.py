@@ -1,0 +1,1 @@
+"""Jobs along a trained potential's flow: samples, densities, scores and refinement."""

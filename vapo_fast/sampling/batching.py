@@ -1,0 +1,230 @@
+"""What every job along a model's flow shares: checks of the model and its arguments, and batches that fit in memory."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from vapo_fast.core import checks
+from vapo_fast.core.memory import free_memory, or_none_if_out_of_memory, saved_bytes_per_sample
+from vapo_fast.core.threads import threads_for
+from vapo_fast.engines import Engine, Job
+from vapo_fast.engines.base import Progress
+from vapo_fast.ode import PIController, Solution, SolveOptions
+from vapo_fast.ode.tableaus import TABLEAUS
+from vapo_fast.potentials.base import Potential
+
+Result = TypeVar("Result")
+
+# Share of the free memory that a default batch may use; the estimate behind it does not see a network's workspaces.
+_MEMORY_SHARE = 0.4
+# Bytes of a sample's time, status and counts.
+_COUNTS_BYTES = 40
+# States, stages and temporaries that a step keeps for each sample.
+_STATES_PER_SAMPLE = 24
+
+
+def solve_in_batches(
+    engine: Engine,
+    model: Potential,
+    start: Callable[[int, int], Tensor],
+    n: int,
+    t_from: float,
+    t_to: float,
+    job: Job,
+    *,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Solution:
+    """Solve n samples, as many at a time as fit; ``start(i, j)`` gives the states of samples i to j - 1."""
+
+    _check_result_fits(model, n, 1 + len(job.solve.t_eval or ()))
+    with evaluation(model), progress_bar("sampling", n, progress) as report:
+
+        def solve(first: int, last: int) -> Solution:
+            tell = None if report is None else lambda ended: report(first + ended)
+            return engine.solve(model, start(first, last), t_from, t_to, job, tell)
+
+        size = batch_size_for(engine, model, n, job) if batch_size is None else batch_size
+        return Solution.concatenate(in_batches(solve, n, size, report))
+
+
+def in_batches(
+    compute: Callable[[int, int], Result], n: int, batch_size: int, report: Progress | None = None
+) -> list[Result]:
+    """``compute(i, j)`` for samples i to j - 1, for consecutive batches of all n; smaller ones when memory runs out.
+
+    ``report`` is told after each batch how many samples are done.
+    """
+    size = checks.positive_int("batch_size", batch_size)
+    parts: list[Result] = []
+    done = 0
+    while done < n:
+        last = min(done + size, n)
+        part = or_none_if_out_of_memory(partial(compute, done, last))
+        if part is None:
+            if last - done == 1:
+                raise MemoryError(
+                    f"out of memory with one sample at a time, after {done} of {n} samples; "
+                    "use a smaller model or a machine with more memory"
+                )
+            size = max(1, (last - done) // 2)
+            warnings.warn(f"out of memory: going on with batches of {size} samples", RuntimeWarning, stacklevel=4)
+            continue
+        parts.append(part)
+        done = last
+        if report is not None:
+            report(done)
+    return parts
+
+
+def batch_size_for(engine: Engine, model: Potential, n: int, job: Job, probes: int = 0) -> int:
+    """How many of n samples a share of the free memory holds, by what the engine or a trial says that one needs."""
+    dtype, device = model_dtype_device(model)
+    free = free_memory(device)
+    if free is None:
+        return n
+    bytes_per_sample = engine.bytes_per_sample(model, dtype, job, probes)
+    if bytes_per_sample is None:
+        saved = or_none_if_out_of_memory(partial(saved_bytes_per_sample, model, dtype, device))
+        if saved is None:
+            return 1
+        state = math.prod(model.event_shape) * dtype.itemsize
+        bytes_per_sample = _STATES_PER_SAMPLE * state + 3 * saved
+    return max(1, min(n, int(_MEMORY_SHARE * free / bytes_per_sample)))
+
+
+def _check_result_fits(model: Potential, n: int, states: int) -> None:
+    """MemoryError if n samples of so many states, and the copy that joins the batches, cannot be held."""
+    dtype, device = model_dtype_device(model)
+    free = free_memory(device)
+    need = 2 * n * (states * math.prod(model.event_shape) * dtype.itemsize + _COUNTS_BYTES)
+    if free is not None and need > free:
+        raise MemoryError(
+            f"n={n} samples need about {need / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free on {device}; "
+            "draw them in several calls (sample i depends on the seed and i only, so give each call its own seed)"
+        )
+
+
+@contextmanager
+def evaluation(model: Potential) -> Iterator[None]:
+    """Evaluation mode without gradients."""
+    # Inside somebody's inference_mode, tensors could not take part in the field's autograd.
+    with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def evaluation_mode(model: Potential) -> Iterator[None]:
+    """``model.eval()``; each module's own mode comes back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_model(model: object) -> Potential:
+    """``model`` if it is a `Potential` with finite parameters; TypeError/ValueError otherwise. One device read."""
+    if not isinstance(model, Potential):
+        raise TypeError(
+            f"model must be a Potential, got {type(model).__name__}; wrap a module with Potential.from_module"
+        )
+    named = list(model.named_parameters())
+    if any(parameter.is_meta for _, parameter in named):
+        raise ValueError(
+            "model is on the meta device, where parameters have no values; load or initialise it elsewhere"
+        )
+    with torch.no_grad(), threads_for(parameter for _, parameter in named):
+        # A sum over any entry that is not finite is not finite, and costs a fifth of looking at each; one that
+        # overflows only sends us to look.
+        if named and not bool(torch.isfinite(torch.stack([p.sum() for _, p in named])).all()):
+            for name, parameter in named:
+                if not bool(torch.isfinite(parameter).all()):
+                    raise ValueError(
+                        f"model parameter {name!r} has NaN or infinite values: its training diverged; "
+                        "load an earlier checkpoint"
+                    )
+    return model
+
+
+def check_events(model: Potential, name: str, x: object) -> Tensor:
+    """``x`` if it is a finite batch of events in the model's dtype, on its device; TypeError/ValueError otherwise."""
+    checked = checks.batch_of_events(name, x, model.event_shape)
+    if checked.shape[0] == 0:
+        raise ValueError(f"{name} must hold at least one sample, got shape {tuple(checked.shape)}")
+    if model.reference_tensor() is not None:
+        dtype, device = model_dtype_device(model)
+        if checked.dtype != dtype:
+            raise TypeError(f"{name} has dtype {checked.dtype} but the model has {dtype}; convert one with .to(...)")
+        if checked.device != device:
+            raise ValueError(f"{name} is on {checked.device} but the model is on {device}; move one with .to(...)")
+    return checks.all_finite(name, checked)
+
+
+def end_time(model: Potential, t_end: float | None) -> float:
+    """``t_end``, default the path's end; ValueError if not after the start, or past a time-dependent model's end."""
+    path = model.homotopy
+    if t_end is None:
+        return path.t1
+    end = checks.finite_float("t_end", t_end)
+    if end <= path.t0:
+        raise ValueError(f"t_end must be after the start of the path, {path.t0:g}, got {t_end!r}")
+    if model.time_dependent and end > path.t1:
+        raise ValueError(
+            f"t_end must be at most {path.t1:g}, where the path of this time-dependent potential ends, got {t_end!r}"
+        )
+    return end
+
+
+# From the data to the noise, steps first have to be short and then meet bounds that move with them: the controller's
+# memory saves rejections there. The other way it only holds steps back (docs/notes/performance.md).
+TO_NOISE_SHARE = 0.2
+
+
+def solve_options(
+    method: str,
+    rtol: float,
+    atol: float | None,
+    steps: int | None,
+    max_steps: int,
+    proportional_share: float = PIController.proportional_share,
+) -> SolveOptions:
+    """Options of a solve; what is for adaptive methods is left out for one with fixed steps."""
+    checks.one_of("method", method, TABLEAUS)
+    if TABLEAUS[method].adaptive:
+        return SolveOptions(method, rtol, atol, steps, max_steps, proportional_share=proportional_share)
+    return SolveOptions(method, steps=steps, max_steps=max_steps)
+
+
+def model_dtype_device(model: Potential) -> tuple[torch.dtype, torch.device]:
+    """The dtype and device that the model computes in; PyTorch's defaults for one without parameters or buffers."""
+    reference = model.reference_tensor()
+    if reference is None:
+        return torch.get_default_dtype(), torch.device("cpu")
+    return reference.dtype, reference.device
+
+
+@contextmanager
+def progress_bar(what: str, n: int, show: bool) -> Iterator[Progress | None]:
+    """What to tell how many of n samples are done, to be shown; None if nothing is to be shown."""
+    if not show:
+        yield None
+        return
+    try:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError as error:
+        raise ImportError("progress=True needs the package rich: pip install rich") from error
+    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task(what, total=n)
+        yield lambda done: bar.update(task, completed=done)

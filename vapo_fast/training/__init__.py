@@ -1,0 +1,1 @@
+"""Training a potential: the trainer, its options, its batches and its callbacks."""
