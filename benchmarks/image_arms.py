@@ -39,9 +39,10 @@ from vapo_fast.engines.autocast import arithmetic
 from vapo_fast.engines.base import Job
 from vapo_fast.engines.explicit import explicit_passes
 from vapo_fast.engines.reference import ReferenceEngine
+from vapo_fast.loss import Batch
 from vapo_fast.ode import Solution, SolveOptions, Status
 from vapo_fast.potentials.image import ImagePotential
-from vapo_fast.training.batches import Batch, as_source
+from vapo_fast.training.batches import as_source
 
 Call = Callable[[], object]
 

@@ -13,9 +13,10 @@ import vapo_fast as vf
 from vapo_fast import noise
 from vapo_fast.data import DataNotFoundError
 from vapo_fast.engines.explicit import explicit_passes
+from vapo_fast.loss import Batch
 from vapo_fast.potentials.blocks import ResidualBlock
 from vapo_fast.potentials.image import ImagePotential
-from vapo_fast.training.batches import Batch, Source, as_source, training_batch
+from vapo_fast.training.batches import Source, as_source, training_batch
 
 SHAPE = (1, 28, 28)
 # Enough for a field that is not the prior's: its samples are blurred garments.

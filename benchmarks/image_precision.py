@@ -27,8 +27,8 @@ from vapo_fast.engines.explicit import ExplicitPasses, explicit_passes
 from vapo_fast.engines.explicit.convolutions import Convolutions
 from vapo_fast.engines.explicit.winograd import WinogradWeights
 from vapo_fast.engines.reference import ReferenceEngine
+from vapo_fast.loss import Batch
 from vapo_fast.potentials.image import ImagePotential
-from vapo_fast.training.batches import Batch
 
 SUMMARY = "image potentials: error of reduced arithmetic at each noise level"
 CSV = RESULTS / "image_precision.csv"

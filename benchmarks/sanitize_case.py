@@ -22,8 +22,8 @@ from vapo_fast.kernels.tuning import tile_for
 import vapo_fast as vf
 import vapo_fast.noise
 from vapo_fast.engines import Job, LossOptions, choose
+from vapo_fast.loss import Batch
 from vapo_fast.ode import SolveOptions
-from vapo_fast.training.batches import Batch
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ import vapo_fast as vf
 from benchmarks.cases import Case
 from benchmarks.plain_field import Weights
 from vapo_fast import noise
-from vapo_fast.training.batches import Batch, as_source, training_batch
+from vapo_fast.loss import Batch
+from vapo_fast.training.batches import as_source, training_batch
 
 # Rows that solutions are compared on, the first ones of a batch; row i starts at the same point in a batch of any size.
 COMPARED_ROWS = {2: 256, 64: 256}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import vapo_fast as vf
-from vapo_fast.distributed import process_group, world
+from vapo_fast.core.processes import process_group, world
 from vapo_fast.loss import EnergyLoss
 from vapo_fast.training.batches import Batches, as_source
 

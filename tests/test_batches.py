@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from vapo_fast import noise
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
+from vapo_fast.loss import Batch
 from vapo_fast.noise import Stream
-from vapo_fast.training.batches import Batch, Batches, as_source, training_batch
+from vapo_fast.training.batches import Batches, as_source, training_batch
 
 PATHS = [DataHomotopy(sigma=0.1), LinearHomotopy(t1=0.9)]
 

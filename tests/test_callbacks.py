@@ -14,16 +14,8 @@ from vapo_fast import checkpoint, plots
 from vapo_fast.checkpoint import CheckpointError
 from vapo_fast.homotopy import DataHomotopy
 from vapo_fast.potentials import MLPPotential
-from vapo_fast.training.callbacks import (
-    Callback,
-    Checkpointer,
-    CSVLogger,
-    Metrics,
-    ProgressBar,
-    SampleGrid,
-    TensorBoardLogger,
-)
-from vapo_fast.training.run import TrainingInterrupted
+from vapo_fast.training.callbacks import Checkpointer, CSVLogger, ProgressBar, SampleGrid, TensorBoardLogger
+from vapo_fast.training.run import Callback, Metrics, TrainingInterrupted
 from vapo_fast.training.trainer import Trainer
 
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))

@@ -21,7 +21,7 @@ from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.potentials import MLPPotential
 from vapo_fast.training import device_batches
 from vapo_fast.training.batches import Batches, as_source
-from vapo_fast.training.callbacks import Callback
+from vapo_fast.training.run import Callback
 
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(7))
 

@@ -30,8 +30,8 @@ from vapo_fast import distributed
 from vapo_fast.cli import config
 from vapo_fast.cli.app import app as cli
 from vapo_fast.cli.config import ConfigError
-from vapo_fast.core import memory
-from vapo_fast.distributed import World
+from vapo_fast.core import memory, processes
+from vapo_fast.core.processes import World
 from vapo_fast.training.batches import as_source
 from vapo_fast.training.parallel import DataParallel
 
@@ -407,7 +407,7 @@ THREADS_LEFT = """
 import importlib.util, os
 import torch
 import vapo_fast as vf
-from vapo_fast.distributed import process_group
+from vapo_fast.core.processes import process_group
 
 specification = importlib.util.spec_from_file_location("distributed_loop", {example!r})
 example = importlib.util.module_from_spec(specification)
@@ -536,10 +536,10 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert config.build_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match="device 'cuda:0' would put every process on one GPU"):
         config.build_device("cuda:0")
-    assert distributed.process_number() == 3
+    assert processes.process_number() == 3
     monkeypatch.delenv("RANK")
-    assert not distributed.launched()
-    assert distributed.process_number() == 0
+    assert not processes.launched()
+    assert processes.process_number() == 0
     assert config.build_device("cuda") == torch.device("cuda")
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vapo_fast.training.optimizer import RunningAverage, TrainingOptions, make_optimizer, set_gradients
+from vapo_fast.training.optimizer import RunningAverage, make_optimizer, set_gradients
+from vapo_fast.training.options import TrainingOptions
 
 
 def options(**changes):

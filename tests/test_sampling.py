@@ -16,7 +16,8 @@ from vapo_fast.potentials import MLPPotential, Potential
 from vapo_fast.potentials.gaussian_mixture import GaussianMixturePotential
 from vapo_fast.sampling import batching
 from vapo_fast.sampling import sample as sampling
-from vapo_fast.sampling.sample import interpolate, sample, spherical, validate_t_end
+from vapo_fast.sampling.end_time import validate_t_end
+from vapo_fast.sampling.sample import interpolate, sample, spherical
 
 DATA_PATH, LINEAR_PATH = DataHomotopy(1.0, 0.1), LinearHomotopy(1.0, 0.9)
 PATHS = [DATA_PATH, LINEAR_PATH, DataHomotopy(1.7, 0.2)]

@@ -25,9 +25,10 @@ from vapo_fast.potentials import GaussianMixturePotential, MLPPotential, Potenti
 from vapo_fast.reference import Trainer as ReferenceTrainer
 from vapo_fast.training import trainer as trainer_module
 from vapo_fast.training.batches import as_source, training_batch
-from vapo_fast.training.callbacks import Callback, Checkpointer, Metrics
-from vapo_fast.training.optimizer import NonFiniteLossError, TrainingOptions, ema_decay_at, learning_rate
-from vapo_fast.training.run import TrainingInterrupted
+from vapo_fast.training.callbacks import Checkpointer
+from vapo_fast.training.optimizer import NonFiniteLossError
+from vapo_fast.training.options import TrainingOptions, ema_decay_at, learning_rate
+from vapo_fast.training.run import Callback, Metrics, TrainingInterrupted
 from vapo_fast.training.trainer import Trainer, train
 
 PATH = DataHomotopy(sigma=0.1)
@@ -286,7 +287,8 @@ def test_the_models_mode_comes_back() -> None:
 SCRIPT = """
     import os, signal, sys, torch
     from vapo_fast import noise
-    from vapo_fast.training.callbacks import Callback, Checkpointer, CSVLogger
+    from vapo_fast.training.run import Callback
+    from vapo_fast.training.callbacks import Checkpointer, CSVLogger
     from vapo_fast.homotopy import DataHomotopy
     from vapo_fast.potentials import MLPPotential
     from vapo_fast.training.trainer import Trainer

@@ -17,9 +17,10 @@ from vapo_fast.potentials import (
 )
 from vapo_fast.sampling.bits_per_dim import BitsPerDim, bits_per_dim, dequantise
 from vapo_fast.sampling.density import log_density, log_likelihood
+from vapo_fast.sampling.end_time import validate_t_end
 from vapo_fast.sampling.langevin import Refined, refine
 from vapo_fast.sampling.ood import auroc, ood_scores, typicality
-from vapo_fast.sampling.sample import interpolate, sample, validate_t_end
+from vapo_fast.sampling.sample import interpolate, sample
 from vapo_fast.training.trainer import Trainer, train
 
 __version__ = "0.1.0"

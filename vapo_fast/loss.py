@@ -108,3 +108,16 @@ def loss_weight(path: Homotopy, weight: Weight, t: Tensor) -> Tensor:
     if checks.one_of("weight", weight, WEIGHTS) == "uniform":
         return torch.ones_like(t)
     return path.kernel(t).beta.pow(-2)
+
+
+class Batch(NamedTuple):
+    """What one training step sees: data points (B, *event), times (B,), standard normal noise (B, *event)."""
+
+    x_data: Tensor
+    t: Tensor
+    noise: Tensor
+
+    def split(self, parts: int) -> list[Batch]:
+        """Consecutive micro-batches, ``parts`` of them, whose sizes differ by at most one."""
+        pieces = (torch.tensor_split(value, parts) for value in self)
+        return [Batch(*piece) for piece in zip(*pieces, strict=True)]

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vapo_fast import noise, ode
 from vapo_fast.core import checks
-from vapo_fast.potentials.base import Potential
-from vapo_fast.sampling.batching import check_model, end_time, evaluation, model_dtype_device
+from vapo_fast.potentials.base import Potential, check_model, end_time, model_dtype_device
+from vapo_fast.sampling.batching import evaluation
 from vapo_fast.sampling.density import log_likelihood, log_prior
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ from benchmarks.peers.torch_solvers import Maker, field_runner, runner_of, with_
 from benchmarks.plain_field import PlainField
 from benchmarks.workloads import Problem
 from vapo_fast.training.batches import as_source, training_batch
-from vapo_fast.training.optimizer import TrainingOptions, ema_decay_at, learning_rate
+from vapo_fast.training.options import TrainingOptions, ema_decay_at, learning_rate
 
 NAME = "torch.compile"
 GRAPHED = "torch.compile graphed"

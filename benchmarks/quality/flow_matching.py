@@ -13,18 +13,12 @@ from torch import Tensor
 
 from benchmarks.quality.velocity import VelocityUNet
 from vapo_fast import noise, ode
-from vapo_fast.loss import loss_weight
+from vapo_fast.loss import Batch, loss_weight
 from vapo_fast.ode import Solution, SolveOptions
-from vapo_fast.training.batches import Batch, Batches, Data, as_source
+from vapo_fast.training.batches import Batches, Data, as_source
 from vapo_fast.training.device_batches import DeviceBatches
-from vapo_fast.training.optimizer import (
-    RunningAverage,
-    TrainingOptions,
-    ema_decay_at,
-    learning_rate,
-    make_optimizer,
-    set_gradients,
-)
+from vapo_fast.training.optimizer import RunningAverage, make_optimizer, set_gradients
+from vapo_fast.training.options import TrainingOptions, ema_decay_at, learning_rate
 from vapo_fast.training.prefetch import batches_ahead, prepared
 
 AfterStep = Callable[[int], None]

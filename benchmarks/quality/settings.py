@@ -11,7 +11,7 @@ from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.loss import Weight
 from vapo_fast.potentials import UNetPotential, WideResNetPotential
 from vapo_fast.potentials.image import ImagePotential
-from vapo_fast.training.optimizer import TrainingOptions
+from vapo_fast.training.options import TrainingOptions
 
 ARMS = ("potential", "flow matching", "flow matching, plain", "potential, wide ResNet")
 """The project's potential; a velocity in its gauge; one as usually written, without.

@@ -14,9 +14,10 @@ from benchmarks.quality import arms, flow_matching, report, results
 from benchmarks.quality.flow_matching import FlowMatching
 from benchmarks.quality.settings import ARMS, SETTINGS, network_of, options_of, path_of
 from benchmarks.quality.velocity import VelocityUNet
+from vapo_fast.loss import Batch
 from vapo_fast.noise import normal
-from vapo_fast.training.batches import Batch, Batches, as_source, training_batch
-from vapo_fast.training.optimizer import TrainingOptions
+from vapo_fast.training.batches import Batches, as_source, training_batch
+from vapo_fast.training.options import TrainingOptions
 
 SHAPE = (2, 8, 8)
 PATHS = [vf.DataHomotopy(1.0, 0.05), vf.LinearHomotopy(1.0, 0.9)]

@@ -11,7 +11,7 @@ from benchmarks.cases import SHAPES, Case, solve
 from benchmarks.peers.base import DisagreementError, check_field
 from benchmarks.plain_field import PlainField, Weights
 from benchmarks.workloads import Workloads, fingerprint, random_potential, start, stiff_potential
-from vapo_fast.training.batches import Batch
+from vapo_fast.loss import Batch
 
 POTENTIALS = {
     "data": lambda: random_potential(3, (16, 24)),

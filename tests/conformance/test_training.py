@@ -5,7 +5,7 @@ import torch
 from zoo import DTYPES, PATHS
 
 import vapo_fast as vf
-from vapo_fast.training.callbacks import Callback
+from vapo_fast.training.run import Callback
 
 STEPS = 200
 # A few units in the last place of the terms that the loss is the sum of: rounding does not grow over these steps.

@@ -27,8 +27,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 import vapo_fast as vf
 from vapo_fast import distributed
 from vapo_fast.cli.app import app as cli
+from vapo_fast.core import processes
 from vapo_fast.training import trainer as trainer_module
-from vapo_fast.training.callbacks import Callback, Checkpointer, CSVLogger
+from vapo_fast.training.callbacks import Checkpointer, CSVLogger
+from vapo_fast.training.run import Callback
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "distributed_loop.py"
 PATH = vf.DataHomotopy(sigma=0.1)
@@ -341,7 +343,7 @@ def samples(rank: int, size: int, folder: Path) -> Any:
 @scenario
 def joined(rank: int, size: int, folder: Path) -> Any:
     """A solution with states on the way, of which each process has its share."""
-    shares = [distributed.World(r, size).share(5) for r in range(size)]
+    shares = [processes.World(r, size).share(5) for r in range(size)]
     rows = torch.arange(5.0)[shares[rank].start : shares[rank].stop]
     states = torch.stack([rows, rows + 10.0, rows + 20.0])[:, :, None]
     counts = rows.long()

@@ -13,7 +13,7 @@ import vapo_fast as vf
 from vapo_fast.engines import Job, ReferenceEngine, derivatives
 from vapo_fast.engines.explicit import ExplicitPasses
 from vapo_fast.engines.graph.engine import GRAPH
-from vapo_fast.training.batches import Batch
+from vapo_fast.loss import Batch
 
 PATH = vf.DataHomotopy(1.0, 0.1)
 JOB = Job("loss_and_grads")

@@ -16,9 +16,9 @@ from vapo_fast.engines.explicit import ExplicitPasses, explicit_passes
 from vapo_fast.engines.graph import engine as graph_module
 from vapo_fast.engines.graph.engine import GRAPH
 from vapo_fast.engines.precision import Noise
+from vapo_fast.loss import Batch
 from vapo_fast.ode import SolveOptions
 from vapo_fast.sampling import batching
-from vapo_fast.training.batches import Batch
 
 PATH = vf.DataHomotopy(1.0, 0.1)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

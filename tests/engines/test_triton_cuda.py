@@ -11,9 +11,9 @@ import torch
 
 import vapo_fast as vf
 from vapo_fast.engines import Job, choose
+from vapo_fast.loss import Batch
 from vapo_fast.ode import SolveOptions
-from vapo_fast.training.batches import Batch
-from vapo_fast.training.callbacks import Callback
+from vapo_fast.training.run import Callback
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 

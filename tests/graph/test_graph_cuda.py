@@ -24,9 +24,9 @@ from vapo_fast.engines.graph import replay as replaying
 from vapo_fast.engines.graph.capture import ReplayLoop, WhileLoop
 from vapo_fast.engines.graph.engine import GRAPH
 from vapo_fast.engines.graph.launch import Launcher
+from vapo_fast.loss import Batch
 from vapo_fast.ode import SolveOptions
-from vapo_fast.training.batches import Batch
-from vapo_fast.training.callbacks import Callback
+from vapo_fast.training.run import Callback
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 

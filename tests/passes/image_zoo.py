@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
-from vapo_fast.loss import EnergyLoss, Weight, energy_loss
+from vapo_fast.loss import Batch, EnergyLoss, Weight, energy_loss
 from vapo_fast.potentials import UNetPotential, WideResNetPotential
 from vapo_fast.potentials.image import ImagePotential
-from vapo_fast.training.batches import Batch
 
 PATHS: dict[str, Homotopy] = {"data": DataHomotopy(1.0, 0.1), "linear": LinearHomotopy(1.3, 0.95)}
 MODELS: dict[str, tuple[type[ImagePotential], dict[str, Any]]] = {

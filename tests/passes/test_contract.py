@@ -15,9 +15,9 @@ from vapo_fast.core import extension
 from vapo_fast.engines.explicit import ExplicitPasses, UnlikePlainNetworkError, explicit_passes, unlike_a_plain_network
 from vapo_fast.engines.explicit.convolutions import Convolutions
 from vapo_fast.homotopy import DataHomotopy
+from vapo_fast.loss import Batch
 from vapo_fast.potentials import MLPPotential, Potential, UNetPotential, WideResNetPotential
 from vapo_fast.potentials.image import ImagePotential
-from vapo_fast.training.batches import Batch
 
 both = pytest.mark.parametrize("name", ["resnet", "unet"])
 

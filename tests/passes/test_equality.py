@@ -13,8 +13,7 @@ from vapo_fast.core import extension, triton_support
 from vapo_fast.engines.explicit import ExplicitPasses, explicit_passes
 from vapo_fast.engines.explicit.pointwise import Pointwise, TorchPointwise
 from vapo_fast.engines.reference import gradient_and_trace
-from vapo_fast.loss import energy_loss
-from vapo_fast.training.batches import Batch
+from vapo_fast.loss import Batch, energy_loss
 
 # Of the largest number, or of each parameter's gradient in the norm; rounding of float64, with room for sums in another
 # order. float32: what is stated for gradients, against 1.5e-6 to 6e-6 found.

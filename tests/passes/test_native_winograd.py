@@ -20,9 +20,9 @@ from vapo_fast.core import extension
 from vapo_fast.engines.explicit import ExplicitPasses, explicit_passes
 from vapo_fast.engines.explicit.convolutions import Convolutions
 from vapo_fast.engines.explicit.winograd import WinogradWeights, winograd_tile
+from vapo_fast.loss import Batch
 from vapo_fast.potentials import UNetPotential, WideResNetPotential
 from vapo_fast.potentials.image import ImagePotential
-from vapo_fast.training.batches import Batch
 
 if extension.unavailable_reason():
     pytest.skip(str(extension.unavailable_reason()), allow_module_level=True)

@@ -13,8 +13,9 @@ import torch
 from vapo_fast import reference
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
 from vapo_fast.potentials import MLPPotential, UNetPotential
-from vapo_fast.training.callbacks import Callback, Checkpointer, Metrics
+from vapo_fast.training.callbacks import Checkpointer
 from vapo_fast.training.optimizer import NonFiniteLossError
+from vapo_fast.training.run import Callback, Metrics
 from vapo_fast.training.trainer import Trainer
 
 

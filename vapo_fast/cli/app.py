@@ -35,7 +35,7 @@ from torch import Tensor
 from vapo_fast import checkpoint, data, distributed, metrics, noise, plots
 from vapo_fast.cli import config
 from vapo_fast.cli.config import ConfigError, TrainConfig
-from vapo_fast.core import extension
+from vapo_fast.core import extension, processes
 from vapo_fast.engines import UnsupportedJobError, engines
 from vapo_fast.engines.triton import tune as tune_tiles
 from vapo_fast.ode import Solution
@@ -50,7 +50,7 @@ from vapo_fast.sampling.sample import interpolate as interpolate_samples
 from vapo_fast.training import callbacks
 from vapo_fast.training.budget import steps_within
 from vapo_fast.training.optimizer import NonFiniteLossError
-from vapo_fast.training.run import TrainingRun
+from vapo_fast.training.run import Callback, Metrics, TrainingRun
 from vapo_fast.training.trainer import Trainer
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -184,7 +184,7 @@ def train(
                 given["out"] = str(resume)
             run = config.merge(*layers, given)
             device = config.build_device(run.device)
-            stack.enter_context(distributed.process_group(device))
+            stack.enter_context(processes.process_group(device))
             dataset = config.build_data(run)
             model = config.build_model(run, dataset).to(device)
             options = config.trainer_options(run)
@@ -204,7 +204,7 @@ def train(
             # From here on the run is one of that many steps: a resumed one must follow the same schedule.
             run.steps, run.minutes = steps, None
         steps = int(run.steps or 0)
-        here = distributed.world()
+        here = processes.world()
         if here.is_first:
             _write_text(out / _RESOLVED, config.as_yaml(run))
         parameters = sum(p.numel() for p in model.parameters())
@@ -259,7 +259,7 @@ def sample(
         with _usage():
             _check_ending("--out", out, _ARRAY_OR_PICTURE)
             where = config.build_device(device)
-            stack.enter_context(distributed.process_group(where))
+            stack.enter_context(processes.process_group(where))
         potential = _load_model(model, where)
         _check_writable("--out", out)
         if out.suffix.lower() == ".png" and potential.event_shape == (2,):
@@ -273,7 +273,7 @@ def sample(
                     engine=engine != "auto",
                     precision=precision != "auto",
                 )
-            if distributed.world().is_first:
+            if processes.world().is_first:
                 plots.samples_2d(potential, out, n=n, t_end=t_end, seed=seed, rtol=rtol)
                 typer.echo(str(out))
             return
@@ -291,7 +291,7 @@ def sample(
             precision=precision,
             progress=_shown(progress),
         )
-        if not distributed.world().is_first:
+        if not processes.world().is_first:
             return
         nfe = solution.nfe
         _note(
@@ -374,7 +374,7 @@ def evaluate(
     with _reporting(debug), contextlib.ExitStack() as stack:
         with _usage():
             where = config.build_device(device)
-            stack.enter_context(distributed.process_group(where))
+            stack.enter_context(processes.process_group(where))
             _check_ending("--out", out, (".json",))
             _at_least(1, n=n)
             known = _settings_beside(generated)
@@ -403,7 +403,7 @@ def evaluate(
             count = n if n is not None else len(held_out)
             options = {"rtol": rtol, "max_steps": max_steps, "t_end": t_end, "seed": seed, "batch_size": batch_size}
             fake = _solve(potential, count, progress=shown, engine=engine, **options).x.float().cpu()
-        if not distributed.world().is_first:
+        if not processes.world().is_first:
             # The others have done their share of the samples.
             return
         labelled = len(real.event_shape) == 3 and real.labels is not None and min(real.event_shape[1:]) >= 8
@@ -640,9 +640,9 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _callbacks(run: TrainConfig, out: Path, steps: int, progress: bool) -> list[callbacks.Callback]:
+def _callbacks(run: TrainConfig, out: Path, steps: int, progress: bool) -> list[Callback]:
     # The checkpoint first: what comes after it may fail without losing the step.
-    chosen: list[callbacks.Callback] = [callbacks.Checkpointer(out, every=run.checkpoint_every)]
+    chosen: list[Callback] = [callbacks.Checkpointer(out, every=run.checkpoint_every)]
     chosen.append(callbacks.CSVLogger(out / _LOG))
     chosen.append(callbacks.ProgressBar() if progress else _Lines(steps))
     if run.tensorboard:
@@ -653,7 +653,7 @@ def _callbacks(run: TrainConfig, out: Path, steps: int, progress: bool) -> list[
     return chosen
 
 
-class _Lines(callbacks.Callback):
+class _Lines(Callback):
     """About ten lines in all, for terminals that are files."""
 
     on_every_process = False
@@ -661,7 +661,7 @@ class _Lines(callbacks.Callback):
     def __init__(self, steps: int) -> None:
         self.every = max(1, steps // 10)
 
-    def on_step_end(self, trainer: TrainingRun, step: int, metrics: callbacks.Metrics | None) -> None:
+    def on_step_end(self, trainer: TrainingRun, step: int, metrics: Metrics | None) -> None:
         if metrics is not None and (step % self.every == 0 or step == trainer.end_step):
             _note(
                 f"step {step}/{trainer.end_step}  loss {metrics.loss:.5g}  {metrics.samples_per_second:,.0f} samples/s"
@@ -807,12 +807,12 @@ def _shown(progress: bool | None) -> bool:
 
 def _tell(text: str) -> None:
     """What one of several processes says for all."""
-    if distributed.process_number() == 0:
+    if processes.process_number() == 0:
         _note(text)
 
 
 def _note(text: str) -> None:
-    number = distributed.process_number()
+    number = processes.process_number()
     typer.echo(text if number == 0 else f"process {number}: {text}", err=True)
 
 

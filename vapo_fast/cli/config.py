@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import yaml
 
-from vapo_fast import distributed, noise
+from vapo_fast import noise
+from vapo_fast.core import processes
 from vapo_fast.data import Dataset, Mirrored, Subset, load, of_classes
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.potentials import MLPPotential, Potential, UNetPotential, WideResNetPotential
@@ -276,7 +277,7 @@ def build_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if distributed.launched() and name.startswith("cuda"):
+    if processes.launched() and name.startswith("cuda"):
         if ":" in name and os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
             raise ConfigError(f"device {name!r} would put every process on one GPU; 'cuda' gives each its own")
         name = name if ":" in name else f"cuda:{os.environ['LOCAL_RANK']}"

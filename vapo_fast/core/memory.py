@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
-
-from vapo_fast.potentials.base import Potential
 
 Result = TypeVar("Result")
 
@@ -106,18 +103,3 @@ def _kept_by_pytorch(device: torch.device) -> int:
     segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
     ordinary = [s for s in segments if s["device"] == index and tuple(s["segment_pool_id"]) == (0, 0)]
     return sum(int(segment["total_size"]) for segment in ordinary if segment["active_size"] == 0)
-
-
-def saved_bytes_per_sample(model: Potential, dtype: torch.dtype, device: torch.device) -> int:
-    """What autograd keeps for two samples, less what it keeps for one: parameters drop out of the difference."""
-    kept = [0, 0]
-    for rows in (1, 2):
-
-        def count(tensor: Tensor, rows: int = rows) -> Tensor:
-            kept[rows - 1] += tensor.numel() * tensor.element_size()
-            return tensor
-
-        x = torch.zeros(rows, *model.event_shape, dtype=dtype, device=device)
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            model.field(x, model.homotopy.t1)
-    return max(0, kept[1] - kept[0])

@@ -17,7 +17,7 @@ from vapo_fast.engines.graph.engine import GRAPH, GraphEngine
 from vapo_fast.engines.native import NATIVE, NativeEngine
 from vapo_fast.engines.reference import ReferenceEngine
 from vapo_fast.engines.triton import TRITON, TritonEngine
-from vapo_fast.training.batches import Batch
+from vapo_fast.loss import Batch
 
 register(TRITON)
 register(GRAPH)

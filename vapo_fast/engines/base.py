@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from vapo_fast.core import checks
-from vapo_fast.loss import Baseline, EnergyLoss, Weight
+from vapo_fast.loss import Baseline, Batch, EnergyLoss, Weight
 from vapo_fast.ode import Solution, SolveOptions
 from vapo_fast.potentials.base import Potential
-from vapo_fast.training.batches import Batch
 
 ORDER = ("triton", "graph", "native", "reference")
 ENVIRONMENT_VARIABLE = "VAPO_FAST_ENGINE"
@@ -201,3 +200,18 @@ def _unavailable(name: str) -> str | None:
     if name not in _REGISTRY:
         return "not included in this version of vapo_fast"
     return _REGISTRY[name].available()
+
+
+def saved_bytes_per_sample(model: Potential, dtype: torch.dtype, device: torch.device) -> int:
+    """What autograd keeps for two samples, less what it keeps for one: parameters drop out of the difference."""
+    kept = [0, 0]
+    for rows in (1, 2):
+
+        def count(tensor: Tensor, rows: int = rows) -> Tensor:
+            kept[rows - 1] += tensor.numel() * tensor.element_size()
+            return tensor
+
+        x = torch.zeros(rows, *model.event_shape, dtype=dtype, device=device)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model.field(x, model.homotopy.t1)
+    return max(0, kept[1] - kept[0])

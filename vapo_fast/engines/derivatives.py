@@ -10,13 +10,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vapo_fast.core.memory import free_memory, or_none_if_out_of_memory, saved_bytes_per_sample
+from vapo_fast.core.memory import free_memory, or_none_if_out_of_memory
 from vapo_fast.engines.autocast import arithmetic
-from vapo_fast.engines.base import Job, LossAndGrads
+from vapo_fast.engines.base import Job, LossAndGrads, saved_bytes_per_sample
 from vapo_fast.engines.explicit import explicit_passes, unlike_a_plain_network
 from vapo_fast.engines.reference import ReferenceEngine, gradient_and_trace
+from vapo_fast.loss import Batch
 from vapo_fast.potentials.base import Potential
-from vapo_fast.training.batches import Batch
 
 # What is alive at once of what autograd keeps for one evaluation: itself, and gradients on their way back. A second
 # derivative keeps the graph of the first too.

@@ -10,9 +10,8 @@ from torch import Tensor
 from vapo_fast.core import checks
 from vapo_fast.engines.base import Engine, Job, LossOptions, UnsupportedJobError
 from vapo_fast.homotopy import Time, as_time
-from vapo_fast.loss import ESTIMATORS, WEIGHTS, EnergyLoss, Weight, check_points, loss_weight
+from vapo_fast.loss import ESTIMATORS, WEIGHTS, Batch, EnergyLoss, Weight, check_points, loss_weight
 from vapo_fast.potentials.base import Potential
-from vapo_fast.training.batches import Batch
 
 
 def energy_loss_of(

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from vapo_fast import ode
 from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress
-from vapo_fast.loss import EnergyLoss, energy_loss
+from vapo_fast.loss import Batch, EnergyLoss, energy_loss
 from vapo_fast.ode import Solution
 from vapo_fast.potentials.base import Potential
-from vapo_fast.training.batches import Batch
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
 

@@ -21,11 +21,10 @@ from vapo_fast.engines.energy_loss import energy_loss_of
 from vapo_fast.engines.mlp_requirements import unlike_a_plain_mlp, unlike_parameters_of_its_own
 from vapo_fast.engines.precision import Noise
 from vapo_fast.homotopy import Time
-from vapo_fast.loss import EnergyLoss, Weight, loss_weight
+from vapo_fast.loss import Batch, EnergyLoss, Weight, loss_weight
 from vapo_fast.ode import Solution, SolveOptions, Status
 from vapo_fast.potentials.base import Potential
 from vapo_fast.potentials.mlp import MLPPotential
-from vapo_fast.training.batches import Batch
 
 if TYPE_CHECKING:
     from vapo_fast.kernels.launch import Program

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vapo_fast.core import checks
+from vapo_fast.core.threads import threads_for
 from vapo_fast.homotopy import Homotopy, Time, expand_time
 
 
@@ -209,3 +210,64 @@ class ModulePotential(Potential):
             return True  # how much fits is for sampling to find out
         except Exception as error:
             raise ValueError(f"the gradient of {call} failed: {type(error).__name__}: {error}") from error
+
+
+def check_model(model: object) -> Potential:
+    """``model`` if it is a `Potential` with finite parameters; TypeError/ValueError otherwise. One device read."""
+    if not isinstance(model, Potential):
+        raise TypeError(
+            f"model must be a Potential, got {type(model).__name__}; wrap a module with Potential.from_module"
+        )
+    named = list(model.named_parameters())
+    if any(parameter.is_meta for _, parameter in named):
+        raise ValueError(
+            "model is on the meta device, where parameters have no values; load or initialise it elsewhere"
+        )
+    with torch.no_grad(), threads_for(parameter for _, parameter in named):
+        # A sum over any entry that is not finite is not finite, and costs a fifth of looking at each; one that
+        # overflows only sends us to look.
+        if named and not bool(torch.isfinite(torch.stack([p.sum() for _, p in named])).all()):
+            for name, parameter in named:
+                if not bool(torch.isfinite(parameter).all()):
+                    raise ValueError(
+                        f"model parameter {name!r} has NaN or infinite values: its training diverged; "
+                        "load an earlier checkpoint"
+                    )
+    return model
+
+
+def check_events(model: Potential, name: str, x: object) -> Tensor:
+    """``x`` if it is a finite batch of events in the model's dtype, on its device; TypeError/ValueError otherwise."""
+    checked = checks.batch_of_events(name, x, model.event_shape)
+    if checked.shape[0] == 0:
+        raise ValueError(f"{name} must hold at least one sample, got shape {tuple(checked.shape)}")
+    if model.reference_tensor() is not None:
+        dtype, device = model_dtype_device(model)
+        if checked.dtype != dtype:
+            raise TypeError(f"{name} has dtype {checked.dtype} but the model has {dtype}; convert one with .to(...)")
+        if checked.device != device:
+            raise ValueError(f"{name} is on {checked.device} but the model is on {device}; move one with .to(...)")
+    return checks.all_finite(name, checked)
+
+
+def end_time(model: Potential, t_end: float | None) -> float:
+    """``t_end``, default the path's end; ValueError if not after the start, or past a time-dependent model's end."""
+    path = model.homotopy
+    if t_end is None:
+        return path.t1
+    end = checks.finite_float("t_end", t_end)
+    if end <= path.t0:
+        raise ValueError(f"t_end must be after the start of the path, {path.t0:g}, got {t_end!r}")
+    if model.time_dependent and end > path.t1:
+        raise ValueError(
+            f"t_end must be at most {path.t1:g}, where the path of this time-dependent potential ends, got {t_end!r}"
+        )
+    return end
+
+
+def model_dtype_device(model: Potential) -> tuple[torch.dtype, torch.device]:
+    """The dtype and device that the model computes in; PyTorch's defaults for one without parameters or buffers."""
+    reference = model.reference_tensor()
+    if reference is None:
+        return torch.get_default_dtype(), torch.device("cpu")
+    return reference.dtype, reference.device

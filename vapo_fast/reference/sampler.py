@@ -9,8 +9,8 @@ from vapo_fast import noise, ode
 from vapo_fast.core import checks
 from vapo_fast.ode import Solution
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS, DEFAULT_RTOL
-from vapo_fast.potentials.base import Potential
-from vapo_fast.sampling.batching import check_model, end_time, evaluation, model_dtype_device, solve_options
+from vapo_fast.potentials.base import Potential, check_model, end_time, model_dtype_device
+from vapo_fast.sampling.batching import evaluation, solve_options
 
 
 def sample(

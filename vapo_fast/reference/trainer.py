@@ -11,9 +11,9 @@ from torch import Tensor
 from vapo_fast.loss import Baseline, Weight, loss_weight
 from vapo_fast.potentials.base import Potential
 from vapo_fast.training.batches import Data, as_source, training_batch
-from vapo_fast.training.callbacks import Callback, Metrics
-from vapo_fast.training.optimizer import TrainingOptions, ema_decay_at, learning_rate, set_gradients
-from vapo_fast.training.run import Clock, TrainingRun
+from vapo_fast.training.optimizer import set_gradients
+from vapo_fast.training.options import TrainingOptions, ema_decay_at, learning_rate
+from vapo_fast.training.run import Callback, Clock, Metrics, TrainingRun
 
 
 class Trainer(TrainingRun):

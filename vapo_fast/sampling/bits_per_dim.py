@@ -10,8 +10,7 @@ from torch import Tensor
 
 from vapo_fast import noise
 from vapo_fast.core import checks
-from vapo_fast.potentials.base import Potential
-from vapo_fast.sampling.batching import check_events, check_model
+from vapo_fast.potentials.base import Potential, check_events, check_model
 from vapo_fast.sampling.density import log_likelihood
 
 # Of a step between levels: conversions of 8-bit images to float32 and back are a thousand times more exact.

@@ -14,13 +14,10 @@ from vapo_fast.engines import Job, choose
 from vapo_fast.homotopy import Homotopy, Time, as_time
 from vapo_fast.ode import Solution
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS, DEFAULT_RTOL
-from vapo_fast.potentials.base import Potential
+from vapo_fast.potentials.base import Potential, check_events, check_model, end_time
 from vapo_fast.sampling.batching import (
     TO_NOISE_SHARE,
     batch_size_for,
-    check_events,
-    check_model,
-    end_time,
     evaluation,
     evaluation_mode,
     in_batches,

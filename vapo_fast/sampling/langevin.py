@@ -12,8 +12,8 @@ from vapo_fast import noise
 from vapo_fast.core import checks
 from vapo_fast.engines import Engine, Job, choose
 from vapo_fast.homotopy import expand_time
-from vapo_fast.potentials.base import Potential
-from vapo_fast.sampling.batching import batch_size_for, check_events, check_model, evaluation, in_batches
+from vapo_fast.potentials.base import Potential, check_events, check_model
+from vapo_fast.sampling.batching import batch_size_for, evaluation, in_batches
 
 # Roberts and Rosenthal (1998): MALA on a product density mixes fastest at steps 2 h = 1.65^2 D^(-1/3), where this share
 # of the proposals is accepted.

@@ -15,8 +15,8 @@ from vapo_fast import noise
 from vapo_fast.core import checks
 from vapo_fast.engines import Job, choose
 from vapo_fast.homotopy import Homotopy
-from vapo_fast.potentials.base import Potential
-from vapo_fast.sampling.batching import batch_size_for, check_events, check_model, evaluation, in_batches
+from vapo_fast.potentials.base import Potential, check_events, check_model
+from vapo_fast.sampling.batching import batch_size_for, evaluation, in_batches
 from vapo_fast.sampling.density import log_likelihood
 
 SCORES = ("read_out", "likelihood")

@@ -17,23 +17,11 @@ from vapo_fast.core import checks
 from vapo_fast.core.threads import one_thread
 from vapo_fast.core.transfer import pinned, to_device
 from vapo_fast.homotopy import Homotopy
+from vapo_fast.loss import Batch
 from vapo_fast.noise import Stream
 from vapo_fast.training.augment import augmented
 
 Data = str | Tensor | Dataset[object] | DataLoader[object]
-
-
-class Batch(NamedTuple):
-    """What one training step sees: data points (B, *event), times (B,), standard normal noise (B, *event)."""
-
-    x_data: Tensor
-    t: Tensor
-    noise: Tensor
-
-    def split(self, parts: int) -> list[Batch]:
-        """Consecutive micro-batches, ``parts`` of them, whose sizes differ by at most one."""
-        pieces = (torch.tensor_split(value, parts) for value in self)
-        return [Batch(*piece) for piece in zip(*pieces, strict=True)]
 
 
 class Source(ABC):
@@ -83,7 +71,7 @@ class Batches:
 
     Attributes:
         part: the rows of each batch that this process computes; None for all of them.
-        Others: as in `vapo_fast.training.optimizer.TrainingOptions`; device and dtype are the model's.
+        Others: as in `vapo_fast.training.options.TrainingOptions`; device and dtype are the model's.
     """
 
     source: Source

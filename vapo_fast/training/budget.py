@@ -7,12 +7,10 @@ import copy
 import time
 from typing import Any
 
-from vapo_fast import distributed
-from vapo_fast.core import checks
+from vapo_fast.core import checks, processes
 from vapo_fast.potentials.base import Potential
 from vapo_fast.training.batches import Data
-from vapo_fast.training.callbacks import Callback, Metrics
-from vapo_fast.training.run import TrainingRun
+from vapo_fast.training.run import Callback, Metrics, TrainingRun
 from vapo_fast.training.trainer import Trainer
 
 _TRIAL_STEPS = 24
@@ -41,7 +39,7 @@ def steps_within(seconds: float, model: Potential, data: Data, **options: Any) -
         trainer.fit(data, _TRIAL_STEPS, callbacks=[watch])
     durations = sorted(b - a for a, b in zip(watch.times[:-1], watch.times[1:], strict=True))
     left = seconds - (time.perf_counter() - began)
-    return distributed.from_first(lambda: max(1, int(left / max(durations[len(durations) // 2], 1e-6))))
+    return processes.from_first(lambda: max(1, int(left / max(durations[len(durations) // 2], 1e-6))))
 
 
 class _EnoughError(Exception):
@@ -61,5 +59,5 @@ class _Watch(Callback):
         if step == _WARM_UP_STEPS:
             self.times.clear()
         self.times.append(now)
-        if distributed.from_first(lambda: now > self.deadline and len(self.times) >= 2):
+        if processes.from_first(lambda: now > self.deadline and len(self.times) >= 2):
             raise _EnoughError

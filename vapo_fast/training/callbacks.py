@@ -11,63 +11,20 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from torch import Tensor
 
 from vapo_fast import checkpoint
 from vapo_fast.core import checks
 from vapo_fast.ode import SolveError
-from vapo_fast.sampling.batching import end_time
+from vapo_fast.potentials.base import end_time
+from vapo_fast.training.run import Callback, Metrics
 
 if TYPE_CHECKING:
     from vapo_fast.training.run import TrainingRun
 
 PathLike = str | os.PathLike[str]
-
-
-class Metrics(NamedTuple):
-    """Numbers of one step, as floats.
-
-    Attributes:
-        loss, linear, quadratic: the energy loss and its two terms, before this step's update.
-        grad_norm: 2-norm of the gradient before clipping.
-        lr, ema_decay: what this step's update used.
-        samples_per_second: rate since the last reading.
-        seconds: wall-clock since the fit began.
-    """
-
-    loss: float
-    linear: float
-    quadratic: float
-    grad_norm: float
-    lr: float
-    ema_decay: float
-    samples_per_second: float
-    seconds: float
-
-
-class Callback:
-    """Does nothing; override what you need. A fit ends with exactly one of `on_fit_end` and `on_exception`.
-
-    Attributes:
-        on_every_process: of processes that train together, whether each calls it or the first alone, which writes the
-            files.
-    """
-
-    on_every_process: bool = True
-
-    def on_fit_start(self, trainer: TrainingRun) -> None:
-        """Before the first step; ``trainer.step`` is where the fit begins."""
-
-    def on_step_end(self, trainer: TrainingRun, step: int, metrics: Metrics | None) -> None:
-        """After each update; ``step`` counts from 1, ``metrics`` is None if its loss was not read (``log_every``)."""
-
-    def on_fit_end(self, trainer: TrainingRun) -> None:
-        """After the last step."""
-
-    def on_exception(self, trainer: TrainingRun, error: BaseException) -> None:
-        """When anything was raised, Ctrl-C (KeyboardInterrupt) included; the error goes on to the caller afterwards."""
 
 
 class ProgressBar(Callback):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vapo_fast.core import triton_support
+from vapo_fast.loss import Batch
 from vapo_fast.noise import Stream
-from vapo_fast.training.batches import Batch, Batches
+from vapo_fast.training.batches import Batches
 
 
 class DeviceBatches:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from vapo_fast.core.transfer import to_device
-from vapo_fast.distributed import (
+from vapo_fast.core.processes import (
     ProcessFailedError,
     copy_from_first,
     from_first,
@@ -24,6 +23,7 @@ from vapo_fast.distributed import (
     told_failures,
     world,
 )
+from vapo_fast.core.transfer import to_device
 from vapo_fast.training.optimizer import NonFiniteLossError
 from vapo_fast.training.run import TrainingRun
 

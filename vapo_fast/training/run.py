@@ -16,16 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 
-from vapo_fast import checkpoint, distributed
-from vapo_fast.core import checks
-from vapo_fast.potentials.base import Potential
-from vapo_fast.sampling.batching import check_model
-from vapo_fast.training.callbacks import Callback, Metrics
-from vapo_fast.training.optimizer import NonFiniteLossError, TrainingOptions, make_optimizer, trainable_parameters
+from vapo_fast import checkpoint
+from vapo_fast.core import checks, processes
+from vapo_fast.potentials.base import Potential, check_model
+from vapo_fast.training.optimizer import NonFiniteLossError, make_optimizer, trainable_parameters
+from vapo_fast.training.options import TrainingOptions
 
 # Options that may differ between a checkpoint and the run that resumes it without changing what is computed.
 _FREE_OPTIONS = ("accumulate", "log_every", "prefetch")
@@ -35,6 +34,50 @@ _FIRST_SAVES = "process 0 writes the checkpoints"
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C during ``fit``: training stopped between two steps. The message says what was saved and how to go on."""
+
+
+class Metrics(NamedTuple):
+    """Numbers of one step, as floats.
+
+    Attributes:
+        loss, linear, quadratic: the energy loss and its two terms, before this step's update.
+        grad_norm: 2-norm of the gradient before clipping.
+        lr, ema_decay: what this step's update used.
+        samples_per_second: rate since the last reading.
+        seconds: wall-clock since the fit began.
+    """
+
+    loss: float
+    linear: float
+    quadratic: float
+    grad_norm: float
+    lr: float
+    ema_decay: float
+    samples_per_second: float
+    seconds: float
+
+
+class Callback:
+    """Does nothing; override what you need. A fit ends with exactly one of `on_fit_end` and `on_exception`.
+
+    Attributes:
+        on_every_process: of processes that train together, whether each calls it or the first alone, which writes the
+            files.
+    """
+
+    on_every_process: bool = True
+
+    def on_fit_start(self, trainer: TrainingRun) -> None:
+        """Before the first step; ``trainer.step`` is where the fit begins."""
+
+    def on_step_end(self, trainer: TrainingRun, step: int, metrics: Metrics | None) -> None:
+        """After each update; ``step`` counts from 1, ``metrics`` is None if its loss was not read (``log_every``)."""
+
+    def on_fit_end(self, trainer: TrainingRun) -> None:
+        """After the last step."""
+
+    def on_exception(self, trainer: TrainingRun, error: BaseException) -> None:
+        """When anything was raised, Ctrl-C (KeyboardInterrupt) included; the error goes on to the caller afterwards."""
 
 
 class TrainingRun:
@@ -193,7 +236,7 @@ class TrainingRun:
         for callback in callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be vapo_fast callbacks, got {type(callback).__name__}")
-        if not distributed.world().is_first:
+        if not processes.world().is_first:
             callbacks = [callback for callback in callbacks if callback.on_every_process]
         was_training = self.model.training
         self.model.train()
@@ -241,7 +284,7 @@ class TrainingRun:
     def _interruption(self, error: KeyboardInterrupt) -> TrainingInterrupted:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         stopped = f"interrupted after step {self.step} of {self.end_step}{notes}; "
-        if not distributed.world().is_first:
+        if not processes.world().is_first:
             return TrainingInterrupted(stopped + _FIRST_SAVES)
         if self.last_checkpoint is None:
             return TrainingInterrupted(stopped + "no checkpoint was written (add a Checkpointer to the callbacks)")
@@ -252,7 +295,7 @@ class TrainingRun:
 
     def _non_finite(self, step: int, term: str) -> NonFiniteLossError:
         """The error for the 1-based step, which says where to go on from."""
-        if not distributed.world().is_first:
+        if not processes.world().is_first:
             saved = f"{_FIRST_SAVES[0].upper()}{_FIRST_SAVES[1:]}."
         elif self.last_checkpoint is None:
             saved = "No checkpoint was written."

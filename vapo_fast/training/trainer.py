@@ -13,26 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vapo_fast import distributed
+from vapo_fast.core import processes
 from vapo_fast.core.threads import fit_one_thread, one_thread
 from vapo_fast.engines import Job, LossOptions, choose
-from vapo_fast.loss import Baseline, Weight
+from vapo_fast.loss import Baseline, Batch, Weight
 from vapo_fast.potentials.base import Potential
 from vapo_fast.training import parallel
-from vapo_fast.training.batches import Batch, Batches, Data, Drawn, Source, as_source
-from vapo_fast.training.callbacks import Callback, Metrics
+from vapo_fast.training.batches import Batches, Data, Drawn, Source, as_source
 from vapo_fast.training.device_batches import DeviceBatches
-from vapo_fast.training.optimizer import (
-    RunningAverage,
-    TrainingOptions,
-    clip_gradients,
-    ema_decay_at,
-    gradient_norms,
-    learning_rate,
-    set_gradients,
-)
+from vapo_fast.training.optimizer import RunningAverage, clip_gradients, gradient_norms, set_gradients
+from vapo_fast.training.options import TrainingOptions, ema_decay_at, learning_rate
 from vapo_fast.training.prefetch import batches_ahead, prepared
-from vapo_fast.training.run import Clock, TrainingRun
+from vapo_fast.training.run import Callback, Clock, Metrics, TrainingRun
 
 _SAME_DATA = "same data on every process"
 
@@ -165,8 +157,8 @@ class Trainer(TrainingRun):
             CheckpointError: ``resume`` cannot be read or does not fit; nothing was changed.
             ProcessFailedError: of processes that train together, another one failed.
         """
-        source = distributed.together(lambda: self._source(data))
-        if distributed.world().size == 1:
+        source = processes.together(lambda: self._source(data))
+        if processes.world().size == 1:
             self._parallel, self._same_data = None, torch.zeros_like(self._same_data)
             self._begin(steps, resume)
         else:
@@ -209,7 +201,7 @@ class Trainer(TrainingRun):
         for name, parameter in self.parameters.items():
             description[f"parameter {name}"] = f"{parameter.dtype} of shape {tuple(parameter.shape)}"
         parallel.check_alike(description)
-        distributed.from_first(lambda: self._begin(steps, resume))
+        processes.from_first(lambda: self._begin(steps, resume))
         parallel.share_state(self)
         self.end_step = self.start_step + steps
         self._updating = False

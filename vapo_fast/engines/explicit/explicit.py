@@ -32,12 +32,11 @@ from vapo_fast.engines.explicit.pointwise_choice import fastest_pointwise
 from vapo_fast.engines.explicit.residual_block import Residual
 from vapo_fast.engines.explicit.winograd import WinogradWeights
 from vapo_fast.homotopy import Time, as_time, expand_time
-from vapo_fast.loss import ESTIMATORS, EnergyLoss, Weight, check_points, loss_weight
+from vapo_fast.loss import ESTIMATORS, Batch, EnergyLoss, Weight, check_points, loss_weight
 from vapo_fast.potentials.base import Potential
 from vapo_fast.potentials.image import ImagePotential
 from vapo_fast.potentials.unet import UNetPotential
 from vapo_fast.potentials.wide_resnet import WideResNetPotential
-from vapo_fast.training.batches import Batch
 
 PRECISIONS = ("auto", "float64", "float32", "tf32", "bf16")
 """Of the convolutions' factors: "auto" is the model's own type; "tf32" (on CUDA) and "bf16" are for models in float32,

@@ -35,10 +35,10 @@ from vapo_fast.engines.graph.launch import Recorder
 from vapo_fast.engines.graph.solver import Solver
 from vapo_fast.engines.graph.step import Field, Ops, Plan, TorchOps
 from vapo_fast.engines.precision import Noise
+from vapo_fast.loss import Batch
 from vapo_fast.ode import Solution
 from vapo_fast.ode.solve import check_state, checked
 from vapo_fast.potentials.base import Potential
-from vapo_fast.training.batches import Batch
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
 # Share of the free memory that a batch's activations may use; the estimate does not see a library's workspaces.
