@@ -2,14 +2,21 @@
 
 A *model* file holds a potential's tensors and its ``config()``. A *training* file holds the raw and the averaged
 weights, the optimiser's moments, the step and the options, and can be loaded as a model too (the averaged one). Because
-tensors and description are one file, one rename makes a checkpoint complete or absent, never half written.
+tensors and description are one file, one rename makes a checkpoint complete or absent, never half written. A digest of
+both (SHA-256) is stored beside them, and a file that differs from its digest is refused.
 """
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
+import math
 import os
 import re
+import socket
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +28,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vapo_fast.homotopy import homotopy_from_config
-from vapo_fast.potentials import ModulePotential, Potential, potential_from_config
+from vapo_fast.potentials import GaussianMixturePotential, ModulePotential, Potential, potential_from_config
 
 FORMAT_VERSION = 1
-_KEY = "vapo_fast"
+_KEY, _DIGEST_KEY = "vapo_fast", "vapo_fast_sha256"
 _STEP_FILE = re.compile(r"step-(\d{8,})\.safetensors")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -75,14 +82,16 @@ def load(path: PathLike, module: nn.Module | None = None, *, device: str | torch
 
     Args:
         path: the file.
-        module: for a potential that was made by ``Potential.from_module``: a module of the same architecture.
+        module: for a potential that was made by ``Potential.from_module``: a module of the same architecture. For a
+            potential of a class of your own, or with layers that you replaced: a potential built in the same way,
+            whose weights are overwritten, and which is returned.
         device: where to put the potential.
-    Raises: CheckpointError if the file is missing, truncated, foreign, from a newer version, or does not fit the
-    module.
+    Raises: CheckpointError if the file is missing, damaged (its digest differs), foreign, from a newer version, or does
+    not fit the module.
     """
     path = Path(path)
     info, tensors = _read(path)
-    model = _rebuild(info, module)
+    model = _rebuild(info, module, tensors)
     _fill(path, {"ema." if info.kind == "training" else "model.": model}, tensors, cast=True)
     return model.to(device).eval()
 
@@ -133,11 +142,7 @@ def load_training(
         raise CheckpointError(
             f"{path} holds a model without its optimiser: a run can be resumed from a training checkpoint only"
         )
-    config = _json(model.config(), "model.config()")
-    if info.model != config:
-        names = [name for name in info.model | config if info.model.get(name) != config.get(name)]
-        listed = "; ".join(f"{name} is {info.model.get(name)!r} there and {config.get(name)!r} here" for name in names)
-        raise CheckpointError(f"{path} is of another potential than the trainer's: {listed}")
+    _check_config(info, model)
     moments: dict[nn.Parameter, dict[str, Tensor]] = {}
     for name, parameter in _optimised(model, optimizer).items():
         state = {key: tensors.pop(f"optimizer.{name}.{key}", None) for key in _MOMENTS}
@@ -231,18 +236,27 @@ def _unshared(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    metadata = {_KEY: json.dumps(_json(header, "the checkpoint's description"))}
+    description = json.dumps(_json(header, "the checkpoint's description"))
+    kept = dict(_unshared(tensors))
+    metadata = {_KEY: description, _DIGEST_KEY: _digest(description, kept)}
     if path.is_dir():
         raise CheckpointError(
             f"{path} is a directory; give the name of the file to write, such as {path / 'model.safetensors'}"
         )
     if path.parent.exists() and not path.parent.is_dir():
         raise CheckpointError(f"could not write {path}: {path.parent} is a file, not a folder")
-    # One name a target, so that what a killed writer left behind is overwritten by the next one.
-    temporary = path.with_name(f".{path.name}.tmp")
+    # A name for each writer, since two may write to one target at the same time.
+    host = re.sub(r"[^\w-]", "_", socket.gethostname())
+    temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(_unshared(tensors)), temporary, metadata)
+        _remove_abandoned(path, host)
+        # The format's writer makes files that their owner alone can read; this one has the rights that the system
+        # gives to new files.
+        with temporary.open("wb") as handle:
+            mode = os.fstat(handle.fileno()).st_mode & 0o777
+        save_file(kept, temporary, metadata)
+        temporary.chmod(mode)
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
@@ -254,6 +268,31 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> No
             error.add_note(f"{temporary} could not be removed: {left}")
         intact = "the older file of that name is intact" if path.exists() else "no file of that name was left behind"
         raise CheckpointError(f"could not write {path}: {error}; {intact}") from error
+
+
+def _digest(description: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the description and of every tensor's name, dtype, shape and bytes, as hexadecimal digits."""
+    digest = hashlib.sha256(description.encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _remove_abandoned(path: Path, host: str) -> None:
+    """Remove what writers of this target left behind that were killed on this host."""
+    path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)  # an earlier version's
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{host}-*.tmp"):
+        owner = left.name.removesuffix(".tmp").rsplit("-", 2)[-2]
+        if not owner.isdigit() or int(owner) == os.getpid():
+            continue
+        try:
+            os.kill(int(owner), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except OSError:
+            pass  # it runs, as another user's
 
 
 def _sync_directory(directory: Path) -> None:
@@ -314,13 +353,23 @@ def _info(path: Path, header: dict[str, Any], parameters: int) -> CheckpointInfo
 
 def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     with _opened(path) as handle:
-        header = _parse(path, handle.metadata())
+        metadata = handle.metadata()
+        header = _parse(path, metadata)
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
+    if metadata.keys() == {_KEY}:
+        warnings.warn(f"{path} was written without a digest: damage to it would not be noticed", stacklevel=3)
+    elif metadata.get(_DIGEST_KEY) != _digest(metadata[_KEY], tensors):
+        raise CheckpointError(
+            f"{path} is damaged: its contents differ from the digest that was stored with them; take another copy"
+        )
     return _info(path, header, sum(value.numel() for value in tensors.values())), tensors
 
 
-def _rebuild(info: CheckpointInfo, module: nn.Module | None) -> Potential:
+def _rebuild(info: CheckpointInfo, module: nn.Module | None, tensors: Mapping[str, Tensor]) -> Potential:
     config = info.model
+    if isinstance(module, Potential):
+        _check_config(info, module)
+        return module
     wrapped = config.get("class") == ModulePotential.__name__
     if wrapped and module is None:
         raise CheckpointError(
@@ -329,15 +378,56 @@ def _rebuild(info: CheckpointInfo, module: nn.Module | None) -> Potential:
         )
     if not wrapped and module is not None:
         raise CheckpointError(
-            f"{info.path} holds a {config.get('class')}, which is rebuilt from the file: leave out module"
+            f"{info.path} holds a {config.get('class')}, not a wrapped module: leave out module, or pass a potential "
+            "of that class"
         )
     try:
         if module is None:
+            _check_sizes(info, tensors)
             return potential_from_config(config)
         homotopy = homotopy_from_config(config["homotopy"])
         return Potential.from_module(module, config["event_shape"], homotopy, config["time_dependent"])
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"the potential in {info.path} cannot be rebuilt: {error}") from error
+        raise CheckpointError(
+            f"the potential in {info.path} cannot be rebuilt: {error}; for a class of your own, pass module=, a "
+            "potential built in the same way"
+        ) from error
+
+
+def _check_config(info: CheckpointInfo, model: Potential) -> None:
+    """CheckpointError naming every setting in which the file's potential differs from ``model``."""
+    config = _json(model.config(), "model.config()")
+    if info.model != config:
+        names = [name for name in info.model | config if info.model.get(name) != config.get(name)]
+        listed = "; ".join(f"{name} is {info.model.get(name)!r} there and {config.get(name)!r} here" for name in names)
+        raise CheckpointError(f"{info.path} is of another potential than the one given: {listed}")
+
+
+def _check_sizes(info: CheckpointInfo, tensors: Mapping[str, Tensor]) -> None:
+    """CheckpointError if the potential that the file describes is not that of its tensors, before memory is taken.
+
+    Every size in a description, such as a width, stands for at least as many values in the file.
+    """
+    values = sum(value.numel() for value in tensors.values())
+    largest = max(_integers(info.model), default=0)
+    if largest > max(values, math.prod(info.model.get("event_shape", ()))):
+        raise CheckpointError(f"the description in {info.path} has a size of {largest}, and the file {values} values")
+    if info.model.get("class") == GaussianMixturePotential.__name__:
+        return  # its description holds the values themselves
+    with torch.device("meta"):
+        model = potential_from_config(info.model)
+    prefix = "ema." if info.kind == "training" else "model."
+    _raise_for(info.path, _unlike(prefix, model, tensors, cast=True))
+
+
+def _integers(value: object) -> Iterator[int]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _integers(part)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
 
 
 @torch.no_grad()
@@ -346,29 +436,45 @@ def _fill(path: Path, modules: dict[str, nn.Module], tensors: dict[str, Tensor],
 
     ``cast`` gives the module the file's dtypes; without it a difference of dtype is an error.
     """
-    problems, copies = [], []
     for prefix, module in modules.items():
-        state = module.state_dict()
-        stored = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        problems += [f"{name!r} is missing" for name in state.keys() - stored.keys()]
-        problems += [f"{name!r} is not in the model" for name in stored.keys() - state.keys()]
-        for name in state.keys() & stored.keys():
-            own, value = state[name], stored[name]
-            if own.shape != value.shape:
-                problems.append(f"{name!r} has shape {tuple(value.shape)}, the model has {tuple(own.shape)}")
-            elif own.dtype != value.dtype and not (cast and own.is_floating_point() and value.is_floating_point()):
-                problems.append(f"{name!r} has dtype {value.dtype}, the model has {own.dtype}")
-            copies.append((own, value))
-    if problems:
-        listed = "; ".join(sorted(problems)[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise CheckpointError(f"{path} does not fit the model's architecture: {listed}")
+        _raise_for(path, _unlike(prefix, module, tensors, cast))
     for module in modules.values() if cast else ():
-        dtypes = {value.dtype for _, value in copies if value.is_floating_point()}
+        dtypes = {value.dtype for value in tensors.values() if value.is_floating_point()}
         if len(dtypes) == 1:
             module.to(dtypes.pop())
     for prefix, module in modules.items():
         for name, own in module.state_dict().items():
             own.copy_(tensors[prefix + name])
+
+
+def _unlike(prefix: str, module: nn.Module, tensors: Mapping[str, Tensor], cast: bool) -> list[str]:
+    """In what the module's state and the tensors with this prefix differ, but for their values.
+
+    ``cast`` allows any floating-point dtypes. Names that share memory in the module must have one value in the file.
+    """
+    state = module.state_dict()
+    stored = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    problems = [f"{name!r} is missing" for name in state.keys() - stored.keys()]
+    problems += [f"{name!r} is not in the model" for name in stored.keys() - state.keys()]
+    shared: dict[tuple[int, int], str] = {}
+    for name in sorted(state.keys() & stored.keys()):
+        own, value = state[name], stored[name]
+        floats = own.is_floating_point() and value.is_floating_point()
+        if own.shape != value.shape:
+            problems.append(f"{name!r} has shape {tuple(value.shape)}, the model has {tuple(own.shape)}")
+        elif own.dtype != value.dtype and not (cast and floats):
+            problems.append(f"{name!r} has dtype {value.dtype}, the model has {own.dtype}")
+        elif not own.is_meta and own.numel():
+            other = shared.setdefault((own.data_ptr(), own.numel()), name)
+            if not torch.equal(stored[other].reshape(-1), value.reshape(-1)):
+                problems.append(f"{name!r} and {other!r} are one tensor in the model and two in the file")
+    return problems
+
+
+def _raise_for(path: Path, problems: list[str]) -> None:
+    if problems:
+        listed = "; ".join(sorted(problems)[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise CheckpointError(f"{path} does not fit the model's architecture: {listed}")
 
 
 def _optimised(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

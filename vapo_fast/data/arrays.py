@@ -82,6 +82,12 @@ def _dataset(
             raise DataFormatError(f"{path}: labels must be integers, got {classes.dtype}")
         labels = torch.from_numpy(classes.reshape(-1).astype(np.int64))
     last = array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3)
+    if array.dtype == np.uint8 and array.ndim == 4 and not last and array.shape[-1] <= 4 < array.shape[1]:
+        raise DataFormatError(
+            f"{path}: uint8 images of shape {array.shape} have {array.shape[-1]} channels last, or {array.shape[1]} "
+            "first; save array[..., :3] for colours without transparency, or array.transpose(0, 3, 1, 2) to keep all "
+            "channels"
+        )
     if image_size is not None:
         checks.positive_int("image_size", image_size)
     dataset = ArrayDataset(str(path), array, labels=labels, channels_last=last, image_size=image_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 # each again.
 _PROBED = 64
 _GREY_MODES = ("1", "L")
+# What Pillow calls 32-bit integers ("I") is 16 bits in files of these formats, whose samples are no wider.
+_SIXTEEN_BITS = ("PNG", "PPM")
 
 
 class ImageFolder(Dataset):
@@ -32,6 +35,9 @@ class ImageFolder(Dataset):
     of one size. ``channels`` is 1 or 3, or None to use 1 only if the images looked at first are all grey. Rotation
     marks of cameras are obeyed, transparency is dropped. Raises DataFormatError, naming the file, for one that cannot
     be decoded or does not fit; ValueError for no paths or a bad size.
+
+    Grey files of 16 bits are scaled to 8 by their own range, 0..65535. Grey files of 32-bit integers or of floats have
+    no known range and are refused. Of a file with several frames the first is used, with a warning.
     """
 
     def __init__(
@@ -55,7 +61,10 @@ class ImageFolder(Dataset):
         # The first batch's files and an even spread over the rest.
         probed = dict.fromkeys([*self._paths[:8], *self._paths[:: max(1, len(self._paths) // _PROBED)]])
         opened = {path: _open(path) for path in probed}
-        grey = all(image.mode in _GREY_MODES for image in opened.values())
+        grey = all(_is_grey(image) for image in opened.values())
+        several = next((path for path, image in opened.items() if getattr(image, "is_animated", False)), None)
+        if several is not None:
+            warnings.warn(f"{several}: has several frames; of each such file the first is used", stacklevel=2)
         self._channels = channels if channels is not None else (1 if grey else 3)
         self._channels_given = channels is not None
         width, height = next(iter(opened.values())).size
@@ -85,13 +94,13 @@ class ImageFolder(Dataset):
 
         image = _open(path)
         self._check_size(path, image.size)
-        if self._channels == 1 and not self._channels_given and image.mode not in _GREY_MODES:
+        if self._channels == 1 and not self._channels_given and not _is_grey(image):
             raise DataFormatError(
                 f"{path}: has colours (mode {image.mode}), while the images looked at first are all grey; convert "
                 "the folder to one mode, or make an ImageFolder with channels=1 or channels=3"
             )
         try:
-            image = image.convert("L" if self._channels == 1 else "RGB")
+            image = _eight_bits(image).convert("L" if self._channels == 1 else "RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise DataFormatError(f"{path}: cannot be read as an image ({error}); remove or repair the file") from error
         if self._crop is not None:
@@ -219,6 +228,27 @@ def _open(path: str) -> Any:
         raise DataNotFoundError(f"{path}: no such image; was it removed while the data set was in use?") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataFormatError(f"{path}: cannot be read as an image ({error}); remove or repair the file") from error
+    return image
+
+
+def _has_sixteen_bits(image: Any) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BITS)
+
+
+def _is_grey(image: Any) -> bool:
+    return image.mode in _GREY_MODES or _has_sixteen_bits(image)
+
+
+def _eight_bits(image: Any) -> Any:
+    """The image with 8 bits a sample: one of 16 bits scaled, any other as it is; ValueError if its range is unknown."""
+    from PIL import Image
+
+    if _has_sixteen_bits(image):
+        samples = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((samples + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floats"
+        raise ValueError(f"its samples are {kind}, whose range is unknown; save it with 8 or 16 bits a sample")
     return image
 
 

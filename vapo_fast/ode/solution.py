@@ -98,3 +98,7 @@ class SolveError(RuntimeError):
             f"{failed} of {len(status)} samples did not reach the end time: {'; '.join(failures)}. "
             "The error's .solution holds every state; throw=False returns it instead of raising"
         )
+
+    def __reduce__(self) -> tuple[type[SolveError], tuple[Solution], dict[str, object]]:
+        # Exceptions are rebuilt from their arguments, and this one's is not its message.
+        return type(self), (self.solution,), vars(self)

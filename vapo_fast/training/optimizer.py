@@ -24,6 +24,11 @@ class NonFiniteLossError(ArithmeticError):
         )
         self.step = step
         self.term = term
+        self._advice = advice
+
+    def __reduce__(self) -> tuple[type[NonFiniteLossError], tuple[int, str, str], dict[str, object]]:
+        # Exceptions are rebuilt from their arguments, and these are not the message.
+        return type(self), (self.step, self.term, self._advice), vars(self)
 
 
 class RunningAverage:
