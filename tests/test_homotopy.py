@@ -224,3 +224,18 @@ def test_the_widest_and_the_narrowest_paths_compute(extreme: Homotopy) -> None:
 def test_bad_input(build, error, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize("path", [DataHomotopy(sigma=0.01), DataHomotopy(omega=2.0, sigma=0.3), LinearHomotopy()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_time_past_an_end_by_rounding_is_that_end(path, dtype):
+    for end in (path.t0, path.t1):
+        level = path.kernel(torch.tensor(end, dtype=dtype)).beta
+        time = path.time_at_noise_level(level)
+        assert float(path.time_within(float(time))) == pytest.approx(end, abs=2e-6 * path.t1)
+        within = path.time_within(torch.stack([time, time + 2e-7 * path.t1]))
+        assert within.dtype == dtype
+        assert bool((within <= torch.tensor(path.t1, dtype=dtype)).all())
+    for far in (path.t1 * 1.001, path.t0 - 0.01, torch.tensor([0.1, math.nan], dtype=dtype)):
+        with pytest.raises(ValueError, match=r"t must be in \[0, "):
+            path.time_within(far)

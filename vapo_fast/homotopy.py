@@ -25,6 +25,10 @@ from vapo_fast.core import checks, elementary
 Time = float | Tensor
 
 
+# Of the path's length: what times of float32 arithmetic, such as those of a noise level, may be outside by.
+_TIME_SLACK = 1e-6
+
+
 class Kernel(NamedTuple):
     """Coefficients of the path at time t, and their time derivatives; each has the shape of t."""
 
@@ -129,6 +133,24 @@ class Homotopy(ABC):
             raise ValueError(f"phi must have shape ({x.shape[0]},), one value a row of x, got {tuple(phi.shape)}")
         c = self.density_coefficients(t)
         return c.potential * phi + c.quadratic * x.flatten(1).square().sum(1)
+
+    def time_within(self, t: Time, name: str = "t") -> Time:
+        """``t``, moved onto an end of the path where it is outside by no more than float32 arithmetic rounds.
+
+        Args: t: float or (B,). name: what the message calls it.
+        Returns: t in [t0, t1]; the ends are rounded to t's dtype.
+        Raises: ValueError for a time further outside, or NaN. Reads the device once for a tensor.
+        """
+        times = as_time(t)
+        slack = _TIME_SLACK * max(abs(self.t0), abs(self.t1))
+        outside = ~((times >= self.t0 - slack) & (times <= self.t1 + slack)).flatten()
+        if bool(outside.any()):
+            first_bad = float(times.flatten()[outside][0])
+            raise ValueError(f"{name} must be in [{self.t0:g}, {self.t1:g}], the times of {self!r}, got {first_bad!r}")
+        if isinstance(t, Tensor):
+            first, last = (torch.tensor(end, dtype=times.dtype, device=times.device) for end in (self.t0, self.t1))
+            return times.clamp(first, last)
+        return min(max(float(times), self.t0), self.t1)
 
     def noise_position(self, t: Time) -> Tensor:
         """``ln beta(t)`` mapped linearly so that t0 becomes -1 and t1 becomes +1: the time a network is shown."""

@@ -259,9 +259,13 @@ def end_time(model: Potential, t_end: float | None) -> float:
     if end <= path.t0:
         raise ValueError(f"t_end must be after the start of the path, {path.t0:g}, got {t_end!r}")
     if model.time_dependent and end > path.t1:
-        raise ValueError(
-            f"t_end must be at most {path.t1:g}, where the path of this time-dependent potential ends, got {t_end!r}"
-        )
+        try:
+            return float(path.time_within(end, "t_end"))
+        except ValueError as error:
+            raise ValueError(
+                f"t_end must be at most {path.t1:g}, where the path of this time-dependent potential ends, "
+                f"got {t_end!r}"
+            ) from error
     return end
 
 

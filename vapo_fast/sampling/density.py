@@ -11,7 +11,7 @@ from torch import Tensor
 from vapo_fast import noise
 from vapo_fast.core import checks
 from vapo_fast.engines import Job, choose
-from vapo_fast.homotopy import Homotopy, Time, as_time
+from vapo_fast.homotopy import Time
 from vapo_fast.ode import Solution
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS, DEFAULT_RTOL
 from vapo_fast.potentials.base import Potential, check_events, check_model, end_time
@@ -53,22 +53,12 @@ def log_density(model: Potential, x: Tensor, t: Time | None = None) -> Tensor:
     """
     check_model(model)
     check_events(model, "x", x)
-    time = model.homotopy.t1 if t is None else _path_time(model.homotopy, t, x.shape[0])
+    time: Time = model.homotopy.t1
+    if t is not None:
+        checks.time_or_times("t", t, x.shape[0])
+        time = model.homotopy.time_within(t)
     with evaluation_mode(model):
         return model.homotopy.log_density(model(x, time), x, time)
-
-
-def _path_time(path: Homotopy, t: Time, rows: int) -> Time:
-    """``t`` if it is one time of the path, or one for each row; ValueError otherwise. One device read."""
-    checks.time_or_times("t", t, rows)
-    # The ends are rounded as t is: in float32 the end of a path may lie beyond t1 in float64.
-    times = as_time(t)
-    first, last = (torch.tensor(end, dtype=times.dtype, device=times.device) for end in (path.t0, path.t1))
-    outside = ~((times >= first) & (times <= last)).flatten()
-    if bool(outside.any()):
-        first_bad = float(times.flatten()[outside][0])
-        raise ValueError(f"t must be in [{path.t0:g}, {path.t1:g}], the times of {path!r}, got {first_bad!r}")
-    return t
 
 
 def log_likelihood(

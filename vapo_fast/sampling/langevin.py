@@ -100,9 +100,7 @@ def refine(
     relative = checks.positive_float("step_size", step_size)
     noise.check_seed(seed)
     path = model.homotopy
-    time = path.t1 if t is None else checks.finite_float("t", t)
-    if not path.t0 <= time <= path.t1:
-        raise ValueError(f"t must be in [{path.t0:g}, {path.t1:g}], the times of {path!r}, got {t!r}")
+    time = path.t1 if t is None else float(path.time_within(checks.finite_float("t", t)))
     job = Job("field")
     chosen = choose(engine, model, x.device, x.dtype, job)
     with evaluation(model):

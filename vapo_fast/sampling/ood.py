@@ -147,7 +147,7 @@ def time_of_noise(path: Homotopy, level: float, name: str = "noise_level") -> fl
     """The time at which the path's noise is ``level``; ValueError unless it has that noise somewhere."""
     wanted = checks.positive_float(name, level)
     least, most = (float(path.kernel(end).beta) for end in (path.t1, path.t0))
-    slack = 1e-6
-    if not least * (1 - slack) <= wanted <= most * (1 + slack):
-        raise ValueError(f"{name} must be in [{least:.4g}, {most:.4g}], the path's noise, got {level!r}")
-    return min(max(float(path.time_at_noise_level(wanted)), path.t0), path.t1)
+    try:
+        return float(path.time_within(float(path.time_at_noise_level(wanted))))
+    except ValueError as error:
+        raise ValueError(f"{name} must be in [{least:.4g}, {most:.4g}], the path's noise, got {level!r}") from error
