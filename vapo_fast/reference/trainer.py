@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vapo_fast.core.modes import training_step
 from vapo_fast.loss import Baseline, Weight, loss_weight
 from vapo_fast.potentials.base import Potential
 from vapo_fast.training.batches import Data, as_source, training_batch
@@ -93,41 +94,45 @@ class Trainer(TrainingRun):
                     dtype=self.dtype,
                     augment=o.augment,
                 )
-                # x = alpha x_data + beta noise, u = alpha' x_data + beta' noise.
-                point = path.perturb(x_data, t, noise)
-                x = point.x.requires_grad_()
-                phi = model(x, t)
-                (gradient,) = torch.autograd.grad(phi.sum(), x, create_graph=True)
+                with training_step(model):
+                    # x = alpha x_data + beta noise, u = alpha' x_data + beta' noise.
+                    point = path.perturb(x_data, t, noise)
+                    x = point.x.requires_grad_()
+                    phi = model(x, t)
+                    (gradient,) = torch.autograd.grad(phi.sum(), x, create_graph=True)
 
-                # L = E w(t) [1/2 |grad Phi|^2 - grad Phi . u], or with + Phi innovation for the second term.
-                w = loss_weight(path, o.weight, t)
-                quadratic = (w * 0.5 * gradient.flatten(1).square().sum(1)).mean()
-                if o.estimator == "velocity":
-                    linear = (w * -(gradient * point.velocity).flatten(1).sum(1)).mean()
-                else:
-                    centred = phi if o.baseline is None else phi - o.baseline(x_data, t)
-                    linear = (w * centred * point.innovation).mean()
-                loss = linear + quadratic
+                    # L = E w(t) [1/2 |grad Phi|^2 - grad Phi . u], or with + Phi innovation for the second term.
+                    w = loss_weight(path, o.weight, t)
+                    quadratic = (w * 0.5 * gradient.flatten(1).square().sum(1)).mean()
+                    if o.estimator == "velocity":
+                        linear = (w * -(gradient * point.velocity).flatten(1).sum(1)).mean()
+                    else:
+                        centred = phi if o.baseline is None else phi - o.baseline(x_data, t)
+                        linear = (w * centred * point.innovation).mean()
+                    loss = linear + quadratic
 
-                # d loss / d parameters, through grad Phi: double backward.
-                parameters = list(self.parameters.values())
-                gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-                norm = self._checked_norm(linear, quadratic, gradients)
-                scale = 1.0 if o.grad_clip is None else min(1.0, o.grad_clip / norm)
-                set_gradients(parameters, [scale * g for g in gradients])
+                    # d loss / d parameters, through grad Phi: double backward.
+                    parameters = list(self.parameters.values())
+                    gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+                    norm = self._checked_norm(linear, quadratic, gradients)
+                    scale = 1.0 if o.grad_clip is None else min(1.0, o.grad_clip / norm)
+                    set_gradients(parameters, [scale * g for g in gradients])
 
-                # Adam; then ema <- decay ema + (1 - decay) model.
-                rate, decay = learning_rate(o, self.step, self.start_step, self.end_step), ema_decay_at(o, self.step)
-                self.optimizer.param_groups[0]["lr"] = rate
-                self._updating = True
-                self.optimizer.step()
-                with torch.no_grad():
-                    for average, current in zip(self.ema_model.parameters(), model.parameters(), strict=True):
-                        average.add_((1.0 - decay) * (current - average))
-                    for kept, buffer in zip(self.ema_model.buffers(), model.buffers(), strict=True):
-                        kept.copy_(buffer)
-                self.step += 1
-                self._updating = False
+                    # Adam; then ema <- decay ema + (1 - decay) model.
+                    rate, decay = (
+                        learning_rate(o, self.step, self.start_step, self.end_step),
+                        ema_decay_at(o, self.step),
+                    )
+                    self.optimizer.param_groups[0]["lr"] = rate
+                    self._updating = True
+                    self.optimizer.step()
+                    with torch.no_grad():
+                        for average, current in zip(self.ema_model.parameters(), model.parameters(), strict=True):
+                            average.add_((1.0 - decay) * (current - average))
+                        for kept, buffer in zip(self.ema_model.buffers(), model.buffers(), strict=True):
+                            kept.copy_(buffer)
+                    self.step += 1
+                    self._updating = False
 
                 if self.step % self.read_interval == 0 or self.step == self.end_step:
                     terms = (loss.item(), linear.item(), quadratic.item(), norm)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vapo_fast.core import checks
 from vapo_fast.core.memory import free_memory, or_none_if_out_of_memory
+from vapo_fast.core.modes import evaluation_mode
 from vapo_fast.engines import Engine, Job
 from vapo_fast.engines.base import Progress, saved_bytes_per_sample
 from vapo_fast.ode import PIController, Solution, SolveOptions
@@ -118,19 +119,6 @@ def evaluation(model: Potential) -> Iterator[None]:
     # Inside somebody's inference_mode, tensors could not take part in the field's autograd.
     with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
         yield
-
-
-@contextmanager
-def evaluation_mode(model: Potential) -> Iterator[None]:
-    """``model.eval()``; each module's own mode comes back afterwards."""
-    training = [module for module in model.modules() if module.training]
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 # From the data to the noise, steps first have to be short and then meet bounds that move with them: the controller's

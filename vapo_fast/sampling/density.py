@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vapo_fast import noise
 from vapo_fast.core import checks
+from vapo_fast.core.modes import evaluation_mode
 from vapo_fast.engines import Job, choose
 from vapo_fast.homotopy import Time
 from vapo_fast.ode import Solution
@@ -19,7 +20,6 @@ from vapo_fast.sampling.batching import (
     TO_NOISE_SHARE,
     batch_size_for,
     evaluation,
-    evaluation_mode,
     in_batches,
     progress_bar,
     solve_options,

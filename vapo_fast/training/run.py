@@ -22,6 +22,7 @@ import torch
 
 from vapo_fast import checkpoint
 from vapo_fast.core import checks, processes
+from vapo_fast.core.modes import training_step
 from vapo_fast.potentials.base import Potential, check_model
 from vapo_fast.training.optimizer import NonFiniteLossError, make_optimizer, trainable_parameters
 from vapo_fast.training.options import TrainingOptions
@@ -238,8 +239,9 @@ class TrainingRun:
                 raise TypeError(f"callbacks must be vapo_fast callbacks, got {type(callback).__name__}")
         if not processes.world().is_first:
             callbacks = [callback for callback in callbacks if callback.on_every_process]
-        was_training = self.model.training
-        self.model.train()
+        with training_step(self.model):
+            was_training = self.model.training
+            self.model.train()
         try:
             for callback in callbacks:
                 callback.on_fit_start(self)
@@ -264,7 +266,8 @@ class TrainingRun:
                 raise self._interruption(error) from None
             raise
         finally:
-            self.model.train(was_training)
+            with training_step(self.model):
+                self.model.train(was_training)
 
     # What processes that train together do where one alone does nothing.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vapo_fast.core import processes
+from vapo_fast.core.modes import training_step
 from vapo_fast.core.threads import fit_one_thread, one_thread
 from vapo_fast.engines import Job, LossOptions, choose
 from vapo_fast.loss import Baseline, Batch, Weight
@@ -174,7 +175,8 @@ class Trainer(TrainingRun):
         try:
             with self._running(callbacks) as after_step, prepared(batches.draw, left, ahead, self.device) as drawn:
                 while self.step < self.end_step:
-                    values, rate, decay = self._update(batches, drawn)
+                    with training_step(self.model):
+                        values, rate, decay = self._update(batches, drawn)
                     if self._reads(self.step):
                         loss, linear, quadratic, norm = values.tolist()
                         speed, seconds = clock.read(self.step * self.options.batch_size)
