@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.attention
 from torch import Tensor, nn
 
 from vapo_fast.core import checks
+from vapo_fast.core.modes import evaluation_mode
 from vapo_fast.core.threads import threads_for
-from vapo_fast.homotopy import Homotopy, Time, expand_time
+from vapo_fast.homotopy import Homotopy, Time
+from vapo_fast.potentials.trial import Obstacles, check_value, find_obstacles
+
+# Points of the trial of a module.
+_TRIED = 8
+
+
+def second_derivatives() -> AbstractContextManager[None]:
+    """While inside, attention is computed by the operations that can be differentiated twice."""
+    return torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
 
 
 class TrainingDefaults(NamedTuple):
@@ -43,6 +57,9 @@ class Potential(nn.Module, ABC):
             raise TypeError(f"time_dependent must be True or False, got {time_dependent!r}")
         self.homotopy = homotopy
         self.time_dependent = time_dependent
+
+    obstacles: Obstacles = Obstacles()
+    """Why this potential cannot be trained, or its likelihood not be computed."""
 
     @property
     def training_defaults(self) -> TrainingDefaults:
@@ -95,7 +112,7 @@ class Potential(nn.Module, ABC):
             create_graph: keep the graph, so that the gradient can itself be differentiated (training).
         Returns: Phi (B,) and grad Phi (B, *event_shape). Without create_graph both are detached.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), second_derivatives() if create_graph else nullcontext():
             x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
             phi = self(x, t)
             (gradient,) = torch.autograd.grad(phi.sum(), x, create_graph=create_graph)
@@ -168,48 +185,33 @@ class ModulePotential(Potential):
                     "depend on its batch-mates; use GroupNorm or LayerNorm"
                 )
         self.module = module
-        self._try_module()
+        self.obstacles = self._try_module()
+        if self.obstacles.likelihood is not None:
+            warnings.warn(
+                f"module can be sampled from, but its likelihood cannot be computed: {self.obstacles.likelihood}",
+                stacklevel=3,
+            )
 
     def value(self, x: Tensor, t: Tensor) -> Tensor:
         return self.module(x, t) if self.time_dependent else self.module(x)  # type: ignore[no-any-return]
 
-    def _try_module(self) -> None:
+    def _try_module(self) -> Obstacles:
         reference = self.reference_tensor()
         like = torch.zeros(()) if reference is None else reference
-        x = self.homotopy.omega * torch.linspace(-1.0, 1.0, 2, dtype=like.dtype, device=like.device)
-        x = expand_time(x, torch.empty(0, *self.event_shape)).expand(2, *self.event_shape)
-        t = x.new_full((2,), 0.5 * (self.homotopy.t0 + self.homotopy.t1))
-        call = f"module(x{', t' if self.time_dependent else ''}) with x of shape {tuple(x.shape)}"
-        try:
-            with torch.no_grad():
-                out: object = self.value(x, t)
-        except Exception as error:  # the user's own code may raise anything; say in which call it did
-            raise ValueError(f"{call} failed: {type(error).__name__}: {error}") from error
-        if not isinstance(out, Tensor):
-            raise TypeError(f"{call} must return a tensor of shape (2,), got {type(out).__name__}")
-        if out.shape != (2,):
-            raise ValueError(f"{call} must return shape (2,), one scalar a sample, got {tuple(out.shape)}")
-        if out.dtype != x.dtype:
-            raise TypeError(f"{call} must return dtype {x.dtype}, got {out.dtype}")
-        if out.device != x.device:
-            raise ValueError(f"{call} must return a tensor on {x.device}, got {out.device}")
-        if not self._has_gradient(x, t, call):
-            raise ValueError(
-                f"{call} must be differentiable with respect to x, and its result does not depend on x through "
-                "autograd; look for detach, no_grad, numpy or integer operations in the module"
-            )
+        position = torch.linspace(-1.0, 1.0, _TRIED, dtype=like.dtype, device=like.device)
+        # Points along a line through the prior that is no axis of its own, so that entries differ within a point.
+        pattern = torch.arange(1, 1 + math.prod(self.event_shape), dtype=torch.float64).mul(0.618).frac().add(0.5)
+        x = self.homotopy.omega * position[:, None] * pattern.to(like)
+        x = x.reshape(_TRIED, *self.event_shape)
+        t = x.new_full((_TRIED,), 0.5 * (self.homotopy.t0 + self.homotopy.t1))
+        call = f"module(x{', t' if self.time_dependent else ''}) with x of shape {(2, *self.event_shape)}"
+        with evaluation_mode(self):
+            check_value(self.value, x[:3], t[:3], call)
+            return find_obstacles(self._smooth_value, x, t, call)
 
-    def _has_gradient(self, x: Tensor, t: Tensor, call: str) -> bool:
-        try:
-            # Inside somebody's inference_mode the copies are ordinary tensors, which autograd can follow.
-            with torch.inference_mode(False), torch.enable_grad():
-                x = x.clone().requires_grad_()
-                out = self.value(x, t.clone())
-                return out.requires_grad and torch.autograd.grad(out.sum(), x, allow_unused=True)[0] is not None
-        except (MemoryError, torch.OutOfMemoryError):
-            return True  # how much fits is for sampling to find out
-        except Exception as error:
-            raise ValueError(f"the gradient of {call} failed: {type(error).__name__}: {error}") from error
+    def _smooth_value(self, x: Tensor, t: Tensor) -> Tensor:
+        with second_derivatives():
+            return self.value(x, t)
 
 
 def check_model(model: object) -> Potential:

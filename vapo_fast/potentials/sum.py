@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vapo_fast.core import checks
 from vapo_fast.potentials.base import Potential
+from vapo_fast.potentials.trial import Obstacles
 
 
 class SumPotential(Potential):
@@ -55,6 +56,8 @@ class SumPotential(Potential):
         self.weights = tuple(checks.finite_float("each weight in weights", weight) for weight in given)
         self.reference_scale = checks.positive_float("reference_scale", reference_scale)
         self.potentials = nn.ModuleList(parts)
+        training, likelihood = zip(*(part.obstacles for part in parts), strict=True)
+        self.obstacles = Obstacles(next(filter(None, training), None), next(filter(None, likelihood), None))
 
     def value(self, x: Tensor, t: Tensor) -> Tensor:
         k, gauge, s = self.homotopy.kernel(t), self.homotopy.gauge(t), self.reference_scale

@@ -105,6 +105,8 @@ def log_likelihood(
         SolveError, UnsupportedJobError, MemoryError, TypeError, ValueError: as `vapo_fast.sample`.
     """
     check_model(model)
+    if model.obstacles.likelihood is not None:
+        raise ValueError(f"the model's likelihood cannot be computed: {model.obstacles.likelihood}")
     check_events(model, "x", x)
     checks.one_of("trace", trace, TRACES)
     probes = checks.positive_int("probes", probes)

@@ -95,6 +95,8 @@ class TrainingRun:
 
     def __init__(self, model: Potential, options: TrainingOptions, *, fused: bool = False) -> None:
         check_model(model)
+        if model.obstacles.training is not None:
+            raise ValueError(f"model cannot be trained: {model.obstacles.training}")
         self.parameters = trainable_parameters(model)
         self.model = model
         self.ema_model = copy.deepcopy(model).requires_grad_(False).eval()
