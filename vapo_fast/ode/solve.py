@@ -109,7 +109,7 @@ def integrate(
     live = results.settle(live.ended(~finite_rows(x0), Status.NON_FINITE))
     if start == stop:
         return results.finish(live, Status.SUCCESS)
-    shown = checked(field)
+    shown = _in_own_memory(checked(field))
     if options.tableau.adaptive:
         return _integrate_adaptive(shown, live, results, options)
     return _integrate_fixed(shown, live, results, options)
@@ -333,6 +333,15 @@ def checked(field: Field) -> Field:
         if value.device != x.device:
             raise ValueError(f"field must return a tensor on the device of x, {x.device}, got {value.device}")
         return value
+
+    return evaluate
+
+
+def _in_own_memory(field: Field) -> Field:
+    """``field`` shown copies, its result copied: it may write into what it gets, and reuse what it returns."""
+
+    def evaluate(x: Tensor, t: Tensor, *args: Tensor) -> Tensor:
+        return field(x.clone(), t.clone(), *(value.clone() for value in args)).clone()
 
     return evaluate
 
