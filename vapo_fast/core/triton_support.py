@@ -23,9 +23,12 @@ def unavailable_reason(device: torch.device | str = "cuda") -> str | None:
     device = torch.device(device)
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; it comes with the CUDA builds of torch"
-    import triton
+    try:
+        import triton
 
-    found = tuple(int(part) for part in triton.__version__.split(".")[:2])
+        found = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    except Exception as error:  # a broken installation may raise anything, and is no error of who computes without it
+        return f"triton is installed and cannot be imported ({type(error).__name__}: {error})"
     if not OLDEST <= found <= NEWEST:
         bounds = " to ".join(".".join(map(str, version)) for version in (OLDEST, NEWEST))
         return f"triton {triton.__version__} is installed; the kernels are for {bounds}"
