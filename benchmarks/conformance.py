@@ -29,11 +29,17 @@ _SOURCES = (
 
 @dataclass(frozen=True)
 class Gate:
-    """A part of the suite: its name, pytest's ``-k`` expression, and the device whose engines it is about."""
+    """A part of the tests: its name, pytest's ``-k`` expression, the device whose engines it is about, and the folder."""
 
     name: str
     expression: str = ""
     device: str = "cpu"
+    folder: str = "conformance"
+
+    @property
+    def suite(self) -> Path:
+        """The folder of the tests."""
+        return SUITE if self.folder == SUITE.name else SUITE.with_name(self.folder)
 
 
 FULL = Gate("full")
@@ -67,7 +73,22 @@ GRAPH = Gate(
     "cuda",
 )
 """The graph engine on a CUDA device, before images are measured there."""
-GATES = {gate.name: gate for gate in (FULL, QUICK, CUDA, GRAPH)}
+PASSES = Gate(
+    "passes",
+    "test_equality or test_contract or test_native_winograd or (test_pointwise and not triton)",
+    folder="passes",
+)
+"""The explicit passes, before images are measured on the CPU."""
+GATES = {gate.name: gate for gate in (FULL, QUICK, CUDA, GRAPH, PASSES)}
+
+
+def gate_of(selection: str, device: str) -> Gate:
+    """What must pass before a selection of cases is measured on a device."""
+    if selection.startswith(("images", "gpu-")):
+        return GRAPH if device == "cuda" else PASSES
+    if device == "cuda":
+        return CUDA
+    return QUICK if selection == "quick" else FULL
 
 
 class ConformanceError(RuntimeError):
@@ -97,7 +118,8 @@ def verdict(cache: Path, suite: Path, gate: Gate = FULL) -> Verdict:
         raise ConformanceError(f"there is no conformance suite at {suite}; without it no speed is printed")
     key = {"sources": _sources_hash(), "suite": str(suite), "device": accelerator(gate.device).accelerator}
     # The whole suite is more than a part of it, on the CPU.
-    for file in dict.fromkeys((_file(gate), _file(FULL)) if gate.device == "cpu" else (_file(gate),)):
+    whole = gate.device == "cpu" and gate.folder == FULL.folder
+    for file in dict.fromkeys((_file(gate), _file(FULL)) if whole else (_file(gate),)):
         remembered = cache / file
         if remembered.exists():
             kept = json.loads(remembered.read_text(encoding="utf-8"))
@@ -133,11 +155,11 @@ def command(suite: Path, gate: Gate) -> list[str]:
 
 
 def require(cache: Path, suite: Path | None = None, gate: Gate = FULL) -> str:
-    """The last line of a gate's part of the suite (default `SUITE`) if it is green.
+    """The last line of a gate's part of the suite (default `Gate.suite`) if it is green.
 
     Raises: ConformanceError if it is red or missing.
     """
-    result = verdict(cache, suite or SUITE, gate)
+    result = verdict(cache, suite or gate.suite, gate)
     if not result.passed:
         reason = f"the conformance suite is red, so no speed is printed: {result.said}"
         raise ConformanceError(reason, result.output)

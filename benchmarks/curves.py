@@ -51,8 +51,9 @@ def curves(rows: Sequence[Record]) -> list[Curve]:
     """Each problem that a run solved to two tolerances or more; its newest such run, with our engine if one has it."""
     problems: dict[tuple[object, ...], dict[str, list[Record]]] = {}
     for row in rows:
-        if row.job == "solve" and row.error_rms and row.rtol and not another_of_ours(row):
-            key = (row.workload, row.dimension, row.hidden, row.n, row.case[-2:])
+        if row.job == "solve" and row.error_rms and row.rtol and not row.peers and not another_of_ours(row):
+            threads = row.threads if row.device == "cpu" else None
+            key = (row.workload, row.dimension, row.hidden, row.n, threads, row.device)
             problems.setdefault(key, {}).setdefault(row.run, []).append(row)
     found = []
     for runs in problems.values():

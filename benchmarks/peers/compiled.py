@@ -9,10 +9,7 @@ more than the arithmetic.
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
-import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -31,13 +28,14 @@ from benchmarks.peers.base import (
     Timings,
     check_field,
     check_gradient,
+    compiler_missing,
     package_missing,
     package_version,
     to_numpy,
 )
 from benchmarks.peers.torch_solvers import Maker, field_runner, runner_of, with_torchdiffeq, with_torchode
 from benchmarks.plain_field import PlainField
-from benchmarks.workloads import Problem
+from benchmarks.workloads import Problem, once
 from vapo_fast.training.batches import as_source, training_batch
 from vapo_fast.training.options import TrainingOptions, ema_decay_at, learning_rate
 
@@ -49,34 +47,6 @@ _CHECKED_ROWS = 4
 _WARM_RUNS = 3
 # On CUDA the host reads the loss now and then, as vapo_fast's trainer does by default.
 READ_INTERVAL = {"cpu": 1, "cuda": 20}
-
-
-class _Shared:
-    """What is compiled for one problem, shared by its arms: compiled once, and one set of guards to look through.
-
-    Another problem's is forgotten first: memory stays bounded.
-    """
-
-    def __init__(self) -> None:
-        self._problem: weakref.ref[Problem] | None = None
-        self._made: dict[Callable[[Problem], Any], Any] = {}
-
-    def get(self, make: Callable[[Problem], Any], problem: Problem) -> Any:
-        """``make(problem)``, made once."""
-        self.begin(problem)
-        if make not in self._made:
-            self._made[make] = make(problem)
-        return self._made[make]
-
-    def begin(self, problem: Problem) -> None:
-        """Forget another problem's."""
-        if self._problem is None or self._problem() is not problem:
-            torch.compiler.reset()
-            self._made.clear()
-            self._problem = weakref.ref(problem)
-
-
-_SHARED = _Shared()
 
 
 def captured(call: Callable[[], Any], mode: str = "global") -> tuple[torch.cuda.CUDAGraph, Any]:
@@ -107,7 +77,7 @@ def parameter_order(layers: int) -> list[str]:
 
 
 def _prepare(name: str, graphed: bool, problem: Problem) -> Runner:
-    field, compiled = _SHARED.get(_loss_and_gradients, problem)
+    field, compiled = once(problem.shared, "loss", lambda: _loss_and_gradients(problem))
     batch = tuple(problem.batch)
 
     def call() -> dict[str, Tensor]:
@@ -136,7 +106,6 @@ class _TrainerRunner(Runner):
     """What a user would write around the compiled gradient: the same batches, fused Adam, averaged weights."""
 
     def __init__(self, problem: Problem) -> None:
-        _SHARED.begin(problem)
         self._field, self._compiled = _loss_and_gradients(problem)
         self._parameters = self._field.parameters
         self._average = [value.clone() for value in self._parameters.values()]
@@ -203,7 +172,6 @@ class _GraphedTrainerRunner(Runner):
     """The whole step in one CUDA graph: draws, compiled gradient, Adam, averaged weights."""
 
     def __init__(self, problem: Problem) -> None:
-        _SHARED.begin(problem)
         field, compiled = _loss_and_gradients(problem)
         parameters = list(field.parameters.values())
         average = [value.clone() for value in parameters]
@@ -294,7 +262,7 @@ def prepared_field(name: str, graphed: bool, problem: Problem, one_time: bool) -
     """
     rows = len(problem.exact_field)
     t = problem.times[0] if one_time else problem.times
-    field: Callable[[Tensor, Any], Tensor] = _SHARED.get(CompiledField, problem)
+    field: Callable[[Tensor, Any], Tensor] = once(problem.shared, "field", lambda: CompiledField(problem))
     if graphed:
         try:
             field(problem.x0, t)
@@ -323,14 +291,8 @@ def _prepare_field(name: str, graphed: bool, problem: Problem) -> Runner:
     return field_runner(prepared_field(name, graphed, problem, one_time=False), problem)
 
 
-def _compiler_missing() -> str | None:
-    # Inductor writes C++ for the CPU, and on CUDA what launches its kernels: the system's compiler builds it.
-    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    return None if found else "torch.compile needs a C++ compiler"
-
-
 def _solver_missing(package: str) -> Callable[[], str | None]:
-    return lambda: package_missing(package)() or _compiler_missing()
+    return lambda: package_missing(package)() or compiler_missing()
 
 
 def _solver_arm(solver: str, how: str, devices: tuple[str, ...]) -> Arm:
@@ -349,7 +311,7 @@ def _solver_arm(solver: str, how: str, devices: tuple[str, ...]) -> Arm:
 
 
 def _torch_arm(name: str, jobs: tuple[str, ...], prepare: Any, note: str, devices: tuple[str, ...]) -> Arm:
-    return Arm(name, True, jobs, "torch", prepare, _compiler_missing, package_version("torch"), note, devices)
+    return Arm(name, True, jobs, "torch", prepare, compiler_missing, package_version("torch"), note, devices)
 
 
 ARMS = (

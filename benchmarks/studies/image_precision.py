@@ -2,7 +2,7 @@
 
     python -m benchmarks image-precision --root DIR
 
-Against float64, for the briefly trained models of `benchmarks.image_models`. TF32, which only CUDA has, is emulated:
+Against float64, for the briefly trained models of `benchmarks.potentials`. TF32, which only CUDA has, is emulated:
 factors are rounded to ten bits of fraction and products summed in float32. A policy "but ..." keeps some layers in
 float32. Writes benchmarks/results/image_precision.csv.
 """
@@ -10,17 +10,16 @@ float32. Writes benchmarks/results/image_precision.csv.
 from __future__ import annotations
 
 import argparse
-import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.image_arms import flat
-from benchmarks.image_models import MODELS, SHAPE, in_float64, load_images, potential
 from benchmarks.measure import default_cache
-from benchmarks.provenance import RESULTS, append
+from benchmarks.potentials import IMAGE_SHAPE, MODELS, image_potential, in_float64, load_images
+from benchmarks.provenance import RESULTS, append, load
+from benchmarks.workloads import flat
 from vapo_fast import noise
 from vapo_fast.engines.base import Job
 from vapo_fast.engines.explicit import ExplicitPasses, explicit_passes
@@ -85,7 +84,7 @@ def measure(name: str, model: ImagePotential, data_name: str, data: Tensor) -> l
     engine = ReferenceEngine()
     for position in POSITIONS:
         t = path.time_at_noise_position(torch.full((BATCH,), position, dtype=torch.float64)).float()
-        batch = Batch(data[:BATCH], t, noise.normal(7, range(BATCH), SHAPE))
+        batch = Batch(data[:BATCH], t, noise.normal(7, range(BATCH), IMAGE_SHAPE))
         x = path.perturb(*batch).x
         exact_field = exact_passes.field(x.double(), t.double())[1]
         exact = flat(exact_passes.loss_and_grads(Batch(*(part.double() for part in batch)))[1])
@@ -119,11 +118,20 @@ def _relative(found: Tensor, exact: Tensor) -> float:
 
 def latest(path: Path = CSV) -> list[dict[str, str]]:
     """The newest row of each model, policy and noise level."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = {(row["model"], row["policy"], row["position"]): row for row in csv.DictReader(file)}
-    return list(rows.values())
+    return list({(row["model"], row["policy"], row["position"]): row for row in load(path)}.values())
+
+
+def tables(rows: Sequence[dict[str, str]]) -> dict[str, list[list[str]]]:
+    """For each model a line for each policy: errors of the field and of the gradients, by noise level."""
+    found: dict[str, list[list[str]]] = {}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        levels = list(dict.fromkeys(row["beta"] for row in own))
+        cells = {(row["policy"], row["beta"]): f"{row['field']} / {row['gradients']}" for row in own}
+        found[model] = [["policy", *(f"β = {beta}" for beta in levels)]]
+        for policy in dict.fromkeys(row["policy"] for row in own):
+            found[model].append([policy, *(cells.get((policy, beta), "–") for beta in levels)])
+    return found
 
 
 def run(options: argparse.Namespace) -> int:
@@ -131,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     data_name, data = load_images(options.root)
     for name in options.models:
-        append(options.csv, COLUMNS, measure(name, potential(name, data, options.cache), data_name, data))
+        append(options.csv, COLUMNS, measure(name, image_potential(name, data, options.cache), data_name, data))
     return 0
 
 

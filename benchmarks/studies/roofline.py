@@ -13,14 +13,12 @@ L2 and one of device memory.
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,13 +26,11 @@ import torch
 from benchmarks.cases import SHAPES, Case, on, solve
 from benchmarks.devices import accelerator, median_event_seconds
 from benchmarks.flops import field_flops, loss_flops, product_flops
-from benchmarks.provenance import COLUMNS, RESULTS, append
-from benchmarks.records import cell, value_of
+from benchmarks.pages import html_table, note, number, paragraph, share
 from benchmarks.workloads import Problem, Workloads
 from vapo_fast.engines import Job, UnsupportedJobError, choose
 from vapo_fast.ode import SolveOptions
 
-CSV = RESULTS / "roofline.csv"
 _PRODUCT_SIZE = 8192
 _CALLS = 5
 _FLOAT = 4
@@ -85,10 +81,6 @@ class Roof:
     machine: str = ""
     threads: int = 0
     torch: str = ""
-
-
-_COLUMNS = tuple(column.name for column in fields(Roof) if column.name not in COLUMNS)
-_KINDS = {column.name: str(column.type) for column in fields(Roof)}
 
 
 @dataclass(frozen=True)
@@ -428,30 +420,30 @@ def _other_precisions(run: str, problem: Problem, main: Launch, tops: Peaks) -> 
     return rows
 
 
-def write(rows: Sequence[Roof], path: Path = CSV) -> None:
-    """Append rows with their provenance."""
-    append(path, _COLUMNS, [{name: cell(value) for name, value in asdict(r).items() if name in _COLUMNS} for r in rows])
+_INTRODUCTION = (
+    "Operations and bytes of each kernel are counted from the shapes (benchmarks/studies/roofline.py says how); the",
+    "time is the kernel's own, without the launch. The roofs are measured in the same run: products of 8192×8192",
+    "matrices by cuBLAS, and copies of memory; split TF32 does three products for one.",
+)
 
 
-def load(path: Path = CSV) -> list[Roof]:
-    """Every row of the file; none if there is no file.
-
-    Raises: ValueError naming the line of a row that cannot be read.
-    """
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader, rows = csv.DictReader(file), []
-        for cells in reader:
-            try:
-                filled = {name: value_of(_KINDS[name], text) for name, text in cells.items() if text is not None}
-                rows.append(Roof(**filled))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
-        return rows
+def section(rows: Sequence[Roof]) -> list[str]:
+    """One run's part of the page of tables: the kernels, and the roofs that they are held against."""
+    one = rows[0]
+    rates = f"float32 {number(one.float32_tflops)}, TF32 {number(one.tf32_tflops)}, bf16 {number(one.bf16_tflops)}"
+    memory = f"L2 {number(one.l2_peak_gbs)}, device memory {number(one.memory_peak_gbs)}"
+    where = f"{one.accelerator}, driver {one.driver}, torch {one.torch}, triton {one.triton}"
+    when = f"{one.date} at commit {one.commit}"
+    told = note(f"Roofs: {rates} TFLOP/s; {memory} GB/s. {where}; {when}.")
+    return [paragraph(*_INTRODUCTION), html_table(table(rows)), told]
 
 
-def newest(rows: Sequence[Roof]) -> list[Roof]:
-    """Those of the newest run."""
-    last = max(row.run for row in rows)
-    return [row for row in rows if row.run == last]
+def table(rows: Sequence[Roof]) -> list[list[str]]:
+    """One run's table."""
+    titles = ["kernel", "case", "precision", "ms", "TFLOP/s", "of its roof", "of float32's"]
+    cells = [[*titles, "GB/s through L2", "of L2's"]]
+    for row in rows:
+        shares = [share(value) for value in (row.share, row.share_float32, row.share_l2)]
+        what = [row.kernel, row.case, row.precision or "–", number(row.ms), number(row.tflops)]
+        cells.append([*what, *shares[:2], number(row.l2_gbs), shares[2]])
+    return cells

@@ -1,7 +1,8 @@
-"""The image potentials that are measured: how each is built, and where its weights come from."""
+"""The potentials that cases run on: how each is built, and where its weights come from."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,70 @@ from vapo_fast.potentials.blocks import ResidualBlock
 from vapo_fast.potentials.image import ImagePotential
 from vapo_fast.training.batches import Source, as_source, training_batch
 
-SHAPE = (1, 28, 28)
+
+def start(potential: vf.MLPPotential, n: int) -> Tensor:
+    """(n, d) float32 draws of the prior."""
+    return potential.homotopy.omega * noise.normal(0, range(n), potential.event_shape)
+
+
+def fingerprint(potential: vf.Potential) -> str:
+    """A hash of a potential's configuration and weights."""
+    digest = hashlib.sha256(repr(potential.config()).encode())
+    for name, value in potential.state_dict().items():
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def random_potential(dimension: int, widths: tuple[int, ...]) -> vf.MLPPotential:
+    """Weights as drawn, with an output layer that is not zero, so that the field has structure."""
+    torch.manual_seed(0)
+    potential = vf.MLPPotential((dimension,), vf.DataHomotopy(), widths)
+    torch.nn.init.normal_(potential.output.weight, std=0.1)
+    return potential.eval()
+
+
+# The synthetic heterogeneous potential, in its network's coordinates z, which the flow of f = 0 leaves where they are.
+_EDGE = -1.6449  # 5 % of a normal's draws are below
+_CENTRE = -2.2
+_PUSH = 1.5
+_STEEPNESS = 100.0
+_LINEAR = 24.0  # silu(y + 24) - 24 is y to float32's last bit for |y| of a few
+
+
+def stiff_potential(dimension: int, widths: tuple[int, ...]) -> vf.MLPPotential:
+    """A potential whose field is stiff for the 5 % of the prior with ``z_1 < -1.645``, and that of `random_potential`
+    elsewhere.
+
+    Added to the random f is ``F(z_1)`` with ``F'`` = push to the right of -2.2 and of minus push to the left: between
+    -2.2 and -1.645 as well, and 0 above. So samples of that strip gather at -2.2, where the field contracts at the rate
+    ``push x steepness`` times the gauge's factor, many times the speed at which anything moves: an explicit method's
+    steps are then held short by stability. F is ``push z_1`` plus two SiLU ramps, computed by three units of the first
+    layer, and carried through the later layers by one unit of each, held where SiLU is linear.
+    """
+    potential = random_potential(dimension, widths)
+    with torch.no_grad():
+        first, *later = potential.hidden
+        # Units 0 - 2 of the first layer, then unit 0, belong to F: the random part neither reads nor writes them.
+        first.weight[:3] = 0.0
+        first.weight[0, 0], first.bias[0] = 1.0, _LINEAR
+        first.weight[1, 0], first.bias[1] = _STEEPNESS, -_STEEPNESS * _CENTRE
+        first.weight[2, 0], first.bias[2] = _STEEPNESS, -_STEEPNESS * _EDGE
+        into = torch.tensor([_PUSH, -2.0 * _PUSH / _STEEPNESS, _PUSH / _STEEPNESS])
+        offset = -_PUSH * _LINEAR
+        for layer in later:
+            used = len(into)
+            layer.weight[:, :used] = 0.0
+            layer.weight[0] = 0.0
+            layer.weight[0, :used] = into
+            layer.bias[0] = offset + _LINEAR
+            into, offset = torch.ones(1), -_LINEAR
+        potential.output.weight[0, 0] = 1.0
+    return potential
+
+
+# Image potentials ----------------------------------------------------------------------------------------------------
+
+IMAGE_SHAPE = (1, 28, 28)
 # Enough for a field that is not the prior's: its samples are blurred garments.
 TRAINING_STEPS = 200
 # Of the weights that start at zero, drawn instead, in units of 1/sqrt(inputs): the residual branches, and the output,
@@ -60,9 +124,9 @@ _U_NET, _WIDE_RESNET = ("U-Net", vf.UNetPotential), ("Wide residual network", vf
 _COLOURS = (3, 32, 32)
 MODELS = {
     # That of docs/images.md.
-    "unet": ImageModel(*_U_NET, SHAPE, (48, (1, 2), 1), 2, 0.02, 0.825, True, "cpu"),
-    "wide_resnet": ImageModel(*_WIDE_RESNET, SHAPE, (32, (1, 2, 2), 2), 1, 0.02, 0.825, True, "cpu"),
-    # The backbone of `python -m benchmarks.quality cifar10`.
+    "unet": ImageModel(*_U_NET, IMAGE_SHAPE, (48, (1, 2), 1), 2, 0.02, 0.825, True, "cpu"),
+    "wide_resnet": ImageModel(*_WIDE_RESNET, IMAGE_SHAPE, (32, (1, 2, 2), 2), 1, 0.02, 0.825, True, "cpu"),
+    # The backbone of `python -m benchmarks.studies.quality cifar10`.
     "unet_10m": ImageModel(*_U_NET, _COLOURS, (128, (1, 2, 2), 2)),
     "wide_resnet_10m": ImageModel(*_WIDE_RESNET, _COLOURS, (160, (1, 2, 2), 3)),
     "unet_50m": ImageModel(*_U_NET, _COLOURS, (256, (1, 2, 2), 2)),
@@ -71,7 +135,7 @@ MODELS = {
 """The last four have at least as many parameters as their names say."""
 
 
-def potential(name: str, data: Tensor, cache: Path) -> ImagePotential:
+def image_potential(name: str, data: Tensor, cache: Path) -> ImagePotential:
     """A model with its weights, on the CPU; what is trained is kept in the cache."""
     one = MODELS[name]
     torch.manual_seed(0)
@@ -83,7 +147,7 @@ def potential(name: str, data: Tensor, cache: Path) -> ImagePotential:
     if file.exists():
         model.load_state_dict(torch.load(file, weights_only=True))
         return model
-    passes, source = explicit_passes(model), as_source(data, SHAPE)
+    passes, source = explicit_passes(model), as_source(data, IMAGE_SHAPE)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
     for step in range(TRAINING_STEPS):
         grads = passes.loss_and_grads(batch_of(model, source, step, 64))[1]
@@ -104,8 +168,8 @@ def draw_zeros(model: ImagePotential) -> None:
             nn.init.normal_(layer.weight, std=size / math.sqrt(layer.weight[0].numel()))
 
 
-def batch_of(model: ImagePotential, source: Source, step: int, size: int) -> Batch:
-    """A training batch on the CPU."""
+def batch_of(model: vf.Potential, source: Source, step: int, size: int, device: torch.device | str = "cpu") -> Batch:
+    """A training batch."""
     return training_batch(
         source,
         step,
@@ -113,7 +177,7 @@ def batch_of(model: ImagePotential, source: Source, step: int, size: int) -> Bat
         seed=0,
         batch_size=size,
         time_sampling="log_noise",
-        device=torch.device("cpu"),
+        device=torch.device(device),
         dtype=torch.float32,
     )
 
@@ -124,7 +188,7 @@ def load_images(root: Path | None) -> tuple[str, Tensor]:
         data = vf.data.load("fashion-mnist", root=root, n=_IMAGES)
         return "fashion-mnist", torch.stack([data[i] for i in range(len(data))])
     except DataNotFoundError:
-        return "blobs", blobs(SHAPE)
+        return "blobs", blobs(IMAGE_SHAPE)
 
 
 def blobs(shape: tuple[int, int, int]) -> Tensor:

@@ -10,24 +10,21 @@ square.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import conformance
-from benchmarks.conformance import ROOT
-from benchmarks.images import GATE
-from benchmarks.measure import Quartiles, default_cache, paired_ratio, rotated
-from benchmarks.provenance import RESULTS, append, commit
+from benchmarks.measure import default_cache
+from benchmarks.peers.machine import multiply_adds
+from benchmarks.provenance import RESULTS, append, commit, last_run, load, now
+from benchmarks.spread import Quartiles, paired_ratio, rotated
 from vapo_fast.core import extension
 from vapo_fast.engines.explicit.winograd import WinogradWeights, winograd_tile
 
@@ -91,16 +88,17 @@ def measure(shape: tuple[int, int, int], images: int, rounds: int, round_seconds
                 "instruction_set": extension.chosen_instruction_set(),
                 "arm": name,
                 "chosen": int(name == (LIBRARY if chosen is None else _name(chosen))),
-                **{f"{key}_us": f"{1e6 * getattr(spread, key):.4g}" for key in ("median", "low", "high")},
+                "median_us": f"{1e6 * spread.median:.4g}",
+                "low_us": f"{1e6 * spread.low:.4g}",
+                "high_us": f"{1e6 * spread.high:.4g}",
                 "rounds": rounds,
-                **{("ratio" if key == "median" else f"ratio_{key}"): f"{getattr(ratio, key):.3g}"
-                   for key in ("median", "low", "high")},
+                **ratio.cells("ratio", ".3g"),
                 "share": f"{Quartiles.of(shares).median:.3g}",
                 "error_rms": f"{float(error.square().mean().sqrt()):.2g}",
                 "error_max": f"{float(error.abs().max()):.2g}",
                 "transform_us": f"{1e6 * transforms[name]:.3g}" if name in transforms else "",
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -136,10 +134,9 @@ def _seconds_to_transform(layer: nn.Conv2d, weight: Tensor, tile: int, round_sec
 
 
 def _operations_a_second() -> float:
-    rates: Any = extension.load().rates
     begin = time.perf_counter()
-    done = rates.multiply_adds(extension.chosen_instruction_set(), _PEAK_TURNS, torch.get_num_threads())
-    return float(done) / (time.perf_counter() - begin)
+    done = multiply_adds(_PEAK_TURNS, torch.get_num_threads())
+    return done / (time.perf_counter() - begin)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -150,8 +147,8 @@ def run(options: argparse.Namespace) -> int:
         return 1
     torch.set_num_threads(options.threads)
     commit()  # that of the code which is loaded now
-    said = conformance.require(options.cache, ROOT / "tests" / "passes", GATE)
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    said = conformance.require(options.cache, gate=conformance.PASSES)
+    stamp = now()
     with torch.no_grad():
         for shape in SHAPES:
             load = os.getloadavg()[0]
@@ -163,17 +160,12 @@ def run(options: argparse.Namespace) -> int:
 
 def latest(path: Path = CSV) -> list[dict[str, str]]:
     """Rows of the newest run."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    last = max((row["run"] for row in rows), default="")
-    return [row for row in rows if row["run"] == last]
+    return last_run(load(path))
 
 
 def table(rows: Sequence[dict[str, str]]) -> list[list[str]]:
     """A line for each shape: channels, side, the library's share of the peak, and of either tile speed and error."""
-    lines = []
+    lines = [["channels", "image", "library, share", "m = 2", "share", "m = 4", "share", "error"]]
     for shape in dict.fromkeys((row["inputs"], row["outputs"], row["side"]) for row in rows):
         arms = {row["arm"]: row for row in rows if (row["inputs"], row["outputs"], row["side"]) == shape}
         cells = [f"{shape[0]} to {shape[1]}", f"{shape[2]}×{shape[2]}", f"{float(arms[LIBRARY]['share']):.0%}"]

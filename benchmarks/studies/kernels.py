@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.cases import SHAPES
 from benchmarks.flops import PRODUCT_SIZE, field_flops, product_flops
-from benchmarks.measure import PEAK, Quartiles, paired_ratio, rotated
-from benchmarks.provenance import RESULTS
-from benchmarks.records import append_rows_of, processor, read
+from benchmarks.pages import html_table, note, number, paragraph, spread
+from benchmarks.peers.machine import PEAK, kernel_rates
+from benchmarks.provenance import processor
+from benchmarks.spread import Quartiles, paired_ratio, rotated
 from vapo_fast.core import extension
 
-CSV = RESULTS / "kernels.csv"
 TORCH = "PyTorch's product"
 _FEW_TURNS = 3
 
@@ -74,7 +72,7 @@ class _Kernel:
 
 def kernels_of(instruction_set: str, threads: int) -> list[_Kernel]:
     """What is measured of an instruction set; multiply-adds in registers come first."""
-    rates: Any = extension.load().rates
+    rates = kernel_rates()
     where = {"instruction_set": instruction_set, "threads": threads}
 
     def kernel(name: str, case: str, call: Callable[..., float], operations: float | None, counts: bool) -> _Kernel:
@@ -169,20 +167,27 @@ def _rate(run: str, kernel: _Kernel, seconds: Sequence[float], peak: Sequence[fl
     )
 
 
-def write(rows: Iterable[KernelRate], path: Path = CSV) -> None:
-    """Append rows with their provenance."""
-    append_rows_of(path, KernelRate, rows)
+_INTRODUCTION = (
+    "Each kernel of the native engine on a tile that stays in the cache, float32, with what every instruction set of",
+    "this processor makes of it (python -m benchmarks kernels). Shares are of the multiply-adds of the same",
+    "instruction set, measured just before each time; a field's operations are those of its products alone.",
+)
 
 
-def load(path: Path = CSV) -> list[KernelRate]:
-    """Every row of the file; none if there is no file.
+def section(rows: Sequence[KernelRate]) -> list[str]:
+    """One run's part of the page of tables."""
+    first, loads = rows[0], [row.load for row in rows if row.load is not None]
+    busy = f"; load: {min(loads):.1f} – {max(loads):.1f}" if loads else ""
+    what = "ns: for each entry of an activation, or each sample of a field, on one thread."
+    when = f"{first.processor}; rounds: {first.rounds}{busy}; {first.date} at commit {first.commit}"
+    return [paragraph(*_INTRODUCTION), html_table(table(rows)), note(f"{what} {when}.")]
 
-    Raises: ValueError naming the line of a row that cannot be read.
-    """
-    return read(path, KernelRate)
 
-
-def newest(rows: Sequence[KernelRate]) -> list[KernelRate]:
-    """Those of the newest run."""
-    last = max((row.run for row in rows), default="")
-    return [row for row in rows if row.run == last]
+def table(rows: Sequence[KernelRate]) -> list[list[str]]:
+    """One run's table."""
+    cells = [["instructions", "threads", "kernel", "case", "GFLOP/s", "of the multiply-adds' (quartiles)", "ns"]]
+    for row in rows:
+        share = spread(row.share, row.share_low, row.share_high, percent=True)
+        where = [row.instruction_set, str(row.threads), row.kernel, row.case or "–"]
+        cells.append([*where, number(row.gflops), share, number(row.ns)])
+    return cells
