@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import conformance, gpu, provenance, records, report
+from benchmarks import conformance, gpu, pages, provenance, records, report, tables
 from benchmarks.cases import SELECTIONS, SHAPES, UNEVEN, Case, matching, on, solve
 from benchmarks.devices import OURS, usable
 from benchmarks.measure import CaseResult, Limits, default_cache, measure
@@ -143,7 +143,7 @@ class _Writer:
         self._leave_out(result.case, reasons)
         self._rows, self._cases = self._rows + len(rows), self._cases + 1
         if rows:
-            print(report.case_text(rows), flush=True)
+            print(tables.case_text(rows), flush=True)
 
     def leave_out(self, case: Case, reason: str) -> None:
         """A case that is not measured at all."""
@@ -207,7 +207,7 @@ def measure_kernels(options: argparse.Namespace) -> int:
 def _append(rows: Sequence[object], path: Path, table: object) -> int:
     provenance.write(rows, path)
     if rows and callable(table):
-        print(report.markdown(table(rows)))
+        print(pages.markdown(table(rows)))
     print(f"{len(rows)} rows appended to {path}")
     return 0 if rows else 1
 

@@ -29,7 +29,7 @@ _SOURCES = (
 
 @dataclass(frozen=True)
 class Gate:
-    """A part of the tests: its name, pytest's ``-k`` expression, the device whose engines it is about, and the folder."""
+    """A part of the tests: its name, pytest's ``-k`` expression, the device whose engines it is about, its folder."""
 
     name: str
     expression: str = ""

@@ -66,8 +66,18 @@ def _html_cell(text: str) -> str:
 
 def note(*texts: str) -> str:
     """Small print, in lines that are not too long; empty if there is none."""
-    said = [textwrap.fill(f"<sub>{text}</sub>", _WIDTH, break_long_words=False) for text in texts if text]
-    return "\n".join(said)
+    return "\n".join(filled(f"<sub>{text}</sub>") for text in texts if text)
+
+
+def filled(text: str, indent: str = "") -> str:
+    """A paragraph in lines that are not too long."""
+    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
+
+
+def wrapped(command: str) -> str:
+    """A command in lines that are not too long, for a shell."""
+    lines = textwrap.wrap(command, 116, break_long_words=False, break_on_hyphens=False, subsequent_indent="    ")
+    return " \\\n".join(lines)
 
 
 def number(value: float | None) -> str:

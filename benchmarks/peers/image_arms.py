@@ -45,6 +45,7 @@ from vapo_fast.ode import Solution, SolveOptions, Status
 Call = Callable[[], Any]
 Make = Callable[[ImageProblem], Call]
 See = Callable[[ImageProblem, Any], Outcome]
+FieldOf = Callable[[str, ImageProblem], Field]
 
 EAGER_ARM, SCIPY, TORCHDIFFEQ, TORCHODE = "eager", "scipy", "torchdiffeq", "torchode"
 GRAPH, PASSES, TRAINER = "graph", "passes", "trainer"
@@ -127,24 +128,24 @@ def _solves_of_eager(case: Case) -> list[Arm]:
     wanted, on_cuda = precisions(case), case.device == "cuda"
     arms = [_our_solve(case, one) for one in ("auto", *wanted)]
     for precision in wanted:
-        field = partial(_eager_field, precision)
-        arms.append(_peer(case, TORCHDIFFEQ, "", precision, field))
+        arms.append(_peer(case, TORCHDIFFEQ, "", precision, partial(eager_field, precision)))
         if on_cuda:
-            arms += [_peer(case, solver, AS_GRAPH, precision, _graphed("eager", field)) for solver in _GRAPHED_SOLVERS]
+            field = graphed("eager", eager_field, precision)
+            arms += [_peer(case, solver, AS_GRAPH, precision, field) for solver in _GRAPHED_SOLVERS]
     # As the authors' code samples: in float32, whatever the others do; and with the settings that PyTorch comes with.
     for precision in ("float32", "tf32") if on_cuda else ("float32",):
-        arms.append(_peer(case, SCIPY, "", precision, partial(_eager_field, precision)))
+        arms.append(_peer(case, SCIPY, "", precision, partial(eager_field, precision)))
     return arms
 
 
 def _solves_of_compiled(case: Case) -> list[Arm]:
     arms = [_our_solve(case, one) for one in precisions(case)]
     for precision in precisions(case):
-        field = partial(_compiled_field, precision)
+        field = partial(compiled_field, precision)
         arms += [_peer(case, solver, HOW_COMPILED, precision, field) for solver in _GRAPHED_SOLVERS]
         if case.device == "cuda":
-            graphed, how = _graphed("compiled", field), HOW_COMPILED + AS_GRAPH
-            arms += [_peer(case, solver, how, precision, graphed) for solver in _GRAPHED_SOLVERS]
+            field, how = graphed("compiled", compiled_field, precision), HOW_COMPILED + AS_GRAPH
+            arms += [_peer(case, solver, how, precision, field) for solver in _GRAPHED_SOLVERS]
     return arms
 
 
@@ -188,7 +189,7 @@ def _distance(problem: ImageProblem, x: Tensor) -> Error:
     return Error.of_rows(difference.flatten(1).square().mean(1).sqrt().cpu().numpy())
 
 
-def _eager_field(precision: str, problem: ImageProblem) -> Field:
+def eager_field(precision: str, problem: ImageProblem) -> Field:
     """The network as a user evaluates it: autograd's gradient."""
     model, device = problem.model, problem.device.type
 
@@ -199,7 +200,7 @@ def _eager_field(precision: str, problem: ImageProblem) -> Field:
     return field
 
 
-def _compiled_field(precision: str, problem: ImageProblem) -> Field:
+def compiled_field(precision: str, problem: ImageProblem) -> Field:
     """``torch.compile`` of the gradient of Phi as a function of (x, t, parameters); solvers and graphs share it."""
     return once(problem.shared, ("compiled", precision), lambda: _compile_field(precision, problem))
 
@@ -224,17 +225,14 @@ def _compile_field(precision: str, problem: ImageProblem) -> Field:
     return field
 
 
-def _graphed(kind: str, field_of: partial[Field]) -> Callable[[ImageProblem], Field]:
+def graphed(kind: str, field_of: FieldOf, precision: str) -> Callable[[ImageProblem], Field]:
     """A field of the whole batch as a CUDA graph, replayed with new inputs; solvers share it."""
 
-    def graphed(problem: ImageProblem) -> Field:
-        def make() -> Field:
-            times = torch.full((problem.case.n,), problem.span[0], device=problem.device)
-            return compiled.GraphedField(field_of(problem), problem.x0, times)
+    def make(problem: ImageProblem) -> Field:
+        times = torch.full((problem.case.n,), problem.span[0], device=problem.device)
+        return compiled.GraphedField(field_of(precision, problem), problem.x0, times)
 
-        return once(problem.shared, ("graphed", kind, *field_of.args), make)
-
-    return graphed
+    return lambda problem: once(problem.shared, (kind, precision, "graphed"), lambda: make(problem))
 
 
 def _peer(case: Case, solver: str, how: str, precision: str, field_of: Callable[[ImageProblem], Field]) -> Arm:
@@ -320,7 +318,7 @@ def _our_step(case: Case, precision: str) -> Arm:
     def make(problem: ImageProblem) -> Call:
         engine = _engine(problem, job)
         call = partial(engine.loss_and_grads, problem.model, problem.batch, job)
-        return _as_graph(call) if case.device == "cuda" else call
+        return as_graph(call) if case.device == "cuda" else call
 
     return _arm(case, PASSES, precision, make, _gradients, package="vapo_fast")
 
@@ -348,7 +346,7 @@ def _compiled_steps(case: Case, precision: str) -> list[Arm]:
 
     makers: dict[str, Make] = {COMPILED_STEP: step}
     if case.device == "cuda":
-        makers[COMPILED_STEP + AS_GRAPH] = lambda problem: _as_graph(step(problem))
+        makers[COMPILED_STEP + AS_GRAPH] = lambda problem: as_graph(step(problem))
     return [
         _arm(case, name, precision, make, _gradients, missing=lambda: compiler_missing(), counted=False)
         for name, make in makers.items()
@@ -408,7 +406,7 @@ def _trainer(case: Case, precision: str) -> Arm:
     return Arm(name, False, (case.job,), "vapo_fast", prepare, lambda: None, version, devices=(case.device,))
 
 
-def _as_graph(call: Call) -> Call:
+def as_graph(call: Call) -> Call:
     graph, result = compiled.captured(call, "thread_local")
 
     def replay() -> object:

@@ -1,26 +1,29 @@
-"""Measure the spread of each estimator of the energy loss: python benchmarks/estimator_variance.py
+"""Measure the spread of each estimator of the energy loss: python -m benchmarks.studies.estimator_variance
 
 At the exact potential of two-component Gaussian-mixture data in D = 2, 64 and 3 072 dimensions, it draws points of the
 path and takes the standard deviation of one sample's loss under each estimator. For ``covariance`` the constant of
 Phi, which matters to nothing else, is chosen so that Phi has mean zero; ``covariance, baseline`` subtracts
-Phi(alpha x_data, t). Writes benchmarks/results/estimator_variance.csv and docs/estimator_variance.md.
+Phi(alpha x_data, t). Writes benchmarks/results/estimator_variance.csv and the table of docs/estimator_variance.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
-from pathlib import Path
 
 import torch
 
+from benchmarks import pages, provenance
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.noise import normal
 from vapo_fast.potentials import GaussianMixturePotential
 
-ROOT = Path(__file__).resolve().parent.parent
+RESULTS = provenance.RESULTS / "estimator_variance.csv"
+DOCS = provenance.ROOT / "docs" / "estimator_variance.md"
 DIMENSIONS = (2, 64, 3072)
 FRACTIONS = (0.1, 0.5, 0.9, 1.0)
 SAMPLES = 4000
+RATIO = "covariance / velocity"
 PATHS: tuple[Homotopy, ...] = (DataHomotopy(1.0, 0.01), LinearHomotopy(1.0, 0.99))
 
 
@@ -49,35 +52,39 @@ def spreads(model: GaussianMixturePotential, t: float) -> dict[str, float]:
     return {name: float(loss.std()) for name, loss in losses.items()}
 
 
-def main() -> None:
-    """Measure every case, then write the table twice: as data and as text."""
-    rows = []
+def measure() -> list[dict[str, object]]:
+    """A row for each path, dimension and time."""
+    rows: list[dict[str, object]] = []
     for path in PATHS:
         for dimension in DIMENSIONS:
             model = mixture(dimension, path)
             for fraction in FRACTIONS:
                 t = path.t0 + fraction * (path.t1 - path.t0)
-                row = {"path": repr(path), "D": dimension, "t": round(t, 4), **spreads(model, t)}
-                row["covariance / velocity"] = row["covariance"] / row["velocity"]
-                rows.append(row)
-                print(row, flush=True)
-    results = ROOT / "benchmarks" / "results" / "estimator_variance.csv"
-    with results.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    for row in rows:
-        lines.append("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
-    text = f"""# Spread of the loss estimators
+                found = spreads(model, t)
+                ratio = found["covariance"] / found["velocity"]
+                rows.append({"path": repr(path), "D": dimension, "t": round(t, 4), **found, RATIO: ratio})
+                print(rows[-1], flush=True)
+    return rows
 
-Standard deviation of one sample's loss at the exact potential of mixture data, {SAMPLES} samples, written by
-`python benchmarks/estimator_variance.py` (data: `benchmarks/results/estimator_variance.csv`). A batch of B divides it
-by sqrt(B). `velocity` is the default; `covariance` is the paper's form with exact centring for each data
-point and Phi shifted to mean zero; the baseline is Phi(alpha x_data, t), a function of the data point alone.
 
-"""
-    (ROOT / "docs" / "estimator_variance.md").write_text(text + "\n".join(lines) + "\n")
+def write_docs() -> None:
+    """The page's table, from the results file."""
+    rows = provenance.load(RESULTS)
+    cells = [[row["path"], row["D"], *(f"{float(cell):.3g}" for cell in list(row.values())[2:])] for row in rows]
+    pages.write(DOCS, {"table": pages.markdown([list(rows[0]), *cells])})
+
+
+def main() -> None:
+    """Measure every case unless only the page is to be written, then write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", action="store_true", help="measure nothing, only write the page")
+    if not parser.parse_args().report:
+        rows = measure()
+        with RESULTS.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    write_docs()
 
 
 if __name__ == "__main__":

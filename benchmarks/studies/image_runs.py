@@ -1,4 +1,4 @@
-"""Write docs/images.md from finished runs: python benchmarks/image_report.py --digits out --fashion runs/fashion
+"""Write docs/images.md from finished runs: python -m benchmarks.studies.image_runs --digits out --fashion runs/fashion
 
 ``--digits`` is the folder that `make demo` wrote. ``--fashion`` is the folder of a `vapo-fast train` run in which
 `vapo-fast evaluate RUN --out RUN/scores.json` and `vapo-fast sample RUN --out RUN/samples.png` have been run. Scores
@@ -18,10 +18,12 @@ from typing import Any
 
 import yaml
 
+from benchmarks import pages
+from benchmarks.provenance import RESULTS, ROOT
 from vapo_fast.cli.config import FIELDS, TrainConfig
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
+DOCS, IMAGES = ROOT / "docs" / "images.md", ROOT / "docs" / "images"
+RUNS = ("digits", "fashion_mnist")
 # What a run's folder says about the machine and not about the run.
 _LOCAL = ("root", "out", "device")
 _MLP_ONLY = ("widths", "activation", "fourier_features", "fourier_scale")
@@ -57,40 +59,33 @@ def training_facts(folder: Path) -> dict[str, Any]:
     }
 
 
-def table(scores: dict[str, Any]) -> list[str]:
-    """The metrics with their floors."""
-    lines = ["| metric | samples | floor |", "|---|---|---|"]
-    for name, numbers in scores["metrics"].items():
-        spread = f" ± {numbers['floor_sd']:.2g}" if numbers["floor_sd"] is not None else ""
-        lines.append(f"| {name} | {numbers['value']:.4g} | {numbers['floor']:.4g}{spread} |")
-    return [*lines, ""]
-
-
-def section(name: str, title: str, words: str) -> list[str]:
-    """One run's part of the page; empty if there are no scores of it."""
+def section(name: str) -> str:
+    """One run's part of the page: how it was trained, its scores beside their floors, and its pictures."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
-        return []
+        return "Not run."
     scores = json.loads(path.read_text(encoding="utf-8"))
-    lines = [
-        f"## {title}",
-        "",
-        words,
-        "",
-        f"`{scores.get('command', 'make demo')}`",
-        "",
+    facts = (
         f"{scores['steps']} steps in {scores['training_seconds']:.0f} s on {scores['machine']}. {scores['n_fake']} "
         f"samples against {scores['n_real']} real images; features: {scores['extractor']}. The floor is what as many "
-        "other real images score.",
-        "",
-        *table(scores),
-    ]
+        "other real images score."
+    )
+    table = [["metric", "samples", "floor"]]
+    for metric, numbers in scores["metrics"].items():
+        spread = f" ± {numbers['floor_sd']:.2g}" if numbers["floor_sd"] is not None else ""
+        table.append([metric, f"{numbers['value']:.4g}", f"{numbers['floor']:.4g}{spread}"])
+    command = pages.wrapped(scores.get("command", "make demo"))
+    lines = ["```bash", command, "```", "", pages.filled(facts), "", pages.markdown(table), ""]
     shares = scores.get("class_shares")
     if shares:
-        lines += ["| class | " + " | ".join(shares) + " |", "|---|" + "---|" * len(shares)]
-        lines += ["| share of the samples, % | " + " | ".join(f"{100 * v:.1f}" for v in shares.values()) + " |", ""]
-    lines += [f"![samples](images/{name}_samples.png)", "", f"![loss](images/{name}_training.png)", ""]
-    return lines
+        percent = ["share of the samples, %", *(f"{100 * value:.1f}" for value in shares.values())]
+        lines += [pages.markdown([["class", *shares], percent]), ""]
+    return "\n".join([*lines, f"![samples](images/{name}_samples.png)", "", f"![loss](images/{name}_training.png)"])
+
+
+def write_docs() -> None:
+    """The page, from what is kept."""
+    pages.write(DOCS, {name: section(name) for name in RUNS})
 
 
 def main() -> None:
@@ -98,28 +93,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", type=Path, help="folder of `make demo`")
     parser.add_argument("--fashion", type=Path, help="folder of a Fashion-MNIST run")
-    parser.add_argument("--machine", required=True, help="what the runs named ran on, such as '2 CPU cores'")
+    parser.add_argument("--machine", default="", help="what the runs named ran on, such as '2 CPU cores'")
     options = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    IMAGES.mkdir(parents=True, exist_ok=True)
+    if (options.digits or options.fashion) and not options.machine:
+        parser.error("--machine is needed with --digits and --fashion")
     machine = {"machine": options.machine}
     if options.digits:
         keep("digits", options.digits, machine)
     if options.fashion:
         keep("fashion_mnist", options.fashion, machine | training_facts(options.fashion))
-    lines = ["# Images", "", "Written by `python benchmarks/image_report.py` from `benchmarks/results/*.json`.", ""]
-    lines += section(
-        "digits",
-        "Digits",
-        "scikit-learn's 1 797 handwritten digits of 8×8 pixels; a fifth is held out as the test split.",
-    )
-    lines += section(
-        "fashion_mnist",
-        "Fashion-MNIST",
-        "The 60 000 training images at 28×28; the idx files lie in `--root` (or where Debian's package "
-        "`dataset-fashion-mnist` puts them). Scored by `vapo-fast evaluate RUN --out RUN/scores.json`.",
-    )
-    (ROOT / "docs" / "images.md").write_text("\n".join(lines), encoding="utf-8")
+    write_docs()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a potential gives beyond samples, one command each: python benchmarks/potential_uses.py --out runs/uses
+"""What a potential gives beyond samples, one command each: python -m benchmarks.studies.potential_uses --out runs/uses
 
 Trains small potentials on the 8x8 digits (all classes, the threes, the eights, seven classes of ten) with
 `vapo-fast train`, then runs `likelihood`, `ood`, `interpolate`, `compose` and `refine` on them. ``--fashion`` names a
-potential of Fashion-MNIST (a run's folder, or a checkpoint such as `python -m benchmarks.quality fashion-mnist --keep`
-leaves), for the same on it; ``--cifar`` the images of CIFAR-10, seven classes of which a potential is then trained on,
-to be asked about the other three. Every command and what it printed is kept in benchmarks/results/potential_uses.json,
+potential of Fashion-MNIST (a run's folder, or a checkpoint that the quality study left with its ``--keep``), for the
+same on it; ``--cifar`` the images of CIFAR-10, seven classes of which a potential is then trained on, to be asked about
+the other three. Every command and what it printed is kept in benchmarks/results/potential_uses.json,
 pictures in docs/images/, and docs/potential_uses.md is written from them; ``--report`` does only that. A training that
 is there already is not repeated.
 """
@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import provenance
-from provenance import ROOT
+from benchmarks import pages, provenance
+from benchmarks.provenance import ROOT
 
 RESULTS = provenance.RESULTS / "potential_uses.json"
 DOCS = ROOT / "docs" / "potential_uses.md"
@@ -42,6 +42,9 @@ TRAININGS = {
     "--batch-size 16 --lr 0.002 --sample-every 0 --no-progress --steps 4000",
 }
 """By the run's name; in the words, ``{cifar}`` is the folder of CIFAR-10's images."""
+
+KINDS = ("likelihood", "ood", "interpolate", "compose", "refine")
+"""Of uses; each has its part of the page."""
 
 
 @dataclass(frozen=True)
@@ -84,59 +87,6 @@ USES = (
     Use("interpolate_fashion", "interpolate {fashion} --data fashion-mnist --root {root} --pairs 4 --rtol 1e-3"),
     Use("refine_fashion", "refine {fashion} --steps 50 --rtol 1e-3"),
 )
-
-_TEXT = {
-    "likelihood": """## Likelihood
-
-`vf.bits_per_dim`: the change of variables along the flow, of images dequantised by uniform noise of one grey level's
-width. It bounds the bits of the quantised images from above in expectation. The density is that of the samples, which
-carry the path's last noise (sigma): where sigma is not far below a grey level, as for the 256 levels of Fashion-MNIST
-at sigma .02, it costs bits that a smaller sigma would not.
-""",
-    "ood": """## Out-of-distribution scores
-
-`vf.ood_scores` and `vf.auroc`. The read-out takes one evaluation a noise level, the likelihood an integration. At the
-path's end the read-out of a trained model does not know how high separated modes are beside each other
-([method](method.md)), so try noise levels above it too; the likelihood has no such constants. A plain density may rank
-simple foreign images above the data itself; typicality, the distance to the median score of the training images, sees
-both sides. Digits are resized from 8x8 to 28x28 for the model of Fashion-MNIST; noise is uniform in [-1, 1]; flips are
-the test images upside down.
-""",
-    "interpolate": """## Interpolation
-
-`vf.interpolate`: two test images are carried back to the prior, joined on the sphere there, and carried forward.
-""",
-    "compose": """## Composition
-
-`vf.SumPotential`: read-outs add exactly, so that the sum stands for a product of densities; its flow is exact only in
-special cases, and MALA on the product's density is what repairs its samples. Rows: the samples of each model, of the
-sum's flow, and those after MALA. Weights that sum to 1 give a geometric mean; with 1 and 1 the product is taken over
-the Gaussian of the data's scale. No image is both a 3 and an 8 to either model: what the product likes best is what
-both find bearable, strokes that are common to the two digits.
-""",
-    "refine": """## Langevin refinement
-
-`vf.refine`: Metropolis-adjusted Langevin steps on the read-out at the path's end, whose density they leave invariant.
-A rise of the read-out says that the flow's samples were less likely than typical ones of that density, as those of a
-briefly trained model are; where flow and read-out agree it stays about level.
-""",
-}
-
-
-_NOT_RUN = """## Not run yet
-
-CIFAR-10 against its own held-out classes with a larger potential, trained for longer, on one GPU (FOLDER: an image
-folder of CIFAR-10, with train/CLASS/ and test/CLASS/); classes are numbered in alphabetic order:
-
-```bash
-vapo-fast train --data FOLDER --classes 0,1,2,3,4,5,6 --augment flip --model unet --homotopy linear --t1 0.99 \\
-    --time-sampling uniform --data-scale 0.5 --channels 128 --multipliers 1,2,2 --blocks 2 --batch-size 128 --lr 4e-4 \\
-    --ema-decay 0.9995 --precision bf16 --minutes 25 --device cuda --out runs/cifar7
-vapo-fast ood runs/cifar7 --outside held-out --outside noise --outside flip -n 3000 --noise-levels 0.01,0.05,0.2,0.5 \\
-    --n-likelihood 500 --probes 4 --out ood_cifar7.png --json ood_cifar7.json
-vapo-fast likelihood runs/cifar7 -n 1000 --probes 4 --out likelihood_cifar7.png
-```
-"""
 
 
 def run(words: list[str], shown: str) -> dict[str, Any]:
@@ -206,36 +156,31 @@ def _filled(words: str, values: dict[str, str]) -> str:
 
 
 def write_docs(results: dict[str, Any], path: Path = DOCS) -> None:
-    """The page, from the kept results."""
+    """The page's commands, what they printed and their pictures, from the kept results."""
     facts = results["provenance"]
-    lines = [
-        "# What a potential gives beyond samples",
-        "",
-        "Commands and what they printed, written by `python benchmarks/potential_uses.py` from",
-        "`benchmarks/results/potential_uses.json`. The models are small and briefly trained (the commands below;",
-        "the Fashion-MNIST potential, FASHION, is that of [quality.md](quality.md)): they show what each command does,",
-        "not what the method can reach. A flow-matching model has no read-out, and so none of this but interpolation",
-        "and the likelihood.",
-        "",
-        f"{facts['machine']}, torch {facts['torch']}, {facts['date']}, commit {facts['commit']}.",
-        "",
-        "```bash",
-        *(entry["command"] for entry in results["trainings"].values()),
-        "```",
-        "",
-    ]
-    for kind, text in _TEXT.items():
-        lines += [text]
+    commands = [pages.wrapped(entry["command"]) for entry in results["trainings"].values()]
+    where = f"{facts['machine']}, torch {facts['torch']}, {facts['date']}, commit {facts['commit']}."
+    parts = {"trainings": "\n".join([where, "", "```bash", *commands, "```"])}
+    for kind in KINDS:
+        lines = []
         for one in USES:
             if not one.name.startswith(kind) or one.name not in results["uses"]:
                 continue
             entry = results["uses"][one.name]
-            lines += [f"`{entry['command']}`", ""]
+            lines += ["```bash", pages.wrapped(entry["command"]), "```", ""]
             if entry["printed"]:
                 lines += ["```text", *entry["printed"], "```", ""]
             lines += [f"![{one.name}](images/uses_{one.name}.png)", ""]
-    lines.append(_NOT_RUN)
-    path.write_text("\n".join(lines), encoding="utf-8")
+        parts[kind] = "\n".join(lines)
+    pages.write(path, parts)
+
+
+def kept() -> dict[str, Any]:
+    """What was run so far."""
+    if not RESULTS.is_file():
+        return {"trainings": {}, "uses": {}}
+    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return results
 
 
 def main() -> None:
@@ -248,7 +193,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[one.name for one in USES], help="run only these uses")
     parser.add_argument("--report", action="store_true", help="run nothing, only write the page")
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"trainings": {}, "uses": {}}
+    results = kept()
     if not options.report:
         places = Places.of(options)
         results["provenance"] = {key: str(value) for key, value in provenance.provenance().items()}

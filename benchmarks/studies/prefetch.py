@@ -1,7 +1,7 @@
 """What preparing batches ahead gains on the CPU: times of training steps with and without it, alternately in one run.
 
-``python benchmarks/prefetch.py`` appends to benchmarks/results/prefetch.csv, on one thread: rows in memory, rows of a
-folder of PNG files, and rows that take a wait to get, as from a disk far away. The folder is made, of random pixels.
+``python -m benchmarks.studies.prefetch`` appends to benchmarks/results/prefetch.csv. On one thread it measures rows in
+memory, rows of a folder of PNG files, which are random pixels, and rows that take a wait, as from a disk far away.
 """
 
 from __future__ import annotations

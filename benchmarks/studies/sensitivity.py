@@ -1,4 +1,4 @@
-"""What sigma, the loss weight, the estimator and time dependence change: python benchmarks/sensitivity.py
+"""What sigma, the loss weight, the estimator and time dependence change: python -m benchmarks.studies.sensitivity
 
 One factor at a time is moved away from the defaults (sigma .01, inverse-variance weight, velocity estimator,
 time-dependent potential), on eight Gaussians (default `MLPPotential` and `Trainer`) and on the 8x8 digits (a small
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -20,12 +19,12 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 
-import provenance
 import torch
-from provenance import ROOT, append
 from torch import Tensor
 
 import vapo_fast as vf
+from benchmarks import pages, provenance
+from benchmarks.provenance import ROOT, append, load
 from vapo_fast.noise import Stream, normal
 
 RESULTS = provenance.RESULTS / "sensitivity.csv"
@@ -61,27 +60,9 @@ VARIED: dict[str, tuple[Factors, ...]] = {
 """Each table's rows; the defaults stand in every table."""
 
 COLUMNS = (
-    "set",
-    "sigma",
-    "weight",
-    "estimator",
-    "time_dependent",
-    "steps",
-    "seed",
-    "train_seconds",
-    "t_end",
-    "sw2",
-    "sw2_floor",
-    "near",
-    "least",
-    "nll_gap",
-    "frechet",
-    "frechet_floor",
-    "bits_per_dim",
-    "nfe",
-    "unfinished",
-    "failure",
-)
+    "set", "sigma", "weight", "estimator", "time_dependent", "steps", "seed", "train_seconds", "t_end", "sw2",
+    "sw2_floor", "near", "least", "nll_gap", "frechet", "frechet_floor", "bits_per_dim", "nfe", "unfinished", "failure",
+)  # fmt: skip
 
 
 def cases() -> list[Factors]:
@@ -214,14 +195,6 @@ def done(rows: Iterable[dict[str, str]], name: str, factors: Factors, steps: int
     return any(all(row[key] == value for key, value in wanted.items()) for row in rows)
 
 
-def load(path: Path = RESULTS) -> list[dict[str, str]]:
-    """The rows of the results file, none if there is no file yet."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 _MEASURES: dict[str, tuple[tuple[str, Callable[[dict[str, str]], float | None], str], ...]] = {
     "8gaussians": (
         ("sliced-W2 / floor", lambda row: _ratio(row, "sw2", "sw2_floor"), ".2f"),
@@ -260,11 +233,10 @@ def spread(values: list[float | None], form: str) -> str:
     return f"{text} [{format(min(known), form)}, {format(max(known), form)}]" if len(known) > 1 else text
 
 
-def table(rows: list[dict[str, str]], name: str, factor: str) -> list[str]:
-    """The lines of one table: a row for each value of ``factor``, median and range over seeds."""
+def table(rows: list[dict[str, str]], name: str, factor: str) -> list[list[str]]:
+    """One table: a row for each value of ``factor``, median and range over seeds."""
     measures = (*_MEASURES[name], *_EFFORT)
-    lines = [f"| {factor} | runs | " + " | ".join(title for title, _, _ in measures) + " |"]
-    lines.append("|---|" + "---|" * (len(measures) + 1))
+    lines = [[factor, "runs", *(title for title, _, _ in measures)]]
     for factors in VARIED[factor]:
         wanted = {key: str(value) for key, value in asdict(factors).items()}
         own = [row for row in rows if row["set"] == name and all(row[key] == value for key, value in wanted.items())]
@@ -274,82 +246,18 @@ def table(rows: list[dict[str, str]], name: str, factor: str) -> list[str]:
         count = f"{len(own)}" + (f" ({diverged} diverged)" if diverged else "")
         cells = [spread([of(row) for row in own], form) for _, of, form in measures]
         mark = " (default)" if factors == DEFAULT else ""
-        lines.append(f"| {getattr(factors, factor)}{mark} | {count} | " + " | ".join(cells) + " |")
+        lines.append([f"{getattr(factors, factor)}{mark}", count, *cells])
     return lines
 
 
-_INTRODUCTION = {
-    "8gaussians": """## Eight Gaussians
-
-Default `MLPPotential` and `Trainer` (batch 1 024), {steps} steps. {points} samples (rtol 1e-5) against as many held-out
-points; the floor is what two independent sets of data score. Near a mode: within {near} of it (the modes' own standard
-deviation is .05, so a sigma of .1 leaves fewer there). The log-likelihood gap is the mean over {likelihood} points of
-the path's end of the true ln rho less the model's: it estimates the KL divergence.
-""",
-    "digits": """## Digits
-
-`UNetPotential` ({channels} channels, multipliers 1 and 2, one block), batch 64, Adam 2e-3, {steps} steps. 360 samples
-(rtol 1e-3) against the training digits; floors are of the 360 test digits. bits/dim: uniformly dequantised (17 levels)
-test digits, {digits} of them, Hutchinson trace.
-""",
-}
-
-
-_CONCLUSION = {
-    "8gaussians": """What to conclude:
-
-- **weight** decides most after the estimator: with `uniform`, the fine structure inside the modes is not trained.
-  Keep `inverse_variance` (which `DataHomotopy` takes by itself).
-- **estimator**: at the same budget `covariance`, the paper's form, is far from done; its noise is the reason
-  ([estimator_variance.md](estimator_variance.md)). Keep `velocity`.
-- **sigma** should be below the data's finest scale: the largest one here widens each mode from .05 to .11, which alone
-  puts a fifth of perfect samples (1 - exp(-1.6) = 79.8 % are within .2) outside. Smaller ones cost evaluations and a
-  longer path to learn, and gain nothing once below that scale.
-- **time dependence**: on this set, with its end time validated, Phi(x) samples as well as Phi(x, t); the other sets of
-  [toy_sets.md](toy_sets.md) are not so kind. Only Phi(x, t) has a likelihood and a read-out.
-- **Seeds matter as much as sigma**: now and then a run of this length leaves two modes unresolved (the worst values in
-  brackets). Train longer, or look at more than one seed.
-""",
-    "digits": """What to conclude, for a budget as short as this (two seeds; differences inside the brackets are none):
-
-- **estimator** and **time dependence** decide: `covariance` and Phi(x) are far from samples of digits here.
-- **weight** makes no difference to samples yet; `uniform`, which puts its effort into the noisier times, has the better
-  likelihood while the fine end of the path is untrained (on the eight Gaussians, trained longer, it is the reverse).
-- **sigma**: larger ones are learnt sooner and integrated in fewer evaluations. The likelihood is best in the middle: a
-  density as narrow as the smallest sigmas cannot be right within the width of these seventeen grey levels.
-""",
-}
-
-
 def write_docs(rows: list[dict[str, str]], path: Path = DOCS) -> None:
-    """The page, from the results file alone."""
-    lines = [
-        "# Sensitivity",
-        "",
-        "One factor at a time, the others at their defaults (`DataHomotopy(sigma=0.01)`, weight `inverse_variance`,",
-        "estimator `velocity`, time-dependent); median [least, most] over the seeds. A time-independent potential",
-        "ends where `validate_t_end` says and has no exact read-out, hence no likelihood gap. Written by",
-        "`python benchmarks/sensitivity.py` from `benchmarks/results/sensitivity.csv`.",
-        "",
-    ]
+    """The tables of the page, from the results file alone."""
+    parts = {}
     for name in SETS:
         own = [row for row in rows if row["set"] == name]
-        if not own:
-            continue
-        steps = ", ".join(sorted({row["steps"] for row in own}, key=int))
-        facts = {
-            "steps": steps,
-            "points": POINTS,
-            "near": NEAR,
-            "likelihood": LIKELIHOOD_POINTS,
-            "digits": DIGITS_LIKELIHOOD_POINTS,
-            "channels": DIGITS_CHANNELS,
-        }
-        lines.append(_INTRODUCTION[name].format(**facts))
-        for factor in VARIED:
-            lines += [*table(own, name, factor), ""]
-        lines.append(_CONCLUSION[name])
-    path.write_text("\n".join(lines), encoding="utf-8")
+        tables = [pages.markdown(table(own, name, factor)) for factor in VARIED] if own else ["Not run."]
+        parts[name] = "\n\n".join(tables)
+    pages.write(path, parts)
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """What the step controller's constants cost: evaluations, rejections and error with others in their place.
 
-``python benchmarks/step_control.py`` writes benchmarks/results/step_control.csv anew: for each workload, method,
-tolerance and choice, means over samples of the reference's solve in float32, and the root mean square error against
-float64, from the noise to the data and back from where that leads. A choice is an aim of the first step (the scaled
-error it is chosen for) and a proportional share of the controller. Ratios are to the defaults: ``same_tolerance`` of
-evaluations at this tolerance, ``same_error`` of evaluations to those with which the defaults would have made the same
-error, between their tolerances by a straight line in logarithms; empty where the error lies outside them.
+    python -m benchmarks.studies.step_control
+
+It writes benchmarks/results/step_control.csv anew: for each workload, method, tolerance and choice, means over samples
+of the reference's solve in float32, and the root mean square error against float64, from the noise to the data and back
+from where that leads. A choice is an aim of the first step (the scaled error it is chosen for) and a proportional share
+of the controller. Ratios are to the defaults: ``same_tolerance`` of evaluations at this tolerance, ``same_error`` of
+evaluations to those with which the defaults would have made the same error, between their tolerances by a straight line
+in logarithms; empty where the error lies outside them.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import copy
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -24,11 +25,13 @@ from torch import Tensor
 
 import vapo_fast as vf
 from benchmarks.cases import SHAPES, UNEVEN, Case
-from benchmarks.workloads import Workloads, start
+from benchmarks.measure import default_cache
+from benchmarks.potentials import start
+from benchmarks.provenance import RESULTS
+from benchmarks.workloads import Workloads
 from vapo_fast.ode import controller, stages
 
-RESULTS = Path(__file__).parent / "results" / "step_control.csv"
-CACHE = Path("out/benchmarks")
+CSV = RESULTS / "step_control.csv"
 WORKLOADS = (("random", SHAPES[0]), ("random", SHAPES[1]), *UNEVEN)
 METHODS = ("dopri5", "tsit5", "bosh3")
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6)
@@ -75,8 +78,8 @@ class Outcome:
 
 def main() -> None:
     """Measure all and write the file."""
-    workloads = Workloads(CACHE)
-    with RESULTS.open("w", newline="", encoding="utf-8") as file:
+    workloads = Workloads(default_cache())
+    with CSV.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         for name, (dimension, widths) in WORKLOADS:

@@ -1,31 +1,32 @@
-"""Train the default MLP on the five two-dimensional sets and judge it: python benchmarks/toy_sets.py
+"""Train the default MLP on the five two-dimensional sets and judge it: python -m benchmarks.studies.toy_sets
 
 For each set, a time-dependent and a time-independent `MLPPotential`, with the defaults of model and trainer. Scores,
 each the mean over several sample seeds: sliced-W2 of 8 192 samples to as many data points, over its mean between
 independent data sets of that size (the floor); for eight Gaussians also the share of samples near a mode, the share of
 each mode, and the mean held-out log-likelihood beside the true density's. The time-independent potential ends where
-`validate_t_end` says. Appends to benchmarks/results/toy_sets.csv; writes docs/toy_sets.md from it, and pictures to
-docs/images/.
+`validate_t_end` says. Appends to benchmarks/results/toy_sets.csv; writes the tables of docs/toy_sets.md from it, and
+pictures to docs/images/.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import time
+from pathlib import Path
 from statistics import fmean, pstdev
 
-import provenance
 import torch
-from provenance import ROOT, append
 from torch import Tensor
 
 import vapo_fast as vf
+from benchmarks import pages, provenance
+from benchmarks.provenance import ROOT, append
 from vapo_fast import plots
 from vapo_fast.noise import Stream, normal
 
 RESULTS = provenance.RESULTS / "toy_sets.csv"
+DOCS = ROOT / "docs" / "toy_sets.md"
 SETS = ("8gaussians", "2moons", "checkerboard", "pinwheel", "swissroll")
 N = 8192
 SEEDS = 8
@@ -126,72 +127,44 @@ def run(name: str, steps: int, time_dependent: bool, seed: int) -> dict[str, obj
 
 
 COLUMNS = (
-    "set",
-    "phi",
-    "steps",
-    "lr",
-    "batch_size",
-    "seed",
-    "train_seconds",
-    "t_end",
-    "floor",
-    "sw2_ratio",
-    "sw2_ratio_sd",
-    "nfe",
-    "near",
-    "least",
-    "most",
-    "log_likelihood",
-    "true_log_likelihood",
-    "failed",
-)
+    "set", "phi", "steps", "lr", "batch_size", "seed", "train_seconds", "t_end", "floor", "sw2_ratio", "sw2_ratio_sd",
+    "nfe", "near", "least", "most", "log_likelihood", "true_log_likelihood", "failed",
+)  # fmt: skip
 
 
-def write_docs() -> None:
-    """docs/toy_sets.md from the newest row of each set and kind of potential."""
-    with RESULTS.open(newline="", encoding="utf-8") as file:
-        newest = {(row["set"], row["phi"]): row for row in csv.DictReader(file)}
-    lines = [
-        "# Two-dimensional sets",
-        "",
-        "Default `MLPPotential` and `Trainer`, `DataHomotopy(sigma=0.01)`, written by `python benchmarks/toy_sets.py`",
-        "from `benchmarks/results/toy_sets.csv`. The ratio is sliced-W2 of 8 192 samples (rtol = atol = 1e-5) to data",
-        "over its mean between two independent data sets of that size: 1 is perfect. It and its spread are over",
-        f"{SEEDS} draws of samples and data. Phi(x) is the paper's time-independent potential, which cannot follow the",
-        "path exactly; its end time is chosen on held-out data. Unfinished samples used up the",
-        f"{MAX_STEPS} steps allowed and count as they are.",
-        "",
-        "| set | potential | steps | training, s (threads) | ratio to the floor | end time | nfe | unfinished |",
-        "|---|---|---|---|---|---|---|---|",
+def write_docs(results: Path = RESULTS, page: Path = DOCS) -> None:
+    """The tables of docs/toy_sets.md from the newest row of each set and kind of potential."""
+    newest = {(row["set"], row["phi"]): row for row in provenance.load(results)}
+    titles = [
+        "set",
+        "potential",
+        "steps",
+        "training, s (threads)",
+        "ratio to the floor",
+        "end time",
+        "nfe",
+        "unfinished",
     ]
+    cells = [titles]
     for row in sorted(newest.values(), key=lambda row: (row["phi"] == "Phi(x)", SETS.index(row["set"]))):
-        lines.append(
-            f"| {row['set']} | {row['phi']} | {row['steps']} | {float(row['train_seconds']):.0f} ({row['threads']}) "
-            f"| {float(row['sw2_ratio']):.2f} ± {float(row['sw2_ratio_sd']):.2f} | {float(row['t_end']):.2f} "
-            f"| {float(row['nfe']):.0f} | {100 * float(row['failed']):.2g} % |"
-        )
-    lines += ["", "Eight Gaussians, standard deviation .05:", ""]
-    for row in newest.values():
-        if row["near"]:
-            text = (
-                f"- {row['phi']}: {100 * float(row['near']):.1f} % of samples within .2 of a mode; each mode's share "
-                f"{100 * float(row['least']):.1f} – {100 * float(row['most']):.1f} %"
-            )
-            if row["log_likelihood"]:
-                text += (
-                    f"; mean held-out log-likelihood {float(row['log_likelihood']):.3f} nats against "
-                    f"{float(row['true_log_likelihood']):.3f} of the true density"
-                )
-            lines.append(text + ".")
-    lines += [
-        "",
-        "Data, samples, log-likelihood and paths of Phi(x, t), from a later run of the same trainings",
-        "(`python benchmarks/toy_sets.py --pictures`):",
-        "",
-        *(f"![{name}](images/toy_{name}.png)" for name in SETS),
-        "",
-    ]
-    (ROOT / "docs" / "toy_sets.md").write_text("\n".join(lines), encoding="utf-8")
+        training = f"{float(row['train_seconds']):.0f} ({row['threads']})"
+        ratio = f"{float(row['sw2_ratio']):.2f} ± {float(row['sw2_ratio_sd']):.2f}"
+        effort = [f"{float(row['t_end']):.2f}", f"{float(row['nfe']):.0f}", f"{100 * float(row['failed']):.2g} %"]
+        cells.append([row["set"], row["phi"], row["steps"], training, ratio, *effort])
+    lines = [pages.markdown(cells), "", "Eight Gaussians, standard deviation .05:", ""]
+    lines += [_modes_line(row) for row in newest.values() if row["near"]]
+    pages.write(page, {"toy sets": "\n".join(lines)})
+
+
+def _modes_line(row: dict[str, str]) -> str:
+    text = (
+        f"- {row['phi']}: {100 * float(row['near']):.1f} % of samples within .2 of a mode; each mode's share "
+        f"{100 * float(row['least']):.1f} – {100 * float(row['most']):.1f} %"
+    )
+    if row["log_likelihood"]:
+        ours, true = float(row["log_likelihood"]), float(row["true_log_likelihood"])
+        text += f"; mean held-out log-likelihood {ours:.3f} nats against {true:.3f} of the true density"
+    return pages.filled(f"{text}.", "  ")
 
 
 def main() -> None:
@@ -207,13 +180,14 @@ def main() -> None:
     parser.add_argument(
         "--pictures", action="store_true", help="train the time-dependent models again for their pictures only"
     )
+    parser.add_argument("--report", action="store_true", help="train nothing, only write the page")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.pictures:
         for name in options.sets:
             draw(name, trained(name, options.steps, True, options.seed)[0].ema_model)
         return
-    for kind in options.kinds:
+    for kind in () if options.report else options.kinds:
         for name in options.sets:
             row = run(name, options.steps, kind == "dependent", options.seed) | {"seed": options.seed}
             append(RESULTS, COLUMNS, [row])

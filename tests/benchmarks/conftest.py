@@ -1,18 +1,15 @@
-"""The kit is a package at the root of the tree, which is not on the path of an installed pytest."""
+"""What every test of the kit needs."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
-
 
 @pytest.fixture(autouse=True)
-def _threads() -> object:
+def _threads() -> Iterator[None]:
     """A measurement sets the number of threads; every test gets it back."""
     threads = torch.get_num_threads()
     yield

@@ -1,4 +1,8 @@
-"""Train a potential and flow matching on the same data for the same time, and score both: python -m benchmarks.quality
+"""Train a potential and flow matching on the same data for the same time, and score both.
+
+    python -m benchmarks.studies.quality digits --seconds 150 --seeds 0 1 2
+    python -m benchmarks.studies.quality fashion-mnist --root FOLDER --seconds 600 --keep runs/quality
+    python -m benchmarks.studies.quality fashion-mnist --root FOLDER --arms potential "potential, wide ResNet"
 
 The arms share the data, the linear path with uniform times and weight, the noise, Adam and the averaging, the
 per-sample solver that draws their samples, and, but for the last, a U-Net's layers and initial weights:
@@ -12,18 +16,7 @@ The budget is either time (``--seconds``, from step times measured with the arms
 (``--images``). ``--clock cpu`` counts the process's own CPU time, which on one thread of a machine that others use too
 is what wall-clock would be on an idle one. Scores of the averaged model are taken after each of ``--fractions`` of the
 steps, with the real/real floors of `vapo_fast.metrics`, and appended to benchmarks/results/quality.csv; a picture goes
-to docs/images/. ``--report`` only writes docs/quality.md from what is there.
-
-On the CPU:
-
-  python -m benchmarks.quality digits --seconds 150 --seeds 0 1 2
-  python -m benchmarks.quality fashion-mnist --root FOLDER --seconds 600 --keep runs/quality
-  python -m benchmarks.quality fashion-mnist --root FOLDER --seconds 600 --arms potential "potential, wide ResNet"
-
-On one GPU, 25 minutes an arm (FOLDER: an image folder of CIFAR-10 with train/CLASS/ and test/CLASS/):
-
-  python -m benchmarks.quality cifar10 --data FOLDER --seconds 1500 --precision bf16 --compile --device cuda --threads 8
-  python -m benchmarks.quality celeba --root FOLDER --seconds 3000 --precision bf16 --compile --device cuda --threads 8
+to docs/images/. ``--report`` only writes docs/quality.md from what is there, which has the commands for one GPU.
 """
 
 from __future__ import annotations
@@ -41,11 +34,11 @@ from torch import Tensor
 
 import vapo_fast as vf
 from benchmarks import provenance
-from benchmarks.quality import arms, report, results
-from benchmarks.quality.arms import Snapshots
-from benchmarks.quality.features import DEFAULT_CACHE, feature_extractor
-from benchmarks.quality.flow_matching import parameters
-from benchmarks.quality.settings import ARMS, SETTINGS, Setting, options_of
+from benchmarks.studies.quality import arms, report, results
+from benchmarks.studies.quality.arms import Snapshots
+from benchmarks.studies.quality.features import DEFAULT_CACHE, feature_extractor
+from benchmarks.studies.quality.flow_matching import parameters
+from benchmarks.studies.quality.settings import ARMS, SETTINGS, Setting, options_of
 from vapo_fast import data, plots
 from vapo_fast.cli import config
 from vapo_fast.noise import permutation
@@ -61,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.report:
         torch.set_num_threads(options.threads)
         _run(options)
-    report.write(results.load(options.csv), options.docs)
+    report.write(provenance.load(options.csv), options.docs)
     print(f"wrote {options.docs}")
     return 0
 
@@ -184,7 +177,9 @@ def _draw(rows: dict[str, Tensor], test: Tensor, options: argparse.Namespace) ->
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.studies.quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("setting", choices=list(SETTINGS), nargs="?", default="digits", help="data set and backbone")
     parser.add_argument("--data", help="another name or path of the data, as for vapo-fast train")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import vapo_fast as vf
-from benchmarks.quality import flow_matching
-from benchmarks.quality.flow_matching import FlowMatching
-from benchmarks.quality.settings import ARMS, Setting, network_of, options_of
+from benchmarks.studies.quality import flow_matching
+from benchmarks.studies.quality.flow_matching import FlowMatching
+from benchmarks.studies.quality.settings import ARMS, Setting, network_of, options_of
 from vapo_fast.callbacks import Callback, Metrics
 from vapo_fast.ode import Solution
 from vapo_fast.training.batches import Data

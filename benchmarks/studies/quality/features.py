@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import vapo_fast as vf
-from benchmarks.quality.settings import Setting
+from benchmarks.studies.quality.settings import Setting
 from vapo_fast import data
 
 DEFAULT_CACHE = Path(os.environ.get("VAPO_FAST_CACHE", Path.home() / ".cache" / "vapo_fast")) / "quality"

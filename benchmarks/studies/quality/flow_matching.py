@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.quality.velocity import VelocityUNet
+from benchmarks.studies.quality.velocity import VelocityUNet
 from vapo_fast import noise, ode
 from vapo_fast.loss import Batch, loss_weight
 from vapo_fast.ode import Solution, SolveOptions

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.quality.velocity import last_features
+from benchmarks.studies.quality.velocity import last_features
 from vapo_fast.homotopy import expand_time
 from vapo_fast.potentials import UNetPotential
 

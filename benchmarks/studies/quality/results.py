@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,32 +13,10 @@ METRICS = ("frechet", "sliced_wasserstein", "kernel_distance", "precision", "rec
 """Each has columns of its name, NAME_floor and NAME_floor_sd."""
 
 COLUMNS = (
-    "set",
-    "arm",
-    "seed",
-    "budget",
-    "device",
-    "arithmetic",
-    "compiled",
-    "backbone",
-    "parameters",
-    "batch_size",
-    "lr",
-    "steps",
-    "fraction",
-    "images",
-    "seconds",
-    "cpu_seconds",
-    "rtol",
-    "nfe",
-    "sample_seconds",
-    "extractor",
-    "n_fake",
-    "n_real",
-    *(name + end for name in METRICS for end in ("", "_floor", "_floor_sd")),
-    "engine",
-    "warm_up_seconds",
-)
+    "set", "arm", "seed", "budget", "device", "arithmetic", "compiled", "backbone", "parameters", "batch_size", "lr",
+    "steps", "fraction", "images", "seconds", "cpu_seconds", "rtol", "nfe", "sample_seconds", "extractor", "n_fake",
+    "n_real", *(name + end for name in METRICS for end in ("", "_floor", "_floor_sd")), "engine", "warm_up_seconds",
+)  # fmt: skip
 
 
 def append(row: Mapping[str, object], scores: Mapping[str, Any], path: Path = CSV) -> None:
@@ -56,14 +33,6 @@ def line(row: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
     return (
         f"  {100 * row['fraction']:g} %, {row['images']} images, {row['seconds']:.0f} s, nfe {row['nfe']:.0f}: {found}"
     )
-
-
-def load(path: Path = CSV) -> list[dict[str, str]]:
-    """The rows of the file; none if there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _by_name(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from benchmarks.quality.flow_matching import VelocityUNet
-from benchmarks.quality.group_norm import normalise
+from benchmarks.studies.quality.flow_matching import VelocityUNet
+from benchmarks.studies.quality.group_norm import normalise
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.loss import Weight
 from vapo_fast.potentials import UNetPotential, WideResNetPotential

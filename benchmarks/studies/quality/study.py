@@ -1,4 +1,4 @@
-"""What would train a potential better than the settings do: python -m benchmarks.quality.study digits
+"""What would train a potential better than the settings do: python -m benchmarks.studies.quality.study digits
 
 One change at a time, for the potential and for flow matching alike, at an equal number of images: how much of the noise
 each leaves in held-out images, by noise level, and with ``--score`` the Frechet distance of samples. "Noise left" is
@@ -11,7 +11,6 @@ quality_study.csv; ``--report`` does only that.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import sys
 import time
@@ -24,11 +23,11 @@ import torch
 from torch import Tensor
 
 import vapo_fast as vf
-from benchmarks import provenance
-from benchmarks.quality import arms
-from benchmarks.quality.features import DEFAULT_CACHE, feature_extractor
-from benchmarks.quality.heads import HEADS
-from benchmarks.quality.settings import ARMS, SETTINGS, Setting, path_of
+from benchmarks import pages, provenance
+from benchmarks.studies.quality import arms
+from benchmarks.studies.quality.features import DEFAULT_CACHE, feature_extractor
+from benchmarks.studies.quality.heads import HEADS
+from benchmarks.studies.quality.settings import ARMS, SETTINGS, Setting, path_of
 from vapo_fast import noise
 from vapo_fast.homotopy import Homotopy, expand_time
 from vapo_fast.loss import loss_weight
@@ -46,22 +45,9 @@ LEVELS = {"noise_left_high": (1.0, 0.3), "noise_left_middle": (0.3, 0.08), "nois
 _HELD_OUT = 360
 
 COLUMNS = (
-    "set",
-    "arm",
-    "variation",
-    "backbone",
-    "images",
-    "seed",
-    "parameters",
-    "steps",
-    "cpu_seconds_a_step",
-    "engine",
-    *LEVELS,
-    "frechet",
-    "frechet_floor",
-    "sliced_wasserstein",
-    "nfe",
-)
+    "set", "arm", "variation", "backbone", "images", "seed", "parameters", "steps", "cpu_seconds_a_step", "engine",
+    *LEVELS, "frechet", "frechet_floor", "sliced_wasserstein", "nfe",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.report:
         torch.set_num_threads(options.threads)
         _run(options)
-    write(load(options.csv), options.docs)
+    write(provenance.load(options.csv), options.docs)
     print(f"wrote {options.docs}")
     return 0
 
@@ -212,7 +198,7 @@ def _run(options: argparse.Namespace) -> None:
                 key: dict[str, object] = {"set": options.setting, "arm": name, "variation": variation}
                 key |= {"backbone": f"{setting.channels}x{setting.multipliers}x{setting.blocks}"}
                 key |= {"images": options.images, "seed": seed}
-                if _done(load(options.csv), key, options.score):
+                if _done(provenance.load(options.csv), key, options.score):
                     continue
                 row = key | run(name, setting, VARIATIONS[variation], options.images, seed, task)
                 provenance.append(options.csv, COLUMNS, [row])
@@ -225,51 +211,29 @@ def _done(rows: list[dict[str, str]], key: Mapping[str, object], scored: bool) -
     )
 
 
-def load(path: Path = RESULTS) -> list[dict[str, str]]:
-    """The rows of the file; none if there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-_HEAD = """# Training a potential better: what was tried
-
-Written by `python -m benchmarks.quality.study` from `benchmarks/results/quality_study.csv`. One change at a time to
-batches of 64 and a learning rate of 1e-3 (digits: 2e-3), with which [the comparison](quality.md) began, at equal
-images, for the potential and for flow matching in the same gauge, on the same batches from the same weights. *Noise
-left*: `E|x_hat - x_data|^2 / (beta^2 D)` of held-out images, means over seeds, for beta from 1 to .3, .3 to .08 and .08
-to .02; less is better, and the same number means the same field error. Compare it within a path: at one beta the linear
-path shows less of the image (1 - beta of it, against 1 - beta^2). CPU time a step is the process's own, on a
-machine that others use too. Other heads are trained by double backward, so their time says nothing.
-"""
-
-
 def write(rows: list[dict[str, str]], path: Path = DOCS) -> None:
-    """The page, from the file alone."""
-    lines = [_HEAD]
+    """The tables of the page, from the file alone."""
+    lines = []
     for key in dict.fromkeys((row["set"], row["backbone"], row["images"]) for row in rows):
         own = [row for row in rows if (row["set"], row["backbone"], row["images"]) == key]
         # Of a case that was run again, the last.
         own = list({(row["variation"], row["arm"], row["seed"]): row for row in own}.values())
-        first = own[-1]
-        seeds = len({row["seed"] for row in own})
+        first, seeds = own[-1], len({row["seed"] for row in own})
+        where = f"{first['machine']}, {first['threads']} thread, torch {first['torch']}, {first['date']}"
         lines += [f"## {key[0]}, U-Net {key[1]}, {int(key[2]):,} images", ""]
-        lines += [f"{first['machine']}, {first['threads']} thread, torch {first['torch']}, {first['date']}; "
-                  f"{seeds} seed{'s' if seeds > 1 else ''} at most.", ""]  # fmt: skip
-        lines += ["| change | arm | seeds | steps | noise left: high | middle | low | FD | nfe | CPU ms a step |"]
-        lines += ["|---|" + "---|" * 9]
+        lines += [f"{where}; {seeds} seed{'s' if seeds > 1 else ''} at most.", ""]
+        titles = ["change", "arm", "seeds", "steps", "noise left: high", "middle", "low", "FD", "nfe", "CPU ms a step"]
+        table = [titles]
         for variation in VARIATIONS:
             for arm in STUDIED:
                 these = [row for row in own if row["variation"] == variation and row["arm"] == arm]
                 if these:
-                    lines.append(_line(variation, arm, these))
-        lines.append("")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines), encoding="utf-8")
+                    table.append(_line(variation, arm, these))
+        lines += [pages.markdown(table), ""]
+    pages.write(path, {"study": "\n".join(lines)})
 
 
-def _line(variation: str, arm: str, rows: list[dict[str, str]]) -> str:
+def _line(variation: str, arm: str, rows: list[dict[str, str]]) -> list[str]:
     def mean(name: str, form: str, scale: float = 1.0) -> str:
         known = [float(row[name]) for row in rows if row[name]]
         return format(scale * fmean(known), form) if known else "–"
@@ -277,12 +241,12 @@ def _line(variation: str, arm: str, rows: list[dict[str, str]]) -> str:
     cells = [variation.replace("|", "\\|"), arm, str(len({row["seed"] for row in rows})), mean("steps", ".0f")]
     cells += [mean(name, ".4f") for name in LEVELS]
     cells += [mean("frechet", ".1f"), mean("nfe", ".0f"), mean("cpu_seconds_a_step", ".1f", 1e3)]
-    return "| " + " | ".join(cells) + " |"
+    return cells
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality.study",
+        prog="python -m benchmarks.studies.quality.study",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

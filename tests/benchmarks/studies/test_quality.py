@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import vapo_fast as vf
-from benchmarks.quality import __main__ as kit
-from benchmarks.quality import arms, flow_matching, report, results
-from benchmarks.quality.flow_matching import FlowMatching
-from benchmarks.quality.settings import ARMS, SETTINGS, network_of, options_of, path_of
-from benchmarks.quality.velocity import VelocityUNet
+from benchmarks.studies.quality import __main__ as kit
+from benchmarks.studies.quality import arms, flow_matching, report, results
+from benchmarks.studies.quality.flow_matching import FlowMatching
+from benchmarks.studies.quality.settings import ARMS, SETTINGS, network_of, options_of, path_of
+from benchmarks.studies.quality.velocity import VelocityUNet
 from vapo_fast.loss import Batch
 from vapo_fast.noise import normal
 from vapo_fast.training.batches import Batches, as_source, training_batch
@@ -300,7 +300,7 @@ def test_the_cifar_command_on_a_tiny_folder(cifar_folder, tmp_path, capsys, monk
 def test_the_pages_commands_are_the_kits(capsys):
     for name, line in report._LATER.items():
         words = line.split()
-        options = kit._parser().parse_args(words[words.index("benchmarks.quality") + 1 :])
+        options = kit._parser().parse_args(words[words.index("benchmarks.studies.quality") + 1 :])
         assert options.setting == name
         assert options.device == "cuda"
 

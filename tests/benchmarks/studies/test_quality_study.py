@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import vapo_fast as vf
-from benchmarks.quality import heads, study
-from benchmarks.quality.group_norm import NormalisedBlock
-from benchmarks.quality.settings import ARMS, SETTINGS, network_of
+from benchmarks.studies.quality import heads, study
+from benchmarks.studies.quality.group_norm import NormalisedBlock
+from benchmarks.studies.quality.settings import ARMS, SETTINGS, network_of
 from vapo_fast.noise import normal
 from vapo_fast.potentials.blocks import ResidualBlock
 

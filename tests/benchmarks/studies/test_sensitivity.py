@@ -3,9 +3,9 @@
 import sys
 
 import pytest
+from benchmarks.sensitivity import DEFAULT, VARIED, Factors
 
 from benchmarks import sensitivity
-from benchmarks.sensitivity import DEFAULT, VARIED, Factors
 
 
 def test_every_table_moves_one_factor_and_holds_the_defaults():

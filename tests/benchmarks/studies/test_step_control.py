@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from benchmarks.step_control import DEFAULT, Choice, Outcome, both_ways, evaluations_at, outcomes, rows
 
 import vapo_fast as vf
 from benchmarks import step_control
-from benchmarks.step_control import DEFAULT, Choice, Outcome, both_ways, evaluations_at, outcomes, rows
 
 
 @pytest.fixture(scope="module")
