@@ -23,7 +23,7 @@ _SOURCES = (
     "csrc/*",
     "kernels/**/*.py",
     "tests/conformance/**/*.py",
-    "tests/passes/*.py",
+    "tests/engines/explicit/*.py",
 )
 
 
@@ -34,12 +34,12 @@ class Gate:
     name: str
     expression: str = ""
     device: str = "cpu"
-    folder: str = "conformance"
+    folder: str = ""
 
     @property
     def suite(self) -> Path:
-        """The folder of the tests."""
-        return SUITE if self.folder == SUITE.name else SUITE.with_name(self.folder)
+        """The tests: the conformance suite, unless ``folder`` names others."""
+        return ROOT / self.folder if self.folder else SUITE
 
 
 FULL = Gate("full")
@@ -76,7 +76,7 @@ GRAPH = Gate(
 PASSES = Gate(
     "passes",
     "test_equality or test_contract or test_native_winograd or (test_pointwise and not triton)",
-    folder="passes",
+    folder="tests/engines/explicit",
 )
 """The explicit passes, before images are measured on the CPU."""
 GATES = {gate.name: gate for gate in (FULL, QUICK, CUDA, GRAPH, PASSES)}
