@@ -89,7 +89,7 @@ def steps(python: str, results: Path, cache: Path, docs: Path | None, scale: flo
             "sanitizer",
             180,
             *(sanitizer or "compute-sanitizer", *memcheck),
-            *(python, "-P", str(ROOT / "benchmarks" / "sanitize_case.py")),
+            *(python, "-P", str(ROOT / "tests" / "kernels" / "sanitize_case.py")),
             missing="" if sanitizer else "compute-sanitizer is not on the PATH",
         ),
         tests("facts", 180, *pytest, "tests/engines/test_triton_cuda.py"),
@@ -175,8 +175,6 @@ def run(options: argparse.Namespace) -> int:
         print(f"error: no step {min(unknown)!r}; the steps are: {', '.join(step.name for step in todo)}")
         return 2
     todo = [step for step in todo if not options.only or step.name in options.only]
-    for line in without_peers(options.python) if any(step.name == "benchmarks" for step in todo) else ():
-        print(line, flush=True)
     environment = environment_for(options.python)
     ended = run_steps(todo, lambda planned: execute(planned, environment, logs), TOTAL * options.scale)
     text = summary(ended)
@@ -229,16 +227,6 @@ def _run_beside(
     return [
         Result(step, LEFT_OUT, 0.0, left_out[step.name]) if step.name in left_out else done[step.name] for step in some
     ]
-
-
-def without_peers(python: str) -> list[str]:
-    """What is left out of the benchmarks, and how it would be there."""
-    code = "from benchmarks.peers import jax_client; print(jax_client.missing('cuda') or '')"
-    done = subprocess.run(
-        [python, "-c", code], cwd=ROOT, env=environment_for(python), capture_output=True, text=True, check=False
-    )
-    reason = done.stdout.strip()
-    return [f"diffrax and JAX are left out: {reason}"] if reason else []
 
 
 def execute(planned: Sequence[Planned], environment: dict[str, str], logs: Path) -> list[Result]:

@@ -276,9 +276,7 @@ def paired(peer: Record, ours: Record) -> Quartiles | None:
 
 
 def _record(result: CaseResult, one: Measured, run: str, conformance: str) -> Record:
-    case, seconds, outcome, evaluations = result.case, one.seconds, one.outcome, one.outcome.evaluations
-    ratio, share = result.ratio(one.arm, case.ours), _share(result, one)
-    speedup = result.ratio(EAGER_ARM, one.arm) if case.of_images else None
+    case, outcome, evaluations = result.case, one.outcome, one.outcome.evaluations
     eager = result.arms.get(EAGER_ARM)
     shared = eager.peak_bytes if eager is not None else None
     return Record(
@@ -287,20 +285,14 @@ def _record(result: CaseResult, one: Measured, run: str, conformance: str) -> Re
         arm=one.arm,
         peer=one.peer,
         version=one.version,
-        median_ms=1e3 * seconds.median,
-        low_ms=1e3 * seconds.low,
-        high_ms=1e3 * seconds.high,
+        median_ms=1e3 * one.seconds.median,
+        low_ms=1e3 * one.seconds.low,
+        high_ms=1e3 * one.seconds.high,
         rounds=len(one.rounds),
         repeats=one.repeats,
         warmup_s=one.warmup_seconds,
         cpu_per_wall=one.cpu_per_wall,
-        ratio=ratio and ratio.median,
-        ratio_low=ratio and ratio.low,
-        ratio_high=ratio and ratio.high,
-        gflops=None if one.flops is None else 1e-9 * one.flops / seconds.median,
-        share=share and share.median,
-        share_low=share and share.low,
-        share_high=share and share.high,
+        gflops=None if one.flops is None else 1e-9 * one.flops / one.seconds.median,
         evaluations_mean=None if evaluations is None else float(evaluations.mean()),
         evaluations_max=None if evaluations is None else float(evaluations.max()),
         field_share=outcome.field_share,
@@ -317,14 +309,18 @@ def _record(result: CaseResult, one: Measured, run: str, conformance: str) -> Re
         precision=outcome.precision,
         data=result.data,
         parameters=result.parameters,
-        speedup=speedup and speedup.median,
-        speedup_low=speedup and speedup.low,
-        speedup_high=speedup and speedup.high,
         peak_mib=None if one.peak_bytes is None else one.peak_bytes / 2**20,
         memory_ratio=None if one.peak_bytes is None or not shared else one.peak_bytes / shared,
         each_ms=" ".join(f"{1e3 * value:.6g}" for value in one.rounds),
+        **_quartiles("ratio", result.ratio(one.arm, case.ours)),
+        **_quartiles("share", _share(result, one)),
+        **_quartiles("speedup", result.ratio(EAGER_ARM, one.arm) if case.of_images else None),
         **asdict(accelerator(case.device)),
     )
+
+
+def _quartiles(name: str, found: Quartiles | None) -> dict[str, Any]:
+    return {} if found is None else {name: found.median, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def _share(result: CaseResult, one: Measured) -> Quartiles | None:

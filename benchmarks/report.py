@@ -113,7 +113,7 @@ def docs_text(results: Results, drawn: Sequence[Curve] = ()) -> str:
         parts += ["", "## Targets of images on a GPU", "", counts_text(findings(images, threads, IMAGE_TARGETS))]
     if drawn:
         parts += ["", "## Error against time", "", *_CURVES_INTRODUCTION, ""]
-        parts += [f"![{_curve_title(curve)}](images/{curve.file_name})" for curve in drawn]
+        parts += [f"![{WORKLOAD_TITLES[curve.first.workload]}](images/{curve.file_name})" for curve in drawn]
     return "\n".join(parts)
 
 
@@ -275,8 +275,8 @@ def limits_text(found: Sequence[Limit]) -> str:
 
 _CURVES_INTRODUCTION = (
     "Each line is one arm from a loose to a tight tolerance, in one run; lower left is better. Solvers spend the same",
-    f"tolerance differently, so where errors differ this is the fair comparison. [All tables]({TABLES}) has the times",
-    "to an error.",
+    "tolerance differently, so where errors differ this is the fair comparison.",
+    f"[All tables]({TABLES}) has the times to an error.",
 )
 _TIMES_INTRODUCTION = (
     "Milliseconds to an error, read off the lines of the plots (a power law between two tolerances; – where an arm",

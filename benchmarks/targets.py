@@ -79,7 +79,7 @@ class Target:
         shape = f"d {self.dimension}, {self.hidden.replace('x', '×')}"
         size = f"{self.n:,}".replace(",", " ")
         if self.job == "loss":
-            return f"loss + gradients, {shape}, batch {size}"
+            return f"loss, gradients, {shape}, batch {size}"
         if self.job == "trainer":
             return f"whole training step, {shape}, batch {size}"
         if self.job == "sample":
@@ -87,8 +87,8 @@ class Target:
         if self.job == "field":
             return f"field alone, {shape}, n {size}" + (f", error ≤ {self.error:g}" if self.error else "")
         if self.workload == "stiff5":
-            return f"5 % need 10× the steps, {shape}, n {size}"
-        return f"{shape}, n {size}" + (" (latency)" if self.n == 1 else "")
+            return f"5 % need 10×, {shape}, n {size}"
+        return ("latency, " if self.n == 1 else "") + f"{shape}, n {size}"
 
 
 def _solve(

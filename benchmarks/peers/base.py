@@ -143,6 +143,23 @@ class Arm:
     devices: tuple[str, ...] = ("cpu",)
 
 
+def arm_of(
+    package: str,
+    name: str,
+    jobs: tuple[str, ...],
+    prepare: Callable[[Any], Runner],
+    note: str = "",
+    devices: tuple[str, ...] = ("cpu", "cuda"),
+    *needs: Callable[[], str | None],
+) -> Arm:
+    """A peer that is a package installed here; ``needs`` say what else is missing."""
+
+    def missing() -> str | None:
+        return next((reason for need in (package_missing(package), *needs) if (reason := need())), None)
+
+    return Arm(name, True, jobs, package, prepare, missing, package_version(package), note, devices)
+
+
 def median_seconds(call: Callable[[], object], repeats: int = 5, device: str = "cpu") -> float:
     """Median time of a call."""
     return statistics.median(LocalRunner(call, Outcome, device).run(repeats).seconds)

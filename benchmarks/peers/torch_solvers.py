@@ -29,10 +29,9 @@ from benchmarks.peers.base import (
     Outcome,
     Runner,
     UnavailableError,
+    arm_of,
     checked_plain_field,
     median_seconds,
-    package_missing,
-    package_version,
     to_numpy,
 )
 from benchmarks.plain_field import PlainField
@@ -203,11 +202,6 @@ def with_scipy(field: Field, problem: InitialValue) -> Solve:
     return solve
 
 
-def _arm(name: str, jobs: tuple[str, ...], make: Maker, note: str, devices: tuple[str, ...] = ("cpu", "cuda")) -> Arm:
-    prepare = partial(_prepare, name, make)
-    return Arm(name, True, jobs, name, prepare, package_missing(name), package_version(name), note, devices)
-
-
 def field_runner(field: Field, problem: Problem) -> Runner:
     """The field of a whole batch, each row at its own time."""
     x, t, rows = problem.x0, problem.times, len(problem.exact_field)
@@ -223,25 +217,17 @@ def _prepare_autograd(problem: Problem) -> Runner:
     return field_runner(checked_plain_field("torch autograd", problem), problem)
 
 
+_SOLVES = ("solve", "solve_fixed")
+
+
+def _arm(name: str, jobs: tuple[str, ...], make: Maker, note: str, devices: tuple[str, ...] = ("cpu", "cuda")) -> Arm:
+    return arm_of(name, name, jobs, partial(_prepare, name, make), note, devices)
+
+
 ARMS = (
-    _arm("torchdiffeq", ("solve", "solve_fixed"), with_torchdiffeq, "one step size for the batch; rk4 is its 3/8 rule"),
+    _arm("torchdiffeq", _SOLVES, with_torchdiffeq, "one step size for the batch; rk4 is its 3/8 rule"),
     _arm("torchode", ("solve",), with_torchode, "a step size for each sample; all evaluated until the last ends"),
-    _arm("torchebm", ("solve", "solve_fixed"), with_torchebm, "one step size for the batch"),
-    _arm(
-        "scipy",
-        ("solve",),
-        with_scipy,
-        "the flattened batch as one float64 system, RK45, as the methods' code does",
-        ("cpu",),
-    ),
-    Arm(
-        "torch autograd",
-        True,
-        ("field",),
-        "torch",
-        _prepare_autograd,
-        lambda: None,
-        package_version("torch"),
-        devices=("cpu", "cuda"),
-    ),
+    _arm("torchebm", _SOLVES, with_torchebm, "one step size for the batch"),
+    _arm("scipy", ("solve",), with_scipy, "the flattened batch as one float64 system, RK45", ("cpu",)),
+    arm_of("torch", "torch autograd", ("field",), _prepare_autograd),
 )

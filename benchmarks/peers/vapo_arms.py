@@ -215,35 +215,28 @@ def version() -> str:
 def _arm(
     engine: str,
     devices: tuple[str, ...],
+    prepare: Callable[[Problem], Runner],
     extra: str = "",
     jobs: tuple[str, ...] = JOBS,
-    prepare: Callable[[Problem], Runner] | None = None,
     note: str = "",
 ) -> Arm:
-    name = f"{engine} {extra}".strip()
-    prepare = prepare or partial(_prepare, engine)
-    return Arm(name, False, jobs, "vapo_fast", prepare, _engine_missing(engine), version, note, devices)
+    missing = _engine_missing(engine)
+    return Arm(f"{engine} {extra}".strip(), False, jobs, "vapo_fast", prepare, missing, version, note, devices)
 
 
 def _arms_of(engine: str, device: str) -> list[Arm]:
     """An engine of ours on the device where it is what everybody is compared with."""
+    where, solves = (device,), ("solve",)
     others = [
-        _arm(
-            engine,
-            (device,),
-            name,
-            ("solve",),
-            partial(_prepare, engine, rtol_factor=factor),
-            "at another tolerance: for ratios at equal error",
-        )
+        _arm(engine, where, partial(_prepare, engine, rtol_factor=factor), name, solves, "for ratios at equal error")
         for name, factor in OTHER_TOLERANCES.items()
     ]
-    whole = partial(_prepare_sample, engine)
-    sample = _arm(engine, (device,), "vf.sample", ("solve",), whole, "the whole call: checks and noise too")
-    return [_arm(engine, (device,)), *others, sample]
+    whole = "the whole call: checks and noise too"
+    sample = _arm(engine, where, partial(_prepare_sample, engine), "vf.sample", solves, whole)
+    return [_arm(engine, where, partial(_prepare, engine)), *others, sample]
 
 
 ARMS = (
     *(arm for device, engine in OURS.items() for arm in _arms_of(engine, device)),
-    _arm("reference", tuple(OURS), note="for loss: eager double backward"),
+    _arm("reference", tuple(OURS), partial(_prepare, "reference"), note="for loss: eager double backward"),
 )

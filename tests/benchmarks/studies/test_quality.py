@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vapo_fast as vf
+from benchmarks import provenance
 from benchmarks.studies.quality import __main__ as kit
 from benchmarks.studies.quality import arms, flow_matching, report, results
 from benchmarks.studies.quality.flow_matching import FlowMatching
@@ -194,7 +195,15 @@ def test_step_times_take_turns_and_leave_out_the_first():
     assert found == {"a": pytest.approx(2.125), "b": pytest.approx(5.125)}
 
 
-def test_the_whole_command_on_a_tiny_budget(tmp_path, capsys):
+@pytest.fixture
+def page(tmp_path):
+    """A page with marks and nothing between them."""
+    path = tmp_path / "q.md"
+    path.write_text("\n".join(line for name in SETTINGS for line in pages.marks(name)))
+    return path
+
+
+def test_the_whole_command_on_a_tiny_budget(tmp_path, capsys, page):
     arguments = [
         "digits",
         "--images",
@@ -212,7 +221,7 @@ def test_the_whole_command_on_a_tiny_budget(tmp_path, capsys):
     arguments += ["--docs", str(tmp_path / "q.md"), "--pictures", str(tmp_path), "--keep", str(tmp_path / "kept")]
     arguments += ["--arms", *ARMS]
     assert kit.main(arguments) == 0
-    rows = results.load(tmp_path / "q.csv")
+    rows = provenance.load(tmp_path / "q.csv")
     assert [(row["arm"], row["fraction"]) for row in rows] == [(arm, f) for arm in ARMS for f in ("0.5", "1.0")]
     assert {row["images"] for row in rows} == {"64", "128"}
     assert {int(row["steps"]) * int(row["batch_size"]) for row in rows} == {128}
@@ -223,10 +232,8 @@ def test_the_whole_command_on_a_tiny_budget(tmp_path, capsys):
     assert all(0 <= float(row["recall"]) <= 1 for row in rows)
     assert isinstance(vf.load(tmp_path / "kept" / "digits-seed0.safetensors"), vf.UNetPotential)
     assert isinstance(vf.load(tmp_path / "kept" / "digits-wide-resnet-seed0.safetensors"), vf.WideResNetPotential)
-    page = (tmp_path / "q.md").read_text()
-    assert "## digits" in page
-    assert "FD of the potential over that of flow matching, plain:" in page
-    assert "cifar10 --data FOLDER --seconds 1500" in page
+    assert "FD of the potential over that of flow matching, plain:" in pages.written(page, "digits")
+    assert pages.written(page, "cifar10") == "Not run yet."
     assert (tmp_path / "quality_digits.png").stat().st_size > 2000
     capsys.readouterr()
 
@@ -248,7 +255,7 @@ def cifar_folder(tmp_path):
     return tmp_path / "cifar"
 
 
-def test_the_cifar_command_on_a_tiny_folder(cifar_folder, tmp_path, capsys, monkeypatch):
+def test_the_cifar_command_on_a_tiny_folder(cifar_folder, tmp_path, capsys, monkeypatch, page):
     """The page's command, but for its budget, backbone and device: an image folder, flips, bf16, a compiled baseline,
     two arms, and the page with both."""
     compiled = []
@@ -281,7 +288,7 @@ def test_the_cifar_command_on_a_tiny_folder(cifar_folder, tmp_path, capsys, monk
         str(tmp_path),
     ]
     assert kit.main([*arguments, *tiny]) == 0
-    ours, theirs = results.load(tmp_path / "q.csv")
+    ours, theirs = provenance.load(tmp_path / "q.csv")
     assert (ours["arm"], theirs["arm"]) == ARMS[:2]
     assert (ours["engine"], theirs["engine"]) == ("graph", "autograd, compiled")
     assert {row["arithmetic"] for row in (ours, theirs)} == {"bf16"}
@@ -289,20 +296,18 @@ def test_the_cifar_command_on_a_tiny_folder(cifar_folder, tmp_path, capsys, monk
     assert {row["n_real"] for row in (ours, theirs)} == {"24"}
     assert len(compiled) == 1
     assert options_of(ARMS[0], SETTINGS["cifar10"], 0).augment == "flip"
-    page = (tmp_path / "q.md").read_text()
-    assert "## cifar10" in page
-    assert "FD of the potential over that of flow matching:" in page
+    assert "FD of the potential over that of flow matching:" in pages.written(page, "cifar10")
     assert (tmp_path / "quality_cifar10.png").stat().st_size > 2000
     assert isinstance(vf.load(tmp_path / "kept" / "cifar10-seed0.safetensors"), vf.UNetPotential)
     capsys.readouterr()
 
 
-def test_the_pages_commands_are_the_kits(capsys):
-    for name, line in report._LATER.items():
-        words = line.split()
-        options = kit._parser().parse_args(words[words.index("benchmarks.studies.quality") + 1 :])
-        assert options.setting == name
-        assert options.device == "cuda"
+def test_the_pages_commands_are_the_kits():
+    text = report.DOCS.read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [line.split() for line in text.splitlines() if line.startswith("python -m benchmarks.studies.quality")]
+    found = [kit._parser().parse_args(words[3:]) for words in commands]
+    assert [options.setting for options in found] == ["cifar10", "celeba"]
+    assert {options.device for options in found} == {"cuda"}
 
 
 @pytest.mark.parametrize("augment", [None, "flip"])
@@ -338,19 +343,19 @@ def test_batches_are_drawn_by_the_device_where_it_can(monkeypatch):
     assert seen == [2, 3, 4]
 
 
-def test_a_budget_of_time_gives_each_arm_its_own_steps(tmp_path, capsys):
+def test_a_budget_of_time_gives_each_arm_its_own_steps(tmp_path, capsys, page):
     arguments = ["digits", "--seconds", "0.4", "--clock", "cpu", "--samples", "10", "--rtol", "1e-2", "--n", "100"]
     arguments += ["--extractor", "pixels", "--channels", "8", "--fractions", "1", "--csv", str(tmp_path / "q.csv")]
     arguments += ["--docs", str(tmp_path / "q.md"), "--pictures", str(tmp_path), "--device", "cpu"]
     arguments += ["--arms", *ARMS[:2]]
     assert kit.main(arguments) == 0
-    first, second = results.load(tmp_path / "q.csv")
+    first, second = provenance.load(tmp_path / "q.csv")
     assert first["budget"] == second["budget"] == "0.4 s of CPU time"
     assert int(second["steps"]) > int(first["steps"]) >= 1
     assert "seconds a step: potential" in capsys.readouterr().out
 
 
-def test_the_page_shows_the_newest_protocol_and_means_over_seeds(tmp_path):
+def test_the_page_shows_the_newest_protocol_and_means_over_seeds(tmp_path, page):
     columns = (*("date", "commit", "machine", "threads", "torch"), *results.COLUMNS)
 
     def row(arm, seed, frechet, **changes):
@@ -373,10 +378,10 @@ def test_the_page_shows_the_newest_protocol_and_means_over_seeds(tmp_path):
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    report.write(results.load(tmp_path / "q.csv"), tmp_path / "q.md")
-    page = (tmp_path / "q.md").read_text()
+    report.write(provenance.load(tmp_path / "q.csv"), page)
+    page = page.read_text()
     assert "| potential | 1 | 1 (1) | 6 ± 2.83 (2) | 3.00 |" in page
-    assert "lr 1 (flow matching, plain: 0.5)" in page
+    assert "lr 1 (flow matching, plain: 0.5)" in " ".join(page.split())
     assert "| flow matching, plain | 1 | 1 (1) | 12 (2) | 6.00 |" in page
     assert "FD of the potential over that of flow matching: 2.00 (means over seeds)." in page
     assert "99" not in page

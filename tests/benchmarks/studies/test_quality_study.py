@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vapo_fast as vf
+from benchmarks import provenance
 from benchmarks.studies.quality import heads, study
 from benchmarks.studies.quality.group_norm import NormalisedBlock
 from benchmarks.studies.quality.settings import ARMS, SETTINGS, network_of
@@ -94,10 +95,11 @@ def test_a_variation_changes_what_it_says_and_nothing_else():
 
 
 def test_the_command_runs_each_case_once_and_writes_the_page(tmp_path, capsys):
+    (tmp_path / "s.md").write_text("\n".join(pages.marks("study")))
     arguments = ["digits", "--channels", "8", "--images", "128", "--csv", str(tmp_path / "s.csv")]
     arguments += ["--docs", str(tmp_path / "s.md"), "--only", "none", "betas .9, .99", "head <z + M, F>"]
     assert study.main(arguments) == 0
-    rows = study.load(tmp_path / "s.csv")
+    rows = provenance.load(tmp_path / "s.csv")
     assert [(row["variation"], row["arm"]) for row in rows] == [
         ("none", ARMS[0]),
         ("none", ARMS[1]),
@@ -108,7 +110,7 @@ def test_the_command_runs_each_case_once_and_writes_the_page(tmp_path, capsys):
     assert rows[0]["noise_left_high"] != rows[2]["noise_left_high"]
     assert {row["steps"] for row in rows} == {"2"}
     assert study.main(arguments) == 0
-    assert study.load(tmp_path / "s.csv") == rows
+    assert provenance.load(tmp_path / "s.csv") == rows
     page = (tmp_path / "s.md").read_text()
     assert "| betas .9, .99 | flow matching | 1 | 2 |" in page
     assert "## digits, U-Net 8x(1, 2)x1, 128 images" in page

@@ -3,9 +3,10 @@
 import sys
 
 import pytest
-from benchmarks.sensitivity import DEFAULT, VARIED, Factors
 
-from benchmarks import sensitivity
+from benchmarks import pages, provenance
+from benchmarks.studies import sensitivity
+from benchmarks.studies.sensitivity import DEFAULT, VARIED, Factors
 
 
 def test_every_table_moves_one_factor_and_holds_the_defaults():
@@ -29,6 +30,7 @@ def small(monkeypatch):
 
 
 def run(tmp_path, monkeypatch, *arguments):
+    (tmp_path / "s.md").write_text("\n".join(line for name in sensitivity.SETS for line in pages.marks(name)))
     monkeypatch.setattr(
         sys,
         "argv",
@@ -41,7 +43,7 @@ def test_runs_are_appended_once_and_make_the_page(tmp_path, monkeypatch, small, 
     chosen = [DEFAULT, Factors(time_dependent=False), Factors(sigma=0.1, estimator="velocity")]
     monkeypatch.setattr(sensitivity, "cases", lambda: chosen)
     run(tmp_path, monkeypatch, "--steps", "5", "--seeds", "0", "1")
-    rows = sensitivity.load(tmp_path / "s.csv")
+    rows = provenance.load(tmp_path / "s.csv")
     assert [(row["sigma"], row["time_dependent"], row["seed"]) for row in rows] == [
         (str(f.sigma), str(f.time_dependent), seed) for seed in "01" for f in chosen
     ]
@@ -53,7 +55,7 @@ def test_runs_are_appended_once_and_make_the_page(tmp_path, monkeypatch, small, 
     page = (tmp_path / "s.md").read_text()
     assert "| 0.01 (default) | 2 |" in page
     assert "| False | 2 |" in page
-    assert "## Digits" not in page
+    assert pages.written(tmp_path / "s.md", "digits") == "Not run."
     capsys.readouterr()
 
 

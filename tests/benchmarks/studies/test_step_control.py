@@ -5,17 +5,18 @@ import copy
 import numpy as np
 import pytest
 import torch
-from benchmarks.step_control import DEFAULT, Choice, Outcome, both_ways, evaluations_at, outcomes, rows
 
 import vapo_fast as vf
-from benchmarks import step_control
+from benchmarks.potentials import start
+from benchmarks.studies import step_control
+from benchmarks.studies.step_control import DEFAULT, Choice, Outcome, both_ways, evaluations_at, outcomes, rows
 
 
 @pytest.fixture(scope="module")
 def problem():
     torch.manual_seed(0)
     potential = vf.MLPPotential((2,), vf.DataHomotopy(omega=1.0, sigma=0.1), widths=(16, 16))
-    path, x0 = potential.homotopy, step_control.start(potential, step_control.ROWS)
+    path, x0 = potential.homotopy, start(potential, step_control.ROWS)
     double = copy.deepcopy(potential).double()
     tight = vf.ode.solve(lambda x, t: double.field(x, t)[1], x0.double(), path.t0, path.t1, rtol=1e-9)
     return both_ways(potential, tight.x.numpy())

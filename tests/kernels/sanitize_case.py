@@ -1,6 +1,6 @@
 """Small jobs of the Triton engine for compute-sanitizer: every kernel once, with masked tails and more tiles than one.
 
-    compute-sanitizer --tool memcheck --error-exitcode 86 python -P benchmarks/sanitize_case.py
+    compute-sanitizer --tool memcheck --error-exitcode 86 python -P tests/kernels/sanitize_case.py
 
 Blocks come from CUDA one by one, so that a touch past the end of one is seen.
 """
