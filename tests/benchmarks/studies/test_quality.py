@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vapo_fast as vf
-from benchmarks import provenance
+from benchmarks import pages, provenance
 from benchmarks.studies.quality import __main__ as kit
 from benchmarks.studies.quality import arms, flow_matching, report, results
 from benchmarks.studies.quality.flow_matching import FlowMatching

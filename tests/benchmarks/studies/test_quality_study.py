@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vapo_fast as vf
-from benchmarks import provenance
+from benchmarks import pages, provenance
 from benchmarks.studies.quality import heads, study
 from benchmarks.studies.quality.group_norm import NormalisedBlock
 from benchmarks.studies.quality.settings import ARMS, SETTINGS, network_of
