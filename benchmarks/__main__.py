@@ -42,9 +42,6 @@ def _error(text: str, code: int = 1) -> int:
     return code
 
 
-# Measuring cases ------------------------------------------------------------------------------------------------------
-
-
 def run(options: argparse.Namespace) -> int:
     """Measure a selection, append it to the results, and hold it against its targets."""
     cases = matching(on(options.device, SELECTIONS[options.select](options.threads)), options.match)
@@ -163,9 +160,6 @@ class _Writer:
         print(f"{self._rows} rows appended to {self._path}, {seconds:.0f} s in all")
 
 
-# Other commands -------------------------------------------------------------------------------------------------------
-
-
 def gate(options: argparse.Namespace) -> int:
     """Run a gate of the conformance suite."""
     chosen = conformance.GATES[options.gate]
@@ -254,9 +248,6 @@ def arms(options: argparse.Namespace) -> int:
         where = ", ".join(arm.devices)
         print(f"{arm.name:28} {where:10} {', '.join(arm.jobs):50} {what}" + (f"  ({arm.note})" if arm.note else ""))
     return 0
-
-
-# Options --------------------------------------------------------------------------------------------------------------
 
 
 def _names(text: str) -> list[str]:

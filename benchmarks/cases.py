@@ -29,7 +29,13 @@ PEERS = OURS_ALONE, EAGER, COMPILED = "ours", "eager", "compiled"
 without compiling. ``compiled``: what goes through torch.compile. That takes half a minute and more for every precision,
 so these are cases of their own."""
 
-WORKLOADS = ("random", "eight", "eight_static", "digits", "stiff5")
+WORKLOAD_TITLES = {
+    "random": "weights as drawn",
+    "eight": "trained on eight Gaussians",
+    "eight_static": "trained on eight Gaussians, without time",
+    "digits": "trained on digits",
+    "stiff5": "5 % of the samples need ten times the steps",
+}
 """``random``: weights as drawn, samples need alike steps; ``eight`` and ``digits``: trained, as users have them;
 ``eight_static``: trained without time, where samples need from 4 to 20 steps; ``stiff5``: 5 % of the samples need ten
 times the steps of the others. See `benchmarks.potentials`, which has the image potentials' names too."""
@@ -43,7 +49,7 @@ class Case:
     """One thing to measure; every arm that can do the job gets the same one.
 
     Attributes:
-        job: one of `JOBS`. workload: of `WORKLOADS`, or the name of an image potential. n: samples, or rows of a batch.
+        job: one of `JOBS`. workload: of `WORKLOAD_TITLES`, or the name of an image potential. n: samples, or rows of a batch.
         dimension, widths: of an MLP; images have 0 and (). rtol: rtol = atol of a solve. steps: of a fixed-step one.
         peers: of images, one of `PEERS`. precisions: of images, those of the network's products: each arm is measured
             in all that it can do.

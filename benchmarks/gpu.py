@@ -14,6 +14,7 @@ as if it were (kernels/ is the package ``vapo_fast.kernels``). Peers that are mi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import shutil
@@ -278,7 +279,13 @@ class _Running:
 
     def end(self) -> None:
         """End what is left of it."""
-        _end_group(self._process)
+        for signal_ in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self._process.pid, signal_)
+            except ProcessLookupError:
+                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5)
 
 
 def judge(step: Step, code: int | None, text: str) -> tuple[str, str]:
@@ -335,18 +342,6 @@ def linked(folder: Path) -> Path:
             (package / entry.name).symlink_to(entry)
     (package / "kernels").symlink_to(ROOT / "kernels")
     return folder
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    for signal_ in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, signal_)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            continue
 
 
 if __name__ == "__main__":

@@ -71,9 +71,6 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-# Rows as dictionaries ------------------------------------------------------------------------------------------------
-
-
 def append(path: Path, columns: Sequence[str], rows: Sequence[dict[str, object]]) -> None:
     """Add rows to a results file, with their provenance; ``columns`` are the others, in order."""
     where = provenance()
@@ -117,9 +114,6 @@ def last_run(rows: Sequence[Any]) -> list[Any]:
     """Rows of the newest run, of dictionaries or of dataclasses."""
     runs = [row["run"] if isinstance(row, dict) else row.run for row in rows]
     return [row for row, run in zip(rows, runs, strict=True) if run == max(runs)]
-
-
-# Rows as dataclasses -------------------------------------------------------------------------------------------------
 
 
 def write(rows: Iterable[Row], path: Path) -> None:

@@ -266,6 +266,16 @@ def of_arm(rows: Sequence[Record], arm: str) -> Record | None:
     return next((row for row in rows if row.arm == arm), None)
 
 
+def when(rows: Sequence[Record]) -> str:
+    """How often, when, and how busy the machine was, in words."""
+    loads = [row.load for row in rows if row.load is not None]
+    busy = f"{min(loads):.1f} – {max(loads):.1f}" if loads else "unknown"
+    rounds = ", ".join(str(count) for count in sorted({row.rounds for row in rows}))
+    threads = ", ".join(str(count) for count in sorted({row.threads for row in rows}))
+    dates = ", ".join(sorted({f"{row.date} at commit {row.commit}" for row in rows}))
+    return f"Threads: {threads}; rounds: {rounds}; load: {busy}; {dates}." if rows else ""
+
+
 def paired(peer: Record, ours: Record) -> Quartiles | None:
     """A peer's time over ours, paired by round, of rows of one case and run; None where the rounds are not known."""
     if peer.each and ours.each:

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from benchmarks import pages, provenance
 from benchmarks.cases import JOBS
-from benchmarks.curves import ERRORS, Curve, curves, plot, time_at_error
 from benchmarks.limits import Limit, limits
-from benchmarks.pages import count, details, html_table, markdown, note, number, paragraph, spread, times
+from benchmarks.pages import html_table, markdown, number, paragraph, spread, times
 from benchmarks.peers.machine import PEAK
 from benchmarks.provenance import ROOT
 from benchmarks.records import CSV, LeftOut, Record, beside, latest
+from benchmarks.studies import curves as error_against_time
 from benchmarks.studies import kernels, roofline
+from benchmarks.studies.curves import Curve, curves, plot
 from benchmarks.studies.kernels import KernelRate
 from benchmarks.studies.roofline import Roof
 from benchmarks.tables import (
     JOB_TITLES,
-    WORKLOAD_TITLES,
     Cases,
     cases_html,
     flat,
@@ -27,7 +27,6 @@ from benchmarks.tables import (
     measured_when,
     measured_where,
     threads_of_targets,
-    when,
 )
 from benchmarks.targets import (
     GPU_TARGETS,
@@ -85,14 +84,11 @@ def write(results: Results, docs: Path = DOCS, readme: Path | None = README) -> 
     """
     drawn = curves(results.rows)
     pages.write(docs, {"benchmarks": docs_text(results, drawn)})
-    plots = [plot(curve, _curve_title(curve), docs.parent / "images" / curve.file_name) for curve in drawn]
+    plots = [plot(curve, docs.parent / "images" / curve.file_name) for curve in drawn]
     everything = docs.with_name(TABLES)
     everything.write_text(tables_text(results, drawn), encoding="utf-8")
     of_readme = [] if readme is None else [pages.write(readme, {"benchmarks": readme_text(results.mlps)})]
     return [docs, everything, *plots, *of_readme]
-
-
-# The pages ------------------------------------------------------------------------------------------------------------
 
 
 def docs_text(results: Results, drawn: Sequence[Curve] = ()) -> str:
@@ -112,8 +108,7 @@ def docs_text(results: Results, drawn: Sequence[Curve] = ()) -> str:
     if images:
         parts += ["", "## Targets of images on a GPU", "", counts_text(findings(images, threads, IMAGE_TARGETS))]
     if drawn:
-        parts += ["", "## Error against time", "", *_CURVES_INTRODUCTION, ""]
-        parts += [f"![{WORKLOAD_TITLES[curve.first.workload]}](images/{curve.file_name})" for curve in drawn]
+        parts += ["", "## Error against time", "", *error_against_time.page(drawn, TABLES)]
     return "\n".join(parts)
 
 
@@ -145,10 +140,7 @@ def tables_text(results: Results, drawn: Sequence[Curve] = ()) -> str:
     if results.roofs:
         parts += ["<h2>Rooflines</h2>", *roofline.section(provenance.last_run(results.roofs))]
     if drawn:
-        parts += ["<h2>Error against time</h2>", paragraph(*_TIMES_INTRODUCTION)]
-        for curve in drawn:
-            table = html_table(_times_to_errors(curve))
-            parts += [details(_curve_title(curve), table, note(when(curve.rows)))]
+        parts += ["<h2>Error against time</h2>", *error_against_time.section(drawn)]
     cases = latest(results.mlps)
     for job in JOBS:
         chosen = {case: rows for case, rows in cases.items() if case[0] == job}
@@ -181,9 +173,6 @@ details { margin: .4em 0; }
 <h1>All tables of the benchmarks</h1>
 <p>Written by <code>make bench-report</code> from <code>benchmarks/results/</code>; <code>docs/benchmarks.md</code>
 has the rules and the targets. A case opens at a click.</p>"""
-
-
-# Targets --------------------------------------------------------------------------------------------------------------
 
 
 def targets_text(found: Iterable[Finding]) -> str:
@@ -269,35 +258,3 @@ def limits_text(found: Sequence[Limit]) -> str:
             ]
         )
     return markdown(rows)
-
-
-# Error against time ---------------------------------------------------------------------------------------------------
-
-_CURVES_INTRODUCTION = (
-    "Each line is one arm from a loose to a tight tolerance, in one run; lower left is better. Solvers spend the same",
-    "tolerance differently, so where errors differ this is the fair comparison.",
-    f"[All tables]({TABLES}) has the times to an error.",
-)
-_TIMES_INTRODUCTION = (
-    "Milliseconds to an error, read off the lines of the plots (a power law between two tolerances; – where an arm",
-    "does not get there); in brackets over our engine's.",
-)
-
-
-def _curve_title(curve: Curve) -> str:
-    row = curve.first
-    where = f"threads: {row.threads}" if row.device == "cpu" else "CUDA"
-    return f"{row.shape}, n {count(row.n)}, {WORKLOAD_TITLES[row.workload]}, {where}"
-
-
-def _times_to_errors(curve: Curve) -> list[list[str]]:
-    rows = [["arm", *(f"{error:.0e}" for error in ERRORS)]]
-    ours = [time_at_error(curve.points(curve.ours), error) for error in ERRORS]
-    for name in curve.arms:
-        cells = [name]
-        for error, our in zip(ERRORS, ours, strict=True):
-            took = time_at_error(curve.points(name), error)
-            ratio = "" if our is None or took is None or name == curve.ours else f" ({took / our:.2f})"
-            cells.append(number(took) + ratio)
-        rows.append(cells)
-    return rows

@@ -23,11 +23,6 @@ class Quartiles:
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return Quartiles(median, low, high)
 
-    def cells(self, name: str, form: str, scale: float = 1.0) -> dict[str, str]:
-        """As cells of a results file: ``name``, ``name_low`` and ``name_high``."""
-        values = {name: self.median, f"{name}_low": self.low, f"{name}_high": self.high}
-        return {key: format(scale * value, form) for key, value in values.items()}
-
 
 def paired_ratio(values: Sequence[float], bases: Sequence[float]) -> Quartiles:
     """Quartiles of the ratios of values taken in the same rounds: what a busy machine does to both cancels."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks.cases import THREADS
+from benchmarks.cases import THREADS, WORKLOAD_TITLES
 from benchmarks.pages import count, details, html_table, markdown, note, number, share, spread
 from benchmarks.peers.machine import PEAK
 from benchmarks.potentials import MODELS
-from benchmarks.records import Key, LeftOut, Record, paired, reasons_of
+from benchmarks.records import Key, LeftOut, Record, paired, reasons_of, when
 from benchmarks.targets import of_equal_error
 
 Cases = Mapping[Key, Sequence[Record]]
@@ -20,13 +20,6 @@ JOB_TITLES = {
     "field": "The field alone",
     "loss": "Loss and all parameter gradients",
     "trainer": "Whole training steps",
-}
-WORKLOAD_TITLES = {
-    "random": "weights as drawn",
-    "eight": "trained on eight Gaussians",
-    "eight_static": "trained on eight Gaussians, without time",
-    "digits": "trained on digits",
-    "stiff5": "5 % of the samples need ten times the steps",
 }
 
 
@@ -160,15 +153,6 @@ def measured_when(cases: Cases) -> str:
             "of these cases: the machine was not equally fast in all rows."
         )
     return note(when(rows), which if runs else "")
-
-
-def when(rows: Sequence[Record]) -> str:
-    loads = [row.load for row in rows if row.load is not None]
-    busy = f"{min(loads):.1f} – {max(loads):.1f}" if loads else "unknown"
-    rounds = ", ".join(str(count) for count in sorted({row.rounds for row in rows}))
-    threads = ", ".join(str(count) for count in sorted({row.threads for row in rows}))
-    dates = ", ".join(sorted({f"{row.date} at commit {row.commit}" for row in rows}))
-    return f"Threads: {threads}; rounds: {rounds}; load: {busy}; {dates}." if rows else ""
 
 
 def threads_of_targets(cases: Cases) -> int:

@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.curves import time_at_error
 from benchmarks.devices import OURS
-from benchmarks.peers.image_arms import (
-    AS_GRAPH,
-    COMPILED_STEP,
-    EAGER_ARM,
-    HOW_COMPILED,
-    SCIPY,
-    TORCHDIFFEQ,
-    TORCHODE,
-)
+from benchmarks.peers.image_arms import AS_GRAPH, COMPILED_STEP, EAGER_ARM, HOW_COMPILED, SCIPY, TORCHDIFFEQ, TORCHODE
 from benchmarks.potentials import MODELS
 from benchmarks.records import Key, Record, best_peer, latest, of_arm, paired, whole_run
+from benchmarks.studies.curves import time_at_error
 
 ANY_TORCHDIFFEQ = ("torchdiffeq", "torchdiffeq compiled")
 DIFFRAX = ("diffrax", "diffrax vmap")
@@ -92,13 +84,7 @@ class Target:
 
 
 def _solve(
-    workload: str,
-    dimension: int,
-    hidden: str,
-    n: int,
-    bound: float,
-    against: tuple[str, ...] = (),
-    device: str = "cpu",
+    workload: str, dimension: int, hidden: str, n: int, bound: float, against: tuple[str, ...] = (), device: str = "cpu"
 ) -> Target:
     return Target("solve", workload, dimension, hidden, n, bound, against, device, rtol=1e-5)
 

@@ -9,7 +9,7 @@ import torch
 import vapo_fast as vf
 from benchmarks.cases import JOBS
 from benchmarks.flops import PRODUCT_SIZE, product_shapes
-from benchmarks.peers.base import Arm, LocalRunner, Outcome, Runner, UnavailableError
+from benchmarks.peers.base import Arm, LocalRunner, Outcome, Runner, UnavailableError, package_version
 from benchmarks.workloads import Problem
 from vapo_fast.core import extension
 
@@ -71,16 +71,8 @@ def _peak(problem: Problem) -> Runner:
     return LocalRunner(lambda: peak_flops(threads), Outcome)
 
 
+_VERSION = f"vapo_fast {vf.__version__}"
 ARMS = (
-    Arm(
-        PRODUCT,
-        False,
-        ("field",),
-        "torch",
-        _product,
-        lambda: None,
-        lambda: f"torch {torch.__version__}",
-        devices=("cpu", "cuda"),
-    ),
-    Arm(PEAK, False, JOBS, "vapo_fast", _peak, extension.unavailable_reason, lambda: f"vapo_fast {vf.__version__}"),
+    Arm(PRODUCT, False, ("field",), "torch", _product, lambda: None, package_version("torch"), "", ("cpu", "cuda")),
+    Arm(PEAK, False, JOBS, "vapo_fast", _peak, extension.unavailable_reason, lambda: _VERSION),
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,25 +42,9 @@ Field = Callable[[Tensor, Tensor | float], Tensor]
 Solve = Callable[[], tuple[Tensor, dict[str, Any]]]
 
 
-class Tolerance(Protocol):
-    """``rtol``, which is ``atol`` too; or a number of equal steps."""
-
-    rtol: float | None
-    steps: int | None
-
-
-class InitialValue(Protocol):
-    """What a solver is given beside the field: starts (n, ...), the interval twice over, and a tolerance."""
-
-    case: Tolerance
-    x0: Tensor
-    span: tuple[float, float]
-    ends: Tensor
-    device: torch.device
-
-
-# Sets a solver up around a field, once for a problem.
-Maker = Callable[[Field, InitialValue], Solve]
+# Sets a solver up around a field, once for a problem, of which it takes ``case.rtol``, which is atol too, or else
+# ``case.steps``, the starts ``x0`` (n, ...), the interval twice over as ``span`` and ``ends``, and ``device``.
+Maker = Callable[[Field, Any], Solve]
 
 
 def _prepare(name: str, make: Maker, problem: Problem) -> Runner:
@@ -119,7 +103,7 @@ def _failed(told: Tensor | int) -> int:
     return int((told != 0).sum()) if isinstance(told, Tensor) else told
 
 
-def with_torchdiffeq(field: Field, problem: InitialValue) -> Solve:
+def with_torchdiffeq(field: Field, problem: Any) -> Solve:
     import torchdiffeq
 
     case, times, x0 = problem.case, problem.ends, problem.x0
@@ -135,7 +119,7 @@ def with_torchdiffeq(field: Field, problem: InitialValue) -> Solve:
     return lambda: (torchdiffeq.odeint(right_hand_side, x0, times, **options)[-1], {})
 
 
-def with_torchebm(field: Field, problem: InitialValue) -> Solve:
+def with_torchebm(field: Field, problem: Any) -> Solve:
     from torchebm.integrators import Dopri5Integrator, RK4Integrator
 
     case, (t0, t1), device = problem.case, problem.span, problem.device
@@ -149,16 +133,13 @@ def with_torchebm(field: Field, problem: InitialValue) -> Solve:
         steps = case.steps or 1
         grid = torch.linspace(t0, t1, steps + 1, device=device)
         fixed = RK4Integrator()
-        return lambda: (
-            fixed.integrate(state, grid[1] - grid[0], steps, drift=drift, t=grid, adaptive=False)["x"],
-            {},
-        )
+        return lambda: (fixed.integrate(state, grid[1] - grid[0], steps, drift=drift, t=grid, adaptive=False)["x"], {})
     integrator = Dopri5Integrator(atol=case.rtol, rtol=case.rtol, max_steps=100_000)
     first = torch.tensor((t1 - t0) / 100, device=device)
     return lambda: (integrator.integrate(state, first, 1, drift=drift, t=problem.ends, adaptive=True)["x"], {})
 
 
-def with_torchode(field: Field, problem: InitialValue) -> Solve:
+def with_torchode(field: Field, problem: Any) -> Solve:
     import torchode
 
     case, x0 = problem.case, problem.x0
@@ -181,7 +162,7 @@ def with_torchode(field: Field, problem: InitialValue) -> Solve:
     return solve
 
 
-def with_scipy(field: Field, problem: InitialValue) -> Solve:
+def with_scipy(field: Field, problem: Any) -> Solve:
     from scipy.integrate import solve_ivp
 
     case, shape = problem.case, problem.x0.shape

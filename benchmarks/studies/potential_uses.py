@@ -70,10 +70,7 @@ USES = (
     Use("compose_half", "compose {threes} {eights} --weights 0.5,0.5 --refine 200"),
     Use("compose_full", "compose {threes} {eights} --weights 1,1 --refine 200"),
     Use("refine_digits", "refine {digits} --steps 200"),
-    Use(
-        "likelihood_fashion",
-        "likelihood {fashion} --data fashion-mnist --root {root} -n 32 --probes 1 --rtol 1e-3",
-    ),
+    Use("likelihood_fashion", "likelihood {fashion} --data fashion-mnist --root {root} -n 32 --probes 1 --rtol 1e-3"),
     Use(
         "ood_fashion",
         "ood {fashion} --inside fashion-mnist --root {root} --outside digits --outside noise --outside flip -n 1000 "

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import SHAPES, Case, on, solve
-from benchmarks.devices import accelerator, median_event_seconds
+from benchmarks.devices import accelerator, timer
 from benchmarks.flops import field_flops, loss_flops, product_flops
 from benchmarks.pages import html_table, note, number, paragraph, share
 from benchmarks.workloads import Problem, Workloads
@@ -219,6 +219,13 @@ def peaks() -> Peaks:
     small = big.view(-1)[: 2 * 2**20]  # 8 MiB and as much again: within L2
     l2 = _copy_rate(small, torch.empty_like(small), 100)
     return Peaks(products["float32"], products["tf32"], products["bf16"], l2, memory)
+
+
+def median_event_seconds(call: Callable[[], object], repeats: int = 7) -> float:
+    """Median time of a call on CUDA, after two that are not counted."""
+    for _ in range(2):
+        call()
+    return statistics.median(timer("cuda")(call) for _ in range(repeats))
 
 
 def _product_rate(a: torch.Tensor, precision: str) -> float:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks import pages, provenance, records, report
-from benchmarks.curves import curves
 from benchmarks.studies import (
     convolutions,
     estimator_variance,
@@ -16,6 +15,7 @@ from benchmarks.studies import (
     sensitivity,
     toy_sets,
 )
+from benchmarks.studies.curves import curves
 from benchmarks.studies.quality import report as quality
 from benchmarks.studies.quality import results as quality_results
 from benchmarks.studies.quality import study as quality_study

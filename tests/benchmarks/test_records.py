@@ -180,7 +180,7 @@ def test_every_target_has_a_case_that_the_table_measures():
 
 
 def test_a_time_to_an_error_lies_on_the_line():
-    from benchmarks.curves import curves, time_at_error
+    from benchmarks.studies.curves import curves, time_at_error
 
     points = [(1e-3, 1.0, 1e-2), (1e-5, 100.0, 1e-6)]
     rows = [row(solve("random", 64, 2, rtol), "diffrax", True, ms, error_rms=error) for rtol, ms, error in points]
@@ -196,7 +196,7 @@ def test_a_time_to_an_error_lies_on_the_line():
 
 
 def test_a_curve_is_of_one_run():
-    from benchmarks.curves import curves
+    from benchmarks.studies.curves import curves
 
     one = [row(solve("random", 64, 2, rtol), "native", False, 1.0) for rtol in (1e-3, 1e-5)]
     later = [row(solve("random", 64, 2, 1e-5), "native", False, 2.0, run="2026-01-02T00:00:00Z")]

@@ -56,13 +56,7 @@ class PotentialArm(Arm):
     """The project's potential and trainer."""
 
     def __init__(
-        self,
-        name: str,
-        setting: Setting,
-        event_shape: tuple[int, ...],
-        device: torch.device,
-        seed: int,
-        precision: str,
+        self, name: str, setting: Setting, event_shape: tuple[int, ...], device: torch.device, seed: int, precision: str
     ):
         self.name = name
         self.network = network_of(self.name, setting, event_shape).to(device)

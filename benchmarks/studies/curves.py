@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.records import Record
+from benchmarks.cases import WORKLOAD_TITLES
+from benchmarks.pages import count, details, html_table, note, number, paragraph
+from benchmarks.records import Record, when
 
 ERRORS = (1e-3, 1e-4, 1e-5)
 """Errors (root mean square) at which times are compared."""
@@ -40,6 +42,13 @@ class Curve:
         row = self.first
         where = f"{row.threads}t" if row.device == "cpu" else row.device
         return f"benchmark_{row.workload}_d{row.dimension}_{row.hidden}_n{row.n}_{where}.svg"
+
+    @property
+    def title(self) -> str:
+        """Of its plot and table."""
+        row = self.first
+        where = f"threads: {row.threads}" if row.device == "cpu" else "CUDA"
+        return f"{row.shape}, n {count(row.n)}, {WORKLOAD_TITLES[row.workload]}, {where}"
 
     @property
     def ours(self) -> str:
@@ -84,7 +93,7 @@ def time_at_error(points: Sequence[tuple[float, float]], error: float) -> float 
     return None
 
 
-def plot(curve: Curve, title: str, path: Path) -> Path:
+def plot(curve: Curve, path: Path) -> Path:
     """Write an SVG; the same numbers give the same file."""
     import matplotlib as mpl
 
@@ -101,7 +110,7 @@ def plot(curve: Curve, title: str, path: Path) -> Path:
         )
         axes.plot([r.median_ms for r in rows], [r.error_rms for r in rows], marker="o", ms=4, label=name, **style)
     axes.set(xscale="log", yscale="log", xlabel="time, ms", ylabel="error of the end states, rms")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(curve.title, fontsize=9)
     axes.grid(True, which="both", alpha=0.2)
     axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,3 +125,42 @@ def _curve(rows: Sequence[Record]) -> Curve:
     return Curve(
         {name: sorted((r for r in rows if r.arm == name), key=lambda row: -(row.rtol or 0.0)) for name in names}
     )
+
+
+# On the pages ---------------------------------------------------------------------------------------------------------
+
+
+def page(drawn: Sequence[Curve], tables: str) -> list[str]:
+    """The plots, for a page beside which ``tables`` has the times."""
+    lines = [
+        "Each line is one arm from a loose to a tight tolerance, in one run; lower left is better. Solvers spend the",
+        "same tolerance differently, so where errors differ this is the fair comparison.",
+        f"[All tables]({tables}) has the times to an error.",
+        "",
+    ]
+    return [*lines, *(f"![{WORKLOAD_TITLES[one.first.workload]}](images/{one.file_name})" for one in drawn)]
+
+
+_TIMES_INTRODUCTION = (
+    "Milliseconds to an error, read off the lines of the plots (a power law between two tolerances; – where an arm",
+    "does not get there); in brackets over our engine's.",
+)
+
+
+def section(drawn: Sequence[Curve]) -> list[str]:
+    """The tables of times to an error."""
+    found = [details(one.title, html_table(_times_to_errors(one)), note(when(one.rows))) for one in drawn]
+    return [paragraph(*_TIMES_INTRODUCTION), *found]
+
+
+def _times_to_errors(curve: Curve) -> list[list[str]]:
+    rows = [["arm", *(f"{error:.0e}" for error in ERRORS)]]
+    ours = [time_at_error(curve.points(curve.ours), error) for error in ERRORS]
+    for name in curve.arms:
+        cells = [name]
+        for error, our in zip(ERRORS, ours, strict=True):
+            took = time_at_error(curve.points(name), error)
+            ratio = "" if our is None or took is None or name == curve.ours else f" ({took / our:.2f})"
+            cells.append(number(took) + ratio)
+        rows.append(cells)
+    return rows
