@@ -84,7 +84,7 @@ bench-table: bench-setup  ## what native must show, in one run and held against 
 bench-curves: bench-setup  ## error against time, for the plots
 	$(BIN)/python -m benchmarks run --select curves $(BENCH_ARGS)
 
-bench-report: setup  ## write docs/benchmarks.md, its plots and the README's table from benchmarks/results/bench.csv
+bench-report: setup  ## write docs/benchmarks.md, all tables, plots and the README's table from benchmarks/results/
 	$(BIN)/python -m benchmarks report
 
 bench-setup: setup bench-peers bench-jax

@@ -49,7 +49,7 @@ class Case:
     """One thing to measure; every arm that can do the job gets the same one.
 
     Attributes:
-        job: one of `JOBS`. workload: of `WORKLOAD_TITLES`, or the name of an image potential. n: samples, or rows of a batch.
+        job: one of `JOBS`. workload: of `WORKLOAD_TITLES`, or an image potential. n: samples, or rows of a batch.
         dimension, widths: of an MLP; images have 0 and (). rtol: rtol = atol of a solve. steps: of a fixed-step one.
         peers: of images, one of `PEERS`. precisions: of images, those of the network's products: each arm is measured
             in all that it can do.

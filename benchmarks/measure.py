@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,7 +126,8 @@ def measure(
             one.runner.close()
         # What was compiled and captured goes before the next case's memory is asked for.
         problem.shared.clear()
-        torch.compiler.reset()
+        if "torch._dynamo" in sys.modules:  # which is slow to import
+            torch.compiler.reset()
         _free(case.device)
     if isinstance(problem, ImageProblem):
         return CaseResult(case, measured, skipped, problem.data_name, problem.parameters)

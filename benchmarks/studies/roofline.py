@@ -1,10 +1,8 @@
 """How near to the machine's limits each kernel comes: operations and bytes from shapes, its own time, the roofs.
 
-Operations are those of the matrix products alone (`benchmarks.flops`). Bytes through L2 are counted as the kernels move
-them: a tile of samples reads the weights of every product once, its left operand once for each block of columns, and
-writes and reads back what lies between two products; stages and states of a solve beside them. Bytes of device memory
-are the inputs and results, and of what lies between two products the share that L2 has no room for: all programs go
-round their scratch memory once in an evaluation, so what is larger than the cache is written to memory and read again.
+Operations are those of the matrix products alone (`benchmarks.flops`); bytes are counted as the kernels move them
+(`benchmarks.studies.traffic`). Bytes of device memory are the inputs and results, and of what lies between two products
+the share that L2 has no room for.
 
 Kernel times are the profiler's, without the launch; where it sees no kernels, CUDA events around the whole call. The
 roofs are measured in the same run: cuBLAS products of 8192 x 8192 matrices in float32, TF32 and bfloat16, a copy within
@@ -18,7 +16,6 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,13 +24,21 @@ from benchmarks.cases import SHAPES, Case, on, solve
 from benchmarks.devices import accelerator, timer
 from benchmarks.flops import field_flops, loss_flops, product_flops
 from benchmarks.pages import html_table, note, number, paragraph, share
+from benchmarks.studies.traffic import (
+    FLOAT,
+    Blocks,
+    field_l2_bytes,
+    loss_l2_bytes,
+    scratch_bytes,
+    solve_l2_bytes,
+    spilled_bytes,
+)
 from benchmarks.workloads import Problem, Workloads
 from vapo_fast.engines import Job, UnsupportedJobError, choose
 from vapo_fast.ode import SolveOptions
 
 _PRODUCT_SIZE = 8192
 _CALLS = 5
-_FLOAT = 4
 # Products of one value of a network: a split operand makes three TF32 products of one.
 PRODUCTS = {"ieee": ("float32", 1), "tf32x3": ("tf32", 3), "tf32": ("tf32", 1), "bf16": ("bf16", 1)}
 """Precision of a kernel, whose roof it has, and how many products it makes for one."""
@@ -100,56 +105,6 @@ class Peaks:
         name, count = PRODUCTS[precision]
         rate: float = getattr(self, f"{name}_tflops")
         return rate / count
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """What of a tile decides how often operands are read: samples, columns of a product, terms added at a time."""
-
-    rows: int
-    block_n: int
-    block_k: int
-
-
-def field_l2_bytes(n: int, dimension: int, widths: Sequence[int], tile: Blocks) -> int:
-    """Bytes that one field of n samples moves through L2."""
-    tiles, rows = math.ceil(n / tile.rows), tile.rows
-    numbers = 4 * rows * dimension  # x twice, z, the gradient
-    for before, width in pairwise((dimension, *widths)):
-        numbers += before * width + rows * before * math.ceil(width / tile.block_n) + 2 * rows * width
-    numbers += 3 * rows * widths[-1]
-    for after, width in pairwise(widths):
-        numbers += width * after + rows * width * math.ceil(after / tile.block_n) + 2 * rows * after
-    numbers += widths[0] * dimension + rows * widths[0] * math.ceil(dimension / tile.block_k) + rows * dimension
-    return _FLOAT * tiles * numbers
-
-
-def solve_l2_bytes(evaluations: int, dimension: int, widths: Sequence[int], tile: Blocks, stages: int) -> int:
-    """Bytes of a solve with so many evaluations of single samples: fields, and the states and stages around them."""
-    fields_ = field_l2_bytes(evaluations, dimension, widths, tile)
-    # An evaluation reads the state and, in the mean, half of the stages; it writes where it looks and what it finds.
-    return fields_ + int(_FLOAT * evaluations * dimension * (3 + stages / 2))
-
-
-def scratch_bytes(rows: int, dimension: int, widths: Sequence[int], arrays: int) -> int:
-    """Bytes that lie between the products of so many rows: arrays of the network's width, three of the input's."""
-    return _FLOAT * rows * (arrays * max(widths) + 3 * dimension)
-
-
-def spilled_bytes(passes: float, footprint: int, l2_size: int) -> int:
-    """Bytes of device memory that scratch of this size costs: in each pass all of it is written and read, and what is
-    larger than L2 goes through memory both ways."""
-    return int(2 * passes * max(0, footprint - l2_size))
-
-
-def loss_l2_bytes(n: int, dimension: int, widths: Sequence[int], tile: Blocks) -> int:
-    """Bytes that a loss with its gradients moves through L2: twice a field's sweeps, second derivatives, and both sides
-    of the weights' products once for each block of the other side."""
-    tiles, rows = math.ceil(n / tile.rows), tile.rows
-    extra = 7 * rows * sum(widths)
-    for before, width in pairwise((dimension, *widths)):
-        extra += 2 * rows * (before * math.ceil(width / tile.block_n) + width * math.ceil(before / tile.block_n))
-    return 2 * field_l2_bytes(n, dimension, widths, tile) + _FLOAT * tiles * extra
 
 
 @dataclass(frozen=True)
@@ -352,7 +307,7 @@ def _measure_case(run: str, problem: Problem, tops: Peaks) -> list[Roof]:
     times = kernel_seconds(call)
     main = seen[-1] if case.job != "loss" else max(seen, key=lambda one: times.get(one.kernel, 0.0))
     blocks = Blocks(main.tile.rows, main.tile.block_n, main.tile.block_k)
-    memory = _FLOAT * case.n * (2 * case.dimension + 2)
+    memory = FLOAT * case.n * (2 * case.dimension + 2)
     evaluations = int(result.nfe.sum()) if case.job == "solve" else case.n
     memory += _spilled(case, main, evaluations)
     if case.job == "field":
@@ -421,7 +376,7 @@ def _other_precisions(run: str, problem: Problem, main: Launch, tops: Peaks) -> 
         seconds = times.get(main.kernel) or median_event_seconds(call)
         shape, blocks = (case.n, case.dimension, case.widths), Blocks(tile.rows, tile.block_n, tile.block_k)
         launch = Launch(f"{main.kernel} ({precision})", tile, program.count)
-        memory = _FLOAT * case.n * (2 * case.dimension + 2) + _spilled(case, launch, case.n)
+        memory = FLOAT * case.n * (2 * case.dimension + 2) + _spilled(case, launch, case.n)
         counts = field_flops(*shape), field_l2_bytes(*shape, blocks), memory
         rows.append(row(run, case, launch, 1, seconds, "profiler", tops, *counts, wrong))
     return rows
