@@ -32,7 +32,7 @@ def _arm_rows(rows: Sequence[Record]) -> list[list[str]]:
     """Ours first, then by time; of images, times are over the fastest of ours."""
     first = rows[0]
     columns = [*_COMMON, *(_IMAGES if first.peers else _COLUMNS.get(first.job, ()))]
-    titles = [title.format(ours=first.ours) for title, _ in columns]
+    titles = [title.format(ours="our fastest" if first.peers else first.ours) for title, _ in columns]
     ours = min((row for row in rows if row.of_ours), key=lambda row: row.median_ms, default=None)
     ordered = sorted((row for row in rows if row.arm != PEAK), key=lambda row: (row.arm != row.ours, row.median_ms))
     return [titles, *([cell(row, ours) for _, cell in columns] for row in ordered)]
