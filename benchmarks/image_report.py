@@ -13,7 +13,6 @@ import dataclasses
 import json
 import shlex
 import shutil
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from vapo_fast.cli.config import FIELDS, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
-COLUMNS = 120
 # What a run's folder says about the machine and not about the run.
 _LOCAL = ("root", "out", "device")
 _MLP_ONLY = ("widths", "activation", "fourier_features", "fourier_scale")
@@ -68,17 +66,6 @@ def table(scores: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def prose(words: str) -> list[str]:
-    """A paragraph."""
-    return [*textwrap.wrap(words, COLUMNS, break_on_hyphens=False), ""]
-
-
-def command(line: str) -> list[str]:
-    """A shell command as a block, continued over as many lines as it takes."""
-    lines = textwrap.wrap(line, COLUMNS - 2, subsequent_indent="    ", break_on_hyphens=False)
-    return ["```bash", *(f"{part} \\" for part in lines[:-1]), lines[-1], "```", ""]
-
-
 def section(name: str, title: str, words: str) -> list[str]:
     """One run's part of the page; empty if there are no scores of it."""
     path = RESULTS / f"{name}.json"
@@ -88,13 +75,14 @@ def section(name: str, title: str, words: str) -> list[str]:
     lines = [
         f"## {title}",
         "",
-        *prose(words),
-        *command(scores.get("command", "make demo")),
-        *prose(
-            f"{scores['steps']} steps in {scores['training_seconds']:.0f} s on {scores['machine']}. {scores['n_fake']} "
-            f"samples against {scores['n_real']} real images; features: {scores['extractor']}. The floor is what as "
-            "many other real images score."
-        ),
+        words,
+        "",
+        f"`{scores.get('command', 'make demo')}`",
+        "",
+        f"{scores['steps']} steps in {scores['training_seconds']:.0f} s on {scores['machine']}. {scores['n_fake']} "
+        f"samples against {scores['n_real']} real images; features: {scores['extractor']}. The floor is what as many "
+        "other real images score.",
+        "",
         *table(scores),
     ]
     shares = scores.get("class_shares")
@@ -119,8 +107,7 @@ def main() -> None:
         keep("digits", options.digits, machine)
     if options.fashion:
         keep("fashion_mnist", options.fashion, machine | training_facts(options.fashion))
-    lines = ["# Images", ""]
-    lines += prose("Written by `python -m benchmarks.studies.image_runs` from `benchmarks/results/*.json`.")
+    lines = ["# Images", "", "Written by `python benchmarks/image_report.py` from `benchmarks/results/*.json`.", ""]
     lines += section(
         "digits",
         "Digits",
@@ -129,8 +116,8 @@ def main() -> None:
     lines += section(
         "fashion_mnist",
         "Fashion-MNIST",
-        "The 60 000 training images at 28×28. The idx files lie in `--root`, or where Debian's package "
-        "`dataset-fashion-mnist` puts them. Scored by `vapo-fast evaluate RUN --out RUN/scores.json`.",
+        "The 60 000 training images at 28×28; the idx files lie in `--root` (or where Debian's package "
+        "`dataset-fashion-mnist` puts them). Scored by `vapo-fast evaluate RUN --out RUN/scores.json`.",
     )
     (ROOT / "docs" / "images.md").write_text("\n".join(lines), encoding="utf-8")
 
