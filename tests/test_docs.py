@@ -68,3 +68,10 @@ def test_paths_exist(page: Path) -> None:
         if not any(ROOT.glob(path.rstrip("./")))
     ]
     assert missing == []
+
+
+def test_the_map_has_every_package() -> None:
+    """Each module and package at the top of vapo_fast is in CONTRIBUTING.md."""
+    names = {path.stem for path in (ROOT / "vapo_fast").iterdir() if path.is_dir() or path.suffix == ".py"}
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [name for name in sorted(names) if not name.startswith("_") and f"`{name}`" not in text] == []
