@@ -8,7 +8,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +21,7 @@ from vapo_fast.core import processes
 from vapo_fast.data import Dataset, Mirrored, Subset, load, of_classes
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.potentials import MLPPotential, Potential, UNetPotential, WideResNetPotential
-from vapo_fast.training.options import EngineOptions, plain_type
+from vapo_fast.training.options import EngineOptions, TrainingOptions, plain_types
 
 # A data set of at most this many bytes is read into memory before training; a larger one is streamed.
 _IN_MEMORY = 1 << 30
@@ -41,25 +41,24 @@ def _setting(default: Any, panel: str, text: str) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def _training_options() -> list[dataclasses.Field[Any]]:
-    """The options of `vapo_fast.Trainer` that a file or a flag can give."""
-    return [option for option in dataclasses.fields(EngineOptions) if plain_type(option) is not None]
+def with_training_options(options: type[TrainingOptions]) -> Callable[[type[Class]], type[Class]]:
+    """Decorator of a class that becomes a dataclass: it adds the options, each at the end of its panel."""
 
+    def add(cls: type[Class]) -> type[Class]:
+        kinds = dict(cls.__annotations__) | plain_types(options)
+        for option in dataclasses.fields(options):
+            if option.name in kinds:
+                setattr(cls, option.name, _setting(option.default, option.metadata["panel"], option.metadata["help"]))
+        panels = {name: getattr(cls, name).metadata["panel"] for name in kinds}
+        order = list(dict.fromkeys(panels.values()))
+        cls.__annotations__ = {name: kinds[name] for name in sorted(kinds, key=lambda name: order.index(panels[name]))}
+        return cls
 
-def _with_training_options(cls: type[Class]) -> type[Class]:
-    """Add the training options to a class that becomes a dataclass, each after the other settings of its panel."""
-    annotations = dict(cls.__annotations__)
-    for option in _training_options():
-        annotations[option.name] = plain_type(option)
-        setattr(cls, option.name, _setting(option.default, option.metadata["panel"], option.metadata["help"]))
-    panels = list(dict.fromkeys(getattr(cls, name).metadata["panel"] for name in annotations))
-    ordered = sorted(annotations, key=lambda name: panels.index(getattr(cls, name).metadata["panel"]))
-    cls.__annotations__ = {name: annotations[name] for name in ordered}
-    return cls
+    return add
 
 
 @dataclass
-@_with_training_options
+@with_training_options(EngineOptions)
 class TrainConfig:
     """Everything that decides a training run. A file's keys are these names; flags write ``-`` for ``_``.
 
@@ -250,7 +249,7 @@ def build_model(config: TrainConfig, data: Dataset) -> Potential:
 
 def trainer_options(config: TrainConfig) -> dict[str, Any]:
     """The keyword arguments of `vapo_fast.Trainer`."""
-    return {option.name: getattr(config, option.name) for option in _training_options()}
+    return {name: getattr(config, name) for name in plain_types(EngineOptions)}
 
 
 def build_device(name: str) -> torch.device:

@@ -229,13 +229,16 @@ class EngineOptions(TrainingOptions):
     )
 
 
-def plain_type(field: dataclasses.Field[Any]) -> Any:
-    """The type of what a file or a flag can say for an option, such as ``float | None``; None if it can say nothing."""
-    kind = typing.get_type_hints(EngineOptions)[field.name]
-    plain = [k for k in typing.get_args(kind) or (kind,) if k in (bool, int, float, str)]
-    if not plain:
-        return None
-    return plain[0] | None if field.default is None else plain[0]
+def plain_types(options: type[TrainingOptions]) -> dict[str, Any]:
+    """The options that a file or a flag can give, each with a type such as ``int`` or ``float | None``."""
+    kinds = typing.get_type_hints(options)
+    found = {}
+    for field in dataclasses.fields(options):
+        kind = kinds[field.name]
+        plain = [k for k in typing.get_args(kind) or (kind,) if k in (bool, int, float, str)]
+        if plain:
+            found[field.name] = plain[0] | None if field.default is None else plain[0]
+    return found
 
 
 def with_options(
