@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from vapo_fast import plots
-from vapo_fast.plots import curves, plane
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
+from vapo_fast.plots import curves, plane
 from vapo_fast.potentials import GaussianMixturePotential, MLPPotential, Potential
 
 Image = pytest.importorskip("PIL.Image")
