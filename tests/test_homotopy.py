@@ -197,7 +197,6 @@ def test_the_widest_and_the_narrowest_paths_compute(extreme: Homotopy) -> None:
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: DataHomotopy(sigma=0.0), ValueError, "sigma must be a finite number > 0, got 0.0"),
         (lambda: DataHomotopy(omega=-1), ValueError, "omega must be a finite number > 0, got -1"),
         (lambda: DataHomotopy(omega=float("nan")), ValueError, "omega must be finite"),
         (
@@ -207,16 +206,8 @@ def test_the_widest_and_the_narrowest_paths_compute(extreme: Homotopy) -> None:
         ),
         (lambda: DataHomotopy(sigma=1e20), ValueError, "sigma must be between omega/1e15 and 1000 omega"),
         (lambda: LinearHomotopy(t1=1e-300), ValueError, "t1 must be at least 1e-6"),
-        (lambda: DataHomotopy(sigma="small"), TypeError, "sigma must be a number, got 'small'"),
-        (lambda: LinearHomotopy(t1=1.0), ValueError, "t1 must be below 1"),
         (lambda: homotopy_from_config({"class": "Other"}), ValueError, "homotopy class must be one of"),
         (lambda: homotopy_from_config({"class": "DataHomotopy", "s": 1}), ValueError, "cannot be built"),
-        (lambda: PATHS[0].perturb(torch.ones(3, 2), 0.1, torch.ones(3, 1)), ValueError, "noise must have the shape"),
-        (
-            lambda: PATHS[0].perturb(torch.ones(3, 2), torch.ones(2), torch.ones(3, 2)),
-            ValueError,
-            "t must be a number or",
-        ),
         (lambda: PATHS[0].log_density(torch.ones(2), torch.ones(3, 2), 0.1), ValueError, "phi must have shape"),
         (lambda: PATHS[0].kernel(float("inf")), ValueError, "t must be finite"),
     ],

@@ -110,7 +110,9 @@ def refine(
         size = batch_size_for(chosen, model, len(x), job) if batch_size is None else batch_size
 
         def move(first: int, last: int) -> Refined:
-            chain = _Chain(chosen, model, start[first:last], time, relative, seed, first, adjusted)
+            chain = _Chain(
+                chosen, model, start[first:last], first=first, t=time, step_size=relative, seed=seed, adjusted=adjusted
+            )
             for k in range(adapting):
                 chain.adapt(k)
             chain.accepted.zero_()
@@ -130,10 +132,11 @@ class _Chain:
         engine: Engine,
         model: Potential,
         x: Tensor,
-        t: float,
-        relative: float,
-        seed: int,
+        *,
         first: int,
+        t: float,
+        step_size: float,
+        seed: int,
         adjusted: bool,
     ) -> None:
         self._field, self._seed, self._adjusted = engine.prepared_field(model), seed, adjusted
@@ -142,7 +145,7 @@ class _Chain:
         coefficients = model.homotopy.density_coefficients(t)
         self._of_phi, self._of_square = float(coefficients.potential), float(coefficients.quadratic)
         self.variance = float(model.homotopy.kernel(t).beta) ** 2
-        self.step_size = torch.full((len(x),), relative * self.variance, dtype=torch.float64, device=x.device)
+        self.step_size = torch.full((len(x),), step_size * self.variance, dtype=torch.float64, device=x.device)
         self.accepted = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         self.x = x
         self.log_density, self._gradient = self._read_out(x)
@@ -162,11 +165,11 @@ class _Chain:
         log_density, gradient = self._read_out(proposal)
         sound = torch.isfinite(log_density) & torch.isfinite(gradient).flatten(1).all(1)
         if self._adjusted:
-            # x - y - h grad(y), the way back, with y's own definition put in: nothing of x's size cancels.
-            back = (2.0 * h).sqrt() * draw + h * (self._gradient + gradient)
-            there = 0.5 * _square(draw)
-            ratio = log_density - self.log_density + there - _square(back) / (4.0 * self.step_size)
-            # A NaN ratio compares false, and so does not take the proposal.
+            # x - y - h grad(y) with the definition of y inserted, so that nothing of the size of x cancels.
+            reverse = (2.0 * h).sqrt() * draw + h * (self._gradient + gradient)
+            forward = 0.5 * _square(draw)
+            ratio = log_density - self.log_density + forward - _square(reverse) / (4.0 * self.step_size)
+            # A NaN ratio compares false, so the proposal is not taken.
             probability = torch.where(sound & (ratio > -torch.inf), ratio.clamp(max=0.0).exp(), 0.0)
             u = noise.uniform(
                 self._seed,
@@ -179,9 +182,9 @@ class _Chain:
             taken = u < probability
         else:
             probability, taken = sound.to(torch.float64), sound
-        wide = expand_time(taken, self.x)
-        self.x = torch.where(wide, proposal, self.x)
-        self._gradient = torch.where(wide, gradient, self._gradient)
+        taken_rows = expand_time(taken, self.x)
+        self.x = torch.where(taken_rows, proposal, self.x)
+        self._gradient = torch.where(taken_rows, gradient, self._gradient)
         self.log_density = torch.where(taken, log_density, self.log_density)
         self.accepted += taken
         return probability

@@ -57,17 +57,12 @@ def sample(
     solution = solve_samples(
         model,
         range(checks.positive_int("n", n)),
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        steps=steps,
+        Job("solve", precision, solve_options(method, rtol, atol, steps, max_steps)),
         t_end=t_end,
         seed=seed,
         batch_size=batch_size,
         engine=engine,
-        precision=precision,
         progress=progress,
-        max_steps=max_steps,
     )
     if throw:
         solution.raise_for_failures()
@@ -77,23 +72,17 @@ def sample(
 def solve_samples(
     model: Potential,
     rows: range,
+    job: Job,
     *,
-    rtol: float,
-    atol: float | None,
-    method: str,
-    steps: int | None,
     t_end: float | None,
     seed: int,
     batch_size: int | None,
     engine: str,
-    precision: str,
     progress: bool,
-    max_steps: int,
 ) -> Solution:
-    """The solution of the samples with the consecutive numbers ``rows``; arguments and errors as for `sample`."""
+    """The solution of the samples with the consecutive numbers ``rows``; other arguments and errors as for `sample`."""
     check_model(model)
     end = end_time(model, t_end)
-    job = Job("solve", precision, solve_options(method, rtol, atol, steps, max_steps))
     dtype, device = model_dtype_device(model)
     chosen = choose(engine, model, device, dtype, job)
     noise.check_seed(seed)
