@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vapo_fast.core import checks
 from vapo_fast.homotopy import Homotopy, Time, as_time
-from vapo_fast.potentials.base import Potential
+from vapo_fast.potentials.base import Potential, require_potential
 
 ESTIMATORS = ("velocity", "covariance")
 WEIGHTS = ("inverse_variance", "uniform")
@@ -63,10 +63,7 @@ def energy_loss(
     Raises:
         ValueError, TypeError: model, shapes, names or the weight's result do not fit.
     """
-    if not isinstance(model, Potential):
-        raise TypeError(
-            f"model must be a Potential, got {type(model).__name__}; wrap a module with Potential.from_module"
-        )
+    require_potential(model)
     checks.one_of("estimator", estimator, ESTIMATORS)
     if baseline is not None and estimator != "covariance":
         raise ValueError(

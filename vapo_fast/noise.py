@@ -224,9 +224,7 @@ def _key(seed: object) -> tuple[int, int]:
 def _index(index: Index, device: torch.device | str) -> Tensor:
     if isinstance(index, Tensor):
         if index.dtype != torch.int64 or index.dim() != 1:
-            raise TypeError(
-                f"index must be an int64 tensor of shape (n,), got {index.dtype} of shape {tuple(index.shape)}"
-            )
+            raise TypeError(f"index must be an int64 tensor of shape (n,), got {checks.kind_of(index)}")
         rows = index
     elif isinstance(index, range):
         if len(index) and (min(index[0], index[-1]) < 0 or max(index[0], index[-1]) >= 1 << 63):

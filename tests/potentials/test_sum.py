@@ -24,7 +24,7 @@ def points(n=40, seed=3):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.4, 0.6), (1.0, -0.5), (2.5, 0.7)])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.4, 0.6), (1.0, -0.5), (2.5, 0.7), (1.7, 0.9)])
 def test_read_outs_add(path, weights):
     a, b, s = mixture(path), gaussian([0.4, -0.2], 0.3, path), 0.8
     both = vf.SumPotential([a, b], weights, reference_scale=s)
@@ -38,17 +38,10 @@ def test_read_outs_add(path, weights):
         expected = sum(w * p for w, p in zip(weights, parts, strict=True)) + (1.0 - sum(weights)) * reference
         found = vf.log_density(both, x, t)
         gap = found - expected
-        assert float((gap - gap.mean()).abs().max()) < 1e-8 * max(1.0, float(expected.abs().max())), fraction
-
-
-@pytest.mark.parametrize("path", PATHS, ids=repr)
-def test_gradient_at_the_start_is_finite_and_the_read_out_is_the_prior(path):
-    both = vf.SumPotential([mixture(path), gaussian([0.4, -0.2], 0.3, path)], (1.7, 0.9))
-    x = points()
-    _, gradient = both.field(x, path.t0)
-    assert bool(torch.isfinite(gradient).all())
-    gap = vf.log_density(both, x, path.t0) + 0.5 * x.square().sum(1) / path.omega**2
-    torch.testing.assert_close(gap, gap.mean().expand_as(gap), rtol=0, atol=1e-10)
+        # At the start every part is the prior, so the sum is, for any weights.
+        bound = 1e-10 if fraction == 0.0 else 1e-8 * max(1.0, float(expected.abs().max()))
+        assert float((gap - gap.mean()).abs().max()) < bound, fraction
+        assert bool(torch.isfinite(both.field(x, t)[1]).all())
 
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)

@@ -102,6 +102,11 @@ def all_finite(name: str, x: Tensor) -> Tensor:
     return x
 
 
+def kind_of(value: object) -> str:
+    """The dtype and shape of a tensor, or the type of another value, for messages."""
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def _integer(name: str, value: object, kind: str, *, least: int, below: float = math.inf) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be {kind}, got {value!r} ({type(value).__name__})")

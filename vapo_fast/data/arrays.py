@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from vapo_fast.core import checks
 from vapo_fast.data.base import ArrayDataset, DataFormatError
 
 _CHUNK_BYTES = 2**26
@@ -85,8 +84,6 @@ def _dataset(
             raise DataFormatError(f"{path}: labels must be integers, got {classes.dtype}")
         labels = torch.from_numpy(classes.reshape(-1).astype(np.int64))
     last = array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3)
-    if image_size is not None:
-        checks.positive_int("image_size", image_size)
     dataset = ArrayDataset(str(path), array, labels=labels, channels_last=last, image_size=image_size)
     if array.dtype.kind == "f":
         rows = max(1, _CHUNK_BYTES // max(1, array.nbytes // len(array)))

@@ -14,6 +14,7 @@ from vapo_fast.engines import Engine, Job, choose
 from vapo_fast.homotopy import expand_time
 from vapo_fast.potentials.base import Potential, check_events, check_model
 from vapo_fast.sampling.batching import batch_size_for, evaluation, in_batches
+from vapo_fast.sampling.density import read_out
 
 # Roberts and Rosenthal (1998): MALA on a product density mixes fastest at steps 2 h = 1.65^2 D^(-1/3), where this share
 # of the proposals is accepted.
@@ -31,8 +32,8 @@ class Refined(NamedTuple):
     Attributes:
         x: (B, *event) the states after the last step.
         log_density: (B,) float64, the read-out ln rho(x, t) there, up to a constant of t.
-        acceptance: (B,) float64 in [0, 1], the share of the ``steps`` proposals that were taken.
-        step_size: (B,) float64, the step size of those, in units of the path's noise variance at t.
+        acceptance: (B,) float64 in [0, 1], the share of the ``steps`` proposals that were accepted.
+        step_size: (B,) float64, the step size of these steps, in units of the path's noise variance at t.
     """
 
     x: Tensor
@@ -57,12 +58,12 @@ def refine(
     r"""Move samples by Langevin dynamics on rho(x, t), the density that the potential reads out at time t.
 
     A proposal is ``y = x + h grad ln rho(x) + sqrt(2 h) noise`` with ``grad ln rho = p grad Phi + 2 q x`` (p, q:
-    `Homotopy.density_coefficients`). Adjusted (MALA), sample i takes it with probability
-    ``min(1, rho(y) q(x|y) / (rho(x) q(y|x)))``, which leaves the density that Phi stands for exactly invariant;
-    unadjusted (ULA) it takes every one and keeps a bias of order h. A proposal whose density or gradient is NaN or
-    infinite is never taken. Unlike the flow, this needs no exact transport: it is what repairs samples of a composed
-    potential (`vapo_fast.SumPotential`), or of one whose flow and density disagree. Near a mode it moves by about the
-    noise at t a step, so it polishes samples and does not mix between modes.
+    `Homotopy.density_coefficients`). The adjusted chain (MALA) accepts it with probability
+    ``min(1, rho(y) q(x|y) / (rho(x) q(y|x)))``, which leaves the read-out's density exactly invariant. The unadjusted
+    chain (ULA) accepts every proposal and has a bias of order h. A proposal whose density or gradient is NaN or
+    infinite is never accepted. Unlike the flow, this needs no exact transport: it repairs samples of a composed
+    potential (`vapo_fast.SumPotential`), or of one whose flow and density disagree. Near a mode a step moves by about
+    the noise at t, so the chain refines samples and does not mix between modes.
 
     Args:
         model: a time-dependent potential (a time-independent one has no exact read-out).
@@ -72,8 +73,8 @@ def refine(
         step_size: h in units of the noise variance ``kernel(t).beta**2``; default ``1.36 D^(-1/3)``, near the best for
             MALA on a density that is as narrow as the noise in every direction.
         adjusted: MALA, or ULA.
-        adapt_steps: before the ``steps``, so many MALA steps in which each sample's step size is tuned towards
-            accepting 57.4 %. Adapting breaks invariance, so it ends before what is measured begins.
+        adapt_steps: number of MALA steps before the ``steps``, which tune each sample's step size towards an
+            acceptance of 57.4 %. Adaptation breaks invariance, so it ends before the measured steps begin.
         seed: sample i's noise in step k depends on (seed, i, k) only.
         batch_size: samples moved at a time; default: as many as fit.
         engine: see `vapo_fast.engines`.
@@ -142,8 +143,7 @@ class _Chain:
         self._field, self._seed, self._adjusted = engine.prepared_field(model), seed, adjusted
         self._rows = torch.arange(first, first + len(x), device=x.device)
         self._t = x.new_full((len(x),), t)
-        coefficients = model.homotopy.density_coefficients(t)
-        self._of_phi, self._of_square = float(coefficients.potential), float(coefficients.quadratic)
+        self._coefficients = model.homotopy.density_coefficients(t)
         self.variance = float(model.homotopy.kernel(t).beta) ** 2
         self.step_size = torch.full((len(x),), step_size * self.variance, dtype=torch.float64, device=x.device)
         self.accepted = torch.zeros(len(x), dtype=torch.float64, device=x.device)
@@ -200,8 +200,8 @@ class _Chain:
     def _read_out(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """ln rho (B,) in float64, and its gradient in x's dtype."""
         phi, gradient = self._field(x, self._t)
-        log_density = self._of_phi * phi.double() + self._of_square * _square(x)
-        return log_density, self._of_phi * gradient + (2.0 * self._of_square) * x
+        p, q = map(float, self._coefficients)
+        return read_out(self._coefficients, phi, x), p * gradient + (2.0 * q) * x
 
 
 def _square(x: Tensor) -> Tensor:
