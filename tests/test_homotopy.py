@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
+from tests.support.exact import GAUSSIAN_TABLE
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy, homotopy_from_config
 
 PATHS: list[Homotopy] = [
@@ -20,20 +19,6 @@ path_cases = pytest.mark.parametrize("path", PATHS, ids=repr)
 
 def grid(path: Homotopy, n: int = 41) -> torch.Tensor:
     return torch.linspace(path.t0, path.t1, n, dtype=torch.float64)
-
-
-# Gaussian data N(m, s^2 I), D = 3, |m|^2 = 5.25, s = .5, omega = 1, sigma = .1: alpha, v, S, S'/2S, alpha', L*.
-GAUSSIAN_TABLE = [
-    (DataHomotopy(1.0, 0.1), math.log(2), (0.5, 0.5, 0.5625, -0.33333333, 0.5, -0.75)),
-    (
-        DataHomotopy(1.0, 0.1),
-        math.log(101),
-        (0.99009901, 0.0099009901, 0.254975, -0.0098039216, 0.0099009901, -2.9408881e-4),
-    ),
-    (LinearHomotopy(), 0.25, (0.25, 0.5625, 0.578125, -1.1891892, 1.0, -3.8513514)),
-    (LinearHomotopy(), 0.5, (0.5, 0.25, 0.3125, -1.2, 1.0, -3.3)),
-    (LinearHomotopy(), 0.9, (0.9, 0.01, 0.2125, 0.58823529, 1.0, -2.7352941)),
-]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.exact import gaussian
+from tests.support.exact import GAUSSIAN_TABLE, gaussian
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.loss import EnergyLoss, energy_loss
 from vapo_fast.potentials import MLPPotential
@@ -87,17 +87,7 @@ def test_callable_weight_and_times_a_row(path: Homotopy) -> None:
     assert torch.equal(t, kept)
 
 
-# L* of N(m, s^2 I) at one time, METHOD 5.
-@pytest.mark.parametrize(
-    ("path", "t", "least"),
-    [
-        (VAPO, math.log(2), -0.75),
-        (VAPO, math.log(101), -2.9408881e-4),
-        (LINEAR, 0.25, -3.8513514),
-        (LINEAR, 0.5, -3.3),
-        (LINEAR, 0.9, -2.7352941),
-    ],
-)
+@pytest.mark.parametrize(("path", "t", "least"), [(path, t, values[-1]) for path, t, values in GAUSSIAN_TABLE])
 def test_least_value_for_gaussian_data(path: Homotopy, t: float, least: float) -> None:
     exact = gaussian([1.0, -2.0, 0.5], 0.25, path)
     n = 200_000

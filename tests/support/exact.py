@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from vapo_fast.homotopy import DataHomotopy, Homotopy
+from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.potentials import GaussianMixturePotential, Potential
+
+# Gaussian data N(m, s^2 I), D = 3, |m|^2 = 5.25, s = .5, omega = 1, sigma = .1: alpha, v, S, S'/2S, alpha', L*.
+GAUSSIAN_TABLE = [
+    (DataHomotopy(1.0, 0.1), math.log(2), (0.5, 0.5, 0.5625, -0.33333333, 0.5, -0.75)),
+    (
+        DataHomotopy(1.0, 0.1),
+        math.log(101),
+        (0.99009901, 0.0099009901, 0.254975, -0.0098039216, 0.0099009901, -2.9408881e-4),
+    ),
+    (LinearHomotopy(), 0.25, (0.25, 0.5625, 0.578125, -1.1891892, 1.0, -3.8513514)),
+    (LinearHomotopy(), 0.5, (0.5, 0.25, 0.3125, -1.2, 1.0, -3.3)),
+    (LinearHomotopy(), 0.9, (0.9, 0.01, 0.2125, 0.58823529, 1.0, -2.7352941)),
+]
 
 
 def gaussian(mean: Tensor | Sequence[float], variance: float, path: Homotopy) -> GaussianMixturePotential:
