@@ -66,7 +66,7 @@ class Potential(nn.Module, ABC):
         checks.batch_of_events("x", x, self.event_shape)
         reference = self.reference_tensor()
         if reference is not None:
-            _check_placement("x", x, reference, any_dtype=torch.is_autocast_enabled(x.device.type))
+            _check_placement("x", x, reference, autocast=True)
         # A copy, because a network that scales its times in place must not change those of the caller or a solver.
         times = self._batch_time(x, t).clone()
         try:
@@ -209,11 +209,11 @@ class ModulePotential(Potential):
             raise ValueError(f"the gradient of {call} failed: {type(error).__name__}: {error}") from error
 
 
-def _check_placement(name: str, x: Tensor, reference: Tensor, *, any_dtype: bool = False) -> None:
-    """ValueError unless x is on the reference's device; TypeError unless it has its dtype."""
+def _check_placement(name: str, x: Tensor, reference: Tensor, *, autocast: bool = False) -> None:
+    """ValueError for another device than the reference's, TypeError for another dtype that autocast may not convert."""
     if x.device != reference.device:
         raise ValueError(f"{name} is on {x.device} but the model is on {reference.device}; move one with .to(...)")
-    if x.dtype != reference.dtype and not any_dtype:
+    if x.dtype != reference.dtype and not (autocast and torch.is_autocast_enabled(x.device.type)):
         raise TypeError(f"{name} has dtype {x.dtype} but the model has {reference.dtype}; convert one with .to(...)")
 
 
