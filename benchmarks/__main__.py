@@ -16,7 +16,6 @@ from benchmarks import (
     conformance,
     convolutions,
     gpu,
-    graph_loops,
     image_precision,
     images,
     kernels,
@@ -157,7 +156,6 @@ def _file_for(path: Path, options: argparse.Namespace) -> Path:
         runs.beside(Path("bench.csv")).stem: runs.beside(options.csv),
         "images": options.images_csv,
         images.beside(Path("images.csv")).stem: images.beside(options.images_csv),
-        graph_loops.CSV.stem: options.graph_loops_csv,
     }
     return targets.get(path.stem, options.csv)
 
@@ -171,7 +169,6 @@ def write_report(options: argparse.Namespace) -> int:
         kernels.load(options.kernels_csv),
         images.latest_cases(options.images_csv),
         images.load(images.beside(options.images_csv)),
-        graph_loops.load(options.graph_loops_csv),
     )
     for path in report.write(results, options.docs, options.readme):
         print(f"wrote {path}")
@@ -287,9 +284,6 @@ def _parser() -> argparse.ArgumentParser:
         "--roofline-csv", type=Path, default=roofline.CSV, help="that of rooflines (default: %(default)s)"
     )
     common.add_argument("--kernels-csv", type=Path, default=kernels.CSV, help="that of kernels (default: %(default)s)")
-    common.add_argument(
-        "--graph-loops-csv", type=Path, default=graph_loops.CSV, help="that of the graph engine's loops"
-    )
     common.add_argument("--images-csv", type=Path, default=images.CSV, help="that of images (default: %(default)s)")
     common.add_argument("--device", choices=list(OURS), default="cpu", help="what cases run on (default: cpu)")
     common.add_argument("--cache", type=Path, default=default_cache(), help="trained potentials and float64 solutions")
@@ -335,7 +329,6 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(command=merge)
     gpu.add_arguments(commands.add_parser("gpu", help=gpu.SUMMARY))
     images.add_arguments(commands.add_parser("images", help=images.SUMMARY))
-    graph_loops.add_arguments(commands.add_parser("graph-loops", help=graph_loops.SUMMARY))
     convolutions.add_arguments(commands.add_parser("convolutions", help=convolutions.SUMMARY))
     image_precision.add_arguments(commands.add_parser("image-precision", help=image_precision.SUMMARY))
     passes_report.add_arguments(commands.add_parser("passes-report", help=passes_report.SUMMARY))

@@ -91,7 +91,6 @@ def steps(python: str, results: Path, cache: Path, docs: Path | None, scale: flo
         command = (*run, "images", "--device", "cuda", "--jobs", job, *limits, *where)
         return step(name, *command, needs=("device", "graph"), slack=20.0)
 
-    loops = ("--csv", str(results / "graph_loops.csv"), "--cache", str(cache), "--budget-seconds", BUDGET)
     measuring = ("--rounds", "5", "--round-seconds", "0.03", "--run-seconds", "3", "--case-seconds", "60")
     cases = (*run, "run", "--device", "cuda", "--select", "gpu", *measuring, "--budget-seconds", BUDGET, *files)
     needs = ("device", "conformance")
@@ -111,12 +110,10 @@ def steps(python: str, results: Path, cache: Path, docs: Path | None, scale: flo
         step("benchmarks", *cases, needs=needs, slack=40.0),
         images("images-sampling", "sample"),
         images("images-training", "train"),
-        step("graph-loops", *run, "graph-loops", "--device", "cuda", *loops, needs=("device", "graph"), slack=15.0),
         step("roofline", *run, "roofline", "--device", "cuda", *files, needs=needs),
     ]
     if docs is not None:
-        others = ("--images-csv", str(results / "images.csv"), "--graph-loops-csv", str(results / "graph_loops.csv"))
-        pages = (*others, "--docs", str(docs))
+        pages = ("--images-csv", str(results / "images.csv"), "--docs", str(docs))
         found.append(step("report", *run, "report", *files, *pages))
     return found
 
@@ -153,12 +150,11 @@ SECONDS = {
     "benchmarks": 160,
     "images-sampling": 130,
     "images-training": 90,
-    "graph-loops": 60,
     "roofline": 75,
     "report": 30,
 }
 """Limits; the whole is held to `TOTAL` as well: a step gets what those before it left, less what is kept for later."""
-KEPT = {"images-sampling": 70, "images-training": 45, "graph-loops": 15, "roofline": 48, "report": 20}
+KEPT = {"images-sampling": 70, "images-training": 45, "roofline": 48, "report": 20}
 """Of these, what is kept for each step."""
 TOTAL = 530.0
 

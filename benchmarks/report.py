@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import graph_loops_table, image_tables
+from benchmarks import image_tables
 from benchmarks.cases import JOBS, THREADS
 from benchmarks.curves import ERRORS, Curve, curves, plot, time_at_error
 from benchmarks.kernels import KernelRate
@@ -61,7 +61,6 @@ class Results:
     Attributes:
         rows: measured arms. left_out: those that were not, with reasons. roofs, kernels: of single kernels, on a GPU
             and on the CPU. images: of images on a GPU, by case. images_left_out: what was not measured there.
-        graph_loops: of the graph engine's two loops.
     """
 
     rows: Sequence[Record]
@@ -70,7 +69,6 @@ class Results:
     kernels: Sequence[KernelRate] = ()
     images: image_tables.Cases = field(default_factory=dict)
     images_left_out: Sequence[Mapping[str, str]] = ()
-    graph_loops: Sequence[Mapping[str, str]] = ()
 
 
 def write(results: Results, docs: Path = DOCS, readme: Path | None = README) -> list[Path]:
@@ -101,8 +99,6 @@ def docs_text(results: Results, drawn: Sequence[Curve] = ()) -> str:
             parts += ["", "## Limits", "", *_LIMITS_INTRODUCTION, "", limits_text(within)]
     if results.images:
         parts += ["", *image_tables.section(results.images, results.images_left_out)]
-    if results.graph_loops:
-        parts += ["", *graph_loops_table.section(results.graph_loops)]
     if results.kernels:
         parts += ["", "## Kernels", "", *_KERNELS_INTRODUCTION, "", kernels_text(results.kernels)]
     if results.roofs:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import graph_loops, images, kernels, left_out, records, report, roofline
+from benchmarks import images, kernels, left_out, records, report, roofline
 from benchmarks.curves import curves
 
 
@@ -21,7 +21,6 @@ def results() -> report.Results:
         kernels.load(kernels.CSV),
         images.latest_cases(),
         images.load(images.beside()),
-        graph_loops.load(),
     )
 
 

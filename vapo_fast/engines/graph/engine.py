@@ -9,7 +9,6 @@ the same steps run from Python, for potentials with passes.
 from __future__ import annotations
 
 import math
-import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -53,11 +52,6 @@ _MOST_SOLVERS = 3
 # Points at which the noise of a reduced arithmetic is measured: a network for images is dear, and has many coordinates.
 _NOISE_POINTS = 32
 
-LOOPS = ("replay", "while")
-"""Who repeats a recorded step: the host, or a WHILE node on the device."""
-LOOP_VARIABLE = "VAPO_FAST_GRAPH_LOOP"
-"""The environment variable that names one of them; without it, the host does."""
-
 
 class GraphEngine(Engine):
     """Any `Potential` on CUDA in float32 or float64; see the module's docstring.
@@ -66,16 +60,14 @@ class GraphEngine(Engine):
         device_type: "cuda"; "cpu" for tests, which then run any module from Python. None, the registered engine's:
             CUDA, and on the CPU what has explicit passes.
         most_rows: the most samples of a batch, whatever memory allows.
-        loop: one of `LOOPS`, for CUDA. None, the registered engine's: what `LOOP_VARIABLE` says when a solve begins.
     """
 
     name = "graph"
     capturable = True
 
-    def __init__(self, device_type: str | None = None, most_rows: int | None = None, loop: str | None = None) -> None:
+    def __init__(self, device_type: str | None = None, most_rows: int | None = None) -> None:
         self._device_type = device_type
         self._most_rows = most_rows
-        self._loop = None if loop is None else checks.one_of("loop", loop, LOOPS)
         self._solvers: weakref.WeakKeyDictionary[Potential, _Solvers] = weakref.WeakKeyDictionary()
         self._noise = Noise(self._gradient, _NOISE_POINTS)
 
@@ -212,16 +204,15 @@ class GraphEngine(Engine):
         """A solver whose recordings are of this potential as it is now, for one solve at a time."""
         shapes = (x0.dtype, x0.device, x0.shape[1:], tuple((a.dtype, a.shape[1:]) for a in args))
         known = self._solvers.setdefault(potential, _Solvers())
-        loop = self._loop or checks.one_of(LOOP_VARIABLE, os.environ.get(LOOP_VARIABLE) or LOOPS[0], LOOPS)
-        make = partial(self._make, x0, plan, kind[1], needs, loop)
-        with known.lent(fingerprint(potential), (plan, *kind, *shapes, loop), make) as solver:
+        make = partial(self._make, x0, plan, kind[1], needs)
+        with known.lent(fingerprint(potential), (plan, *kind, *shapes), make) as solver:
             yield solver
 
-    def _make(self, x0: Tensor, plan: Plan, precision: str, needs: Callable[[], Needs | None], loop: str) -> Solver:
+    def _make(self, x0: Tensor, plan: Plan, precision: str, needs: Callable[[], Needs | None]) -> Solver:
         device = x0.device
         buckets = Buckets.on(device.type, self._rows(x0, plan, needs()))
         around = partial(arithmetic, precision, device.type)
-        return Solver(plan, buckets, self._ops(device), self._recorder(device, loop), around)
+        return Solver(plan, buckets, self._ops(device), self._recorder(device), around)
 
     def _rows(self, x0: Tensor, plan: Plan, needs: Needs | None) -> int:
         """How many samples of a batch a share of the free memory holds."""
@@ -242,12 +233,12 @@ class GraphEngine(Engine):
             return TritonOps()
         return TorchOps()
 
-    def _recorder(self, device: torch.device, loop: str) -> Recorder | None:
+    def _recorder(self, device: torch.device) -> Recorder | None:
         if device.type != "cuda":
             return None
-        from vapo_fast.engines.graph.capture import CudaRecorder, WhileRecorder
+        from vapo_fast.engines.graph.capture import CudaRecorder
 
-        return WhileRecorder(device) if loop == "while" else CudaRecorder(device)
+        return CudaRecorder(device)
 
     def _precision(self, potential: Potential, x0: Tensor, t0: float, t1: float, job: Job) -> str:
         """The arithmetic of a solve: the cheapest whose noise the tolerance does not see, or what the user says."""
