@@ -36,6 +36,7 @@ class NativeEngine(Engine):
     """`MLPPotential` on the CPU through ``vapo_fast._native``; see the module's docstring."""
 
     name = "native"
+    priority = 20
 
     def __init__(self) -> None:
         self._packed: weakref.WeakKeyDictionary[MLPPotential, tuple[dict[str, Any], Mlp]] = weakref.WeakKeyDictionary()

@@ -19,7 +19,7 @@ from vapo_fast.core import checks, triton_support
 from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress, choose
 from vapo_fast.engines.energy_loss import energy_loss_of
 from vapo_fast.engines.mlp_requirements import unlike_a_plain_mlp, unlike_parameters_of_its_own
-from vapo_fast.engines.precision import Noise
+from vapo_fast.engines.precision import RoundingNoise
 from vapo_fast.homotopy import Time
 from vapo_fast.loss import Batch, EnergyLoss, Weight, loss_weight
 from vapo_fast.ode import Solution, SolveOptions, Status
@@ -50,12 +50,13 @@ class TritonEngine(Engine):
     """
 
     name = "triton"
+    priority = 40
     capturable = True
 
     def __init__(self, device_type: str = "cuda") -> None:
         self._device_type = device_type
         self._packed: weakref.WeakKeyDictionary[MLPPotential, dict[Tile, PackedMlp]] = weakref.WeakKeyDictionary()
-        self._noise = Noise(self._gradient)
+        self._noise = RoundingNoise(self._gradient)
 
     def available(self) -> str | None:
         return triton_support.unavailable_reason(self._device_type)
