@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from vapo_fast.engines import GraphEngine, Job
-from vapo_fast.engines.graph.launch import Loop, Recorder, Recording, Report
+from vapo_fast.engines.graph.launch import Loop, Recorder, Report
 from vapo_fast.engines.graph.recorded import Recorded
 from vapo_fast.engines.graph.state import RUNNING_ROWS
 from vapo_fast.engines.stepper import Stepper
 from vapo_fast.potentials import Potential
 
 
-class Repeated(Recording, Loop):
+class Repeated(Loop):
     """A "recording" of a call: calls it again, and looks at the flags only now and then, as a replay loop does."""
 
     def __init__(self, recorder: RepeatingRecorder, call: Callable[[], None], flags: Tensor | None) -> None:
         self.recorder, self.call, self.flags = recorder, call, flags
 
-    def once(self) -> None:
+    def __call__(self) -> None:
         self.recorder.replays += 1
         self.call()
 
@@ -31,7 +31,7 @@ class Repeated(Recording, Loop):
         runs, running = 0, stop_at + 1
         while running > stop_at and runs < most:
             for _ in range(min(self.recorder.every, most - runs)):
-                self.once()
+                self()
                 runs += 1
             running = int(self.flags[RUNNING_ROWS])
             if report is not None:

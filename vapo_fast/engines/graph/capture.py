@@ -44,7 +44,7 @@ class CudaRecorder(Recorder):
 
     def record(self, call: Callable[[], None]) -> Recording:
         """A CUDA graph of a call."""
-        return CudaRecording(self._capture(call))
+        return self._capture(call).replay
 
     def loop(self, call: Callable[[], None], flags: Tensor) -> Loop:
         """A CUDA graph of a call, which ends by copying the flags to pinned memory, and the loop of its replays."""
@@ -61,16 +61,6 @@ class CudaRecorder(Recorder):
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             call()
         return graph
-
-
-class CudaRecording(Recording):
-    """One CUDA graph."""
-
-    def __init__(self, graph: torch.cuda.CUDAGraph) -> None:
-        self._graph = graph
-
-    def once(self) -> None:
-        self._graph.replay()
 
 
 class ReplayLoop(Loop):

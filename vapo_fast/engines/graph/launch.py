@@ -21,11 +21,8 @@ Report = Callable[[int], None]
 """Told now and then how many rows run, or a larger number where that is not known."""
 
 
-class Recording(Protocol):
-    """A program that can be run again without Python."""
-
-    def once(self) -> None:
-        """Run it."""
+Recording = Callable[[], None]
+"""A program that is run again, without Python, by a call."""
 
 
 class Loop(Protocol):
@@ -82,7 +79,7 @@ class Launcher:
         if recording is None:
             self._run(key, call)
         else:
-            recording.once()
+            recording()
 
     def until(
         self,
