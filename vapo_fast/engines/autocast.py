@@ -34,7 +34,7 @@ def _tf32(allowed: bool) -> Iterator[None]:
     kept = [backend.fp32_precision for backend in backends]
     try:
         older = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    except RuntimeError:  # whoever set the newer names alone has made the older ones ambiguous
+    except RuntimeError:  # the newer names were set alone, which makes the older ones ambiguous
         older = None
     # By their older names first, which set both: compilers and modules may still read them.
     torch.set_float32_matmul_precision("high" if allowed else "highest")

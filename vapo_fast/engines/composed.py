@@ -136,7 +136,7 @@ class ComposedEngine(Engine):
         return self._derivatives(potential).loss_and_grads(batch, job, precision)
 
     def _solve(self, flow: Flow, progress: Progress | None) -> Solution:
-        # What is made inside somebody's inference mode could not take part in the field's autograd later.
+        # Tensors made in the caller's inference mode could not take part in the field's autograd later.
         with torch.inference_mode(False), torch.no_grad():
             solution = self.stepper_on(flow.x0.device).solve(flow, progress)
         return replace(solution, engine=self.name, precision=flow.precision)

@@ -107,7 +107,7 @@ class NativeEngine(Engine):
         try:
             mlp = self._mlp(potential)
         except extension.load().NonFiniteWeightsError:
-            # What any arithmetic makes of such weights; whoever trains looks for it and knows the step.
+            # What any arithmetic makes of such weights; the trainer looks for it and knows the step.
             bad = torch.full((), torch.nan, dtype=x_data.dtype)
             grads = {
                 name: torch.full_like(p, torch.nan, requires_grad=False)

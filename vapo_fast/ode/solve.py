@@ -323,7 +323,7 @@ class _Results:
             self._progress(len(self._x) - running)
 
     def _put(self, live: _Live, status: Tensor) -> None:
-        # All rows are written, running ones too: they will be written again, and nobody has to wait for a selection.
+        # All rows are written, running ones too: they will be written again, and a selection would wait for the device.
         for whole, part in (
             (self._x, live.x),
             (self._t, live.t),

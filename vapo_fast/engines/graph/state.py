@@ -136,7 +136,7 @@ class State:
     def compact(self, rows: int) -> State:
         """The first ``rows`` rows, which now hold all that run, and as many of the others as there is room for.
 
-        Rows keep their order. Nobody waits for the device; how many run must be known to fit.
+        Rows keep their order. The host does not wait for the device; how many run must be known to fit.
         """
         # Rows that run first, in their order, then some that have ended: those are in the result, and stay as they are.
         order = torch.argsort((self.status != RUNNING).to(torch.int8), stable=True)[:rows]
