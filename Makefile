@@ -84,7 +84,7 @@ bench-table: bench-setup  ## what native must show, in one run and held against 
 bench-curves: bench-setup  ## error against time, for the plots
 	$(BIN)/python -m benchmarks run --select curves $(BENCH_ARGS)
 
-bench-report: setup  ## write docs/benchmarks.md, its plots and the README's table from benchmarks/results/bench.csv
+bench-report: setup  ## write docs/benchmarks.md, all tables, plots and the README's table from benchmarks/results/
 	$(BIN)/python -m benchmarks report
 
 bench-setup: setup bench-peers bench-jax
@@ -114,7 +114,7 @@ $(JAX_CUDA_VENV)/.installed: benchmarks/peers/jax-constraints.txt
 # GPU_PYTHON: an interpreter that has torch for CUDA, triton and pytest; it is used as it is and nothing is installed.
 # GPU_PYTHON names an interpreter to use as it is; else the environment in VENV gets torch for CUDA and the peers.
 # GPU_ARGS="--out DIR" leaves results and logs in DIR; --only STEP runs some of it; python -m benchmarks.gpu --help.
-gpu:  ## on a CUDA machine: conformance, sanitizer, benchmarks in 9 minutes (GPU_PYTHON=python3: nothing is installed)
+gpu:  ## on a CUDA machine: conformance, sanitizer, benchmarks in 8 minutes (GPU_PYTHON=python3: nothing is installed)
 ifneq ($(GPU_PYTHON),)
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 else
