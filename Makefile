@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_STAMP := $(VENV)/.torch-$(TORCH)
 PACKAGE_STAMP := $(VENV)/.package
-SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(wildcard csrc/*.h csrc/*.cpp)
+SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
 .PHONY: help setup demo test test-all lint types sanitize gpu on-device clean
 .PHONY: bench bench-quick bench-table bench-curves bench-report bench-setup bench-peers bench-jax bench-jax-cuda

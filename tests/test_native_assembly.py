@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-# Rows and registers of the tall block, csrc/mlp_product.h, and the vector registers that there are.
+# Rows and registers of the tall block, csrc/mlp/product.h, and the vector registers that there are.
 BLOCKS = {"avx2": (6, 2), "avx512": (8, 3)}
 
 _LABEL = re.compile(r"^([.\w$]+):")
@@ -88,7 +88,7 @@ def assemble(kernels: str, *more: str) -> str:
 @needs_compiler
 @pytest.mark.parametrize("name", BLOCKS)
 def test_products_of_convolutions_keep_their_sums_in_registers(name: str):
-    loops = product_loops(assemble(f"winograd_{name}.cpp"), *BLOCKS[name])
+    loops = product_loops(assemble(f"image/winograd_{name}.cpp"), *BLOCKS[name])
     assert loops
     assert [spilled for loop in loops if (spilled := spills(loop))] == []
 
@@ -96,7 +96,7 @@ def test_products_of_convolutions_keep_their_sums_in_registers(name: str):
 @pytest.fixture(scope="module")
 def assemblies() -> dict[str, str]:
     with ThreadPoolExecutor() as pool:
-        return dict(zip(BLOCKS, pool.map(assemble, [f"kernels_{name}.cpp" for name in BLOCKS]), strict=True))
+        return dict(zip(BLOCKS, pool.map(assemble, [f"mlp/kernels_{name}.cpp" for name in BLOCKS]), strict=True))
 
 
 @needs_compiler

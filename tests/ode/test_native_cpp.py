@@ -1,4 +1,4 @@
-"""The C++ tests of the scheduler, the solver, an MLP's field and loss, and convolutions (csrc/tests), without Python.
+"""The C++ tests of the scheduler, the solver, an MLP's field and loss, and convolutions (csrc/testing/programs), without Python.
 
 VAPO_FAST_SANITIZE=thread (or address,undefined) builds them with that sanitizer; `make sanitize` runs both.
 """
@@ -15,26 +15,26 @@ import pytest
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 PROGRAMS = {
-    "test_scheduler": ["scheduler.cpp", "tests/test_scheduler.cpp"],
-    "test_solve": ["scheduler.cpp", "solve.cpp", "tests/test_solve.cpp", "tests/counted_new.cpp"],
+    "test_scheduler": ["core/scheduler.cpp", "testing/programs/test_scheduler.cpp"],
+    "test_solve": ["core/scheduler.cpp", "solver/solve.cpp", "testing/programs/test_solve.cpp", "testing/programs/counted_new.cpp"],
     "test_mlp": [
-        "scheduler.cpp",
-        "solve.cpp",
-        "mlp.cpp",
-        "mlp_field.cpp",
-        "kernels.cpp",
-        "kernels_baseline.cpp",
-        "instruction_set.cpp",
-        "tests/test_mlp.cpp",
-        "tests/counted_new.cpp",
+        "core/scheduler.cpp",
+        "solver/solve.cpp",
+        "mlp/mlp.cpp",
+        "mlp/mlp_field.cpp",
+        "mlp/kernels.cpp",
+        "mlp/kernels_baseline.cpp",
+        "simd/instruction_set.cpp",
+        "testing/programs/test_mlp.cpp",
+        "testing/programs/counted_new.cpp",
     ],
     "test_winograd": [
-        "scheduler.cpp",
-        "shared_threads.cpp",
-        "winograd.cpp",
-        "winograd_baseline.cpp",
-        "instruction_set.cpp",
-        "tests/test_winograd.cpp",
+        "core/scheduler.cpp",
+        "core/shared_threads.cpp",
+        "image/winograd.cpp",
+        "image/winograd_baseline.cpp",
+        "simd/instruction_set.cpp",
+        "testing/programs/test_winograd.cpp",
     ],
 }
 FEWEST_TESTS = {"test_scheduler": 7, "test_solve": 8, "test_mlp": 6, "test_winograd": 4}
@@ -55,6 +55,7 @@ def programs(tmp_path_factory):
         "-Werror",
         "-pthread",
         "-DVAPO_FAST_BASELINE_ONLY",
+        f"-I{CSRC}",
     ]
     if sanitizer := os.environ.get("VAPO_FAST_SANITIZE"):
         flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-g"]

@@ -1,0 +1,35 @@
+// The functions of simd_math.h on arrays, for tests of their accuracy.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "simd/instruction_set.h"
+
+namespace vapo_fast {
+
+enum class ElementwiseFunction {
+    exp,
+    log,
+    sigmoid,
+    cos_turns,
+    sin_turns,
+    silu,
+    silu_first,
+    silu_second,
+    softplus,
+    softplus_first,
+    softplus_second,
+    tanh,
+    tanh_first,
+    tanh_second,
+};
+
+// Throws std::invalid_argument for a name that is none of the above.
+ElementwiseFunction elementwise_function_named(const std::string& name);
+
+// out[i] = function(x[i]) for i < n, T float or double; x may be out. The instruction set must be usable here.
+template <class T>
+void elementwise(ElementwiseFunction function, const T* x, T* out, std::int64_t n, InstructionSet instruction_set);
+
+}  // namespace vapo_fast
