@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_STAMP := $(VENV)/.torch-$(TORCH)
 PACKAGE_STAMP := $(VENV)/.package
-SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(wildcard csrc/*/*.h csrc/*/*.cpp)
+SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.py) vapo_fast/ode/tableaus.py
 
 .PHONY: help setup demo test test-all lint types sanitize gpu on-device clean
 .PHONY: bench bench-quick bench-table bench-curves bench-report bench-setup bench-peers bench-jax bench-jax-cuda
@@ -61,6 +61,7 @@ preloaded = $(foreach library,asan ubsan stdc++,$(shell $${CXX:-g++} -print-file
 
 sanitize: export OMP_NUM_THREADS ?= 1
 sanitize: export VAPO_FAST_REQUIRE_NATIVE := 1
+sanitize: export VAPO_FAST_BUILD_TESTING := 1
 sanitize: setup  ## the native tests under AddressSanitizer and UBSan; the threads' under ThreadSanitizer too
 	VAPO_FAST_SANITIZE=thread $(BIN)/python -m pytest tests/ode/test_native_cpp.py $(PYTEST_ARGS)
 	VAPO_FAST_SANITIZE=address,undefined $(BIN)/python -m pytest tests/ode/test_native_cpp.py $(PYTEST_ARGS)
@@ -128,7 +129,7 @@ on-device: setup bench-peers
 
 clean:  ## remove what was built; the environment in VENV and out/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f vapo_fast/_native.*.so vapo_fast/_native_build.json $(PACKAGE_STAMP)
+	rm -f vapo_fast/_native*.so vapo_fast/_native_build.json $(PACKAGE_STAMP)
 
 # pip, and not python, is what tells that an environment is whole: a creation that fails midway leaves only the latter.
 $(BIN)/pip:

@@ -96,7 +96,7 @@ def build(tmp_path: Path, **environment: str) -> tuple[Path, subprocess.Complete
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, "VAPO_FAST_REQUIRE_NATIVE": "0", **environment},
+        env={**os.environ, "VAPO_FAST_REQUIRE_NATIVE": "0", "VAPO_FAST_BUILD_TESTING": "0", **environment},
     )
     return target / "vapo_fast", done
 
@@ -104,7 +104,7 @@ def build(tmp_path: Path, **environment: str) -> tuple[Path, subprocess.Complete
 def test_a_build_without_a_compiler_installs_and_says_why(tmp_path):
     package, done = build(tmp_path, CC="/none/cc", CXX="/none/c++")
     assert done.returncode == 0, done.stderr
-    assert not list(package.glob("_native.*.so"))
+    assert not list(package.glob("_native*.so"))
     record = json.loads((package / "_native_build.json").read_text())
     assert record["built"] is False
     assert "/none/c" in record["error"]
@@ -169,6 +169,28 @@ def test_the_extension_can_be_left_out(tmp_path):
     package, done = build(tmp_path, VAPO_FAST_NO_NATIVE="1")
     assert done.returncode == 0, done.stderr
     assert "VAPO_FAST_NO_NATIVE=1" in json.loads((package / "_native_build.json").read_text())["error"]
+
+
+# In the place of a compiler: it makes the file that it is asked for, empty.
+COMPILES_NOTHING = """#!/bin/sh
+while [ $# -gt 0 ]; do
+    if [ "$1" = -o ]; then : > "$2"; fi
+    shift
+done
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the compiler is a shell script")
+@pytest.mark.parametrize(("testing", "built"), [("0", {"_native"}), ("1", {"_native", "_native_testing"})])
+def test_a_build_has_the_testing_extension_only_where_it_is_asked_for(tmp_path, testing, built):
+    """A wheel is packed from such a build, so it holds what the engine needs and no hooks of tests."""
+    compiler = tmp_path / "c++"
+    compiler.write_text(COMPILES_NOTHING)
+    compiler.chmod(0o755)
+    environment = {"CC": str(compiler), "CXX": str(compiler), "VAPO_FAST_BUILD_TESTING": testing}
+    package, done = build(tmp_path, **environment, VAPO_FAST_REQUIRE_NATIVE="1")
+    assert done.returncode == 0, done.stderr
+    assert {path.name.split(".")[0] for path in package.glob("_native*.so")} == built
 
 
 def test_a_required_extension_that_cannot_be_built_is_an_error(tmp_path):

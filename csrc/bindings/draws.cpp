@@ -13,8 +13,8 @@
 #include "bindings/interpreter_lock.h"
 
 namespace py = pybind11;
-namespace arguments = vapo_fast::arguments;
 
+namespace vapo_fast {
 namespace {
 
 constexpr std::int64_t largest_word = std::numeric_limits<std::uint32_t>::max();
@@ -27,14 +27,14 @@ std::uint32_t word(py::handle value, const char* name) {
 std::int64_t rows(py::handle index) { return py::reinterpret_borrow<py::array>(index).shape(0); }
 
 template <class T>
-using DrawFunction = void (*)(const vapo_fast::Draws&, T*) noexcept;
+using DrawFunction = void (*)(const Draws&, T*) noexcept;
 
 template <class T>
-py::array draw(const vapo_fast::Draws& draws, DrawFunction<T> function) {
+py::array draw(const Draws& draws, DrawFunction<T> function) {
     py::array_t<T> out({draws.samples, draws.size});
     T* values = out.mutable_data();
     {
-        const vapo_fast::WithoutLock release;
+        const WithoutLock release;
         function(draws, values);
     }
     return std::move(out);
@@ -42,7 +42,7 @@ py::array draw(const vapo_fast::Draws& draws, DrawFunction<T> function) {
 
 py::array draw_of(py::handle seed, py::handle index, py::handle size, py::handle stream, py::handle dtype,
                   DrawFunction<float> single, DrawFunction<double> both) {
-    vapo_fast::Draws draws{};
+    Draws draws{};
     // The array comes last: converting a number may run the caller's code, which may resize it.
     draws.seed = arguments::unsigned_word(seed, "seed");
     draws.size = arguments::integer(size, "size", 1, largest_size);
@@ -55,7 +55,7 @@ py::array draw_of(py::handle seed, py::handle index, py::handle size, py::handle
     throw py::value_error("dtype must be 'float32' or 'float64', got '" + name + "'");
 }
 
-py::array permutation(py::handle seed, py::handle stream, py::handle epoch, py::handle n) {
+py::array permutation_of(py::handle seed, py::handle stream, py::handle epoch, py::handle n) {
     const std::uint64_t key = arguments::unsigned_word(seed, "seed");
     const std::uint32_t stream_word = word(stream, "stream");
     const std::int64_t index = arguments::integer(epoch, "epoch", 0, std::numeric_limits<std::int64_t>::max());
@@ -63,8 +63,8 @@ py::array permutation(py::handle seed, py::handle stream, py::handle epoch, py::
     py::array_t<std::int64_t> out(count);
     std::int64_t* order = out.mutable_data();
     {
-        const vapo_fast::WithoutLock release;
-        vapo_fast::permutation(key, stream_word, index, count, order);
+        const WithoutLock release;
+        permutation(key, stream_word, index, count, order);
     }
     return std::move(out);
 }
@@ -75,19 +75,21 @@ void bind_draws(py::module_& m) {
     m.def(
         "normal_draws",
         [](py::handle seed, py::handle index, py::handle size, py::handle stream, py::handle dtype) {
-            return draw_of(seed, index, size, stream, dtype, &vapo_fast::draw_normal<float>,
-                           &vapo_fast::draw_normal<double>);
+            return draw_of(seed, index, size, stream, dtype, &draw_normal<float>,
+                           &draw_normal<double>);
         },
         py::arg("seed"), py::arg("index"), py::arg("size"), py::arg("stream"), py::arg("dtype"),
         "Standard normal draws (n, size) for int64 sample numbers (n,).");
     m.def(
         "uniform_draws",
         [](py::handle seed, py::handle index, py::handle size, py::handle stream, py::handle dtype) {
-            return draw_of(seed, index, size, stream, dtype, &vapo_fast::draw_uniform<float>,
-                           &vapo_fast::draw_uniform<double>);
+            return draw_of(seed, index, size, stream, dtype, &draw_uniform<float>,
+                           &draw_uniform<double>);
         },
         py::arg("seed"), py::arg("index"), py::arg("size"), py::arg("stream"), py::arg("dtype"),
         "Draws (n, size), uniform in (0, 1), for int64 sample numbers (n,).");
-    m.def("permutation", &permutation, py::arg("seed"), py::arg("stream"), py::arg("epoch"), py::arg("n"),
+    m.def("permutation", &permutation_of, py::arg("seed"), py::arg("stream"), py::arg("epoch"), py::arg("n"),
           "A shuffle of 0 .. n - 1.");
 }
+
+}  // namespace vapo_fast

@@ -101,7 +101,7 @@ public:
             if (!std::all_of(all[i], all[i] + sizes[i], [](T value) { return std::isfinite(value); }))
                 throw NonFiniteWeights(names[i] + " has NaN or infinite values");
         }
-        packed_ = std::make_shared<const PackedMlp<T>>(shape_, views, kernels<T>(instruction_set_).lanes);
+        packed_ = std::make_shared<const PackedMlp<T>>(shape_, views, table_for<Kernels<T>>(instruction_set_).lanes);
         return true;
     }
 

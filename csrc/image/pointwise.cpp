@@ -4,41 +4,15 @@
 #include <type_traits>
 
 #include "image/pointwise_table.h"
+#include "simd/dispatch.h"
 #include "core/shared_threads.h"
 
 namespace vapo_fast {
-
-// Instantiated in pointwise_*.cpp, each compiled for its own instructions.
-namespace baseline {
-template <class T, class N>
-const PointwiseTable<T, N>& pointwise_table();
-}
-#if defined(VAPO_FAST_X86_BUILDS)
-namespace avx2 {
-template <class T, class N>
-const PointwiseTable<T, N>& pointwise_table();
-}
-namespace avx512 {
-template <class T, class N>
-const PointwiseTable<T, N>& pointwise_table();
-}
-#endif
 
 namespace {
 
 // Numbers of a part: some tens of microseconds, and a multiple of every register.
 constexpr std::int64_t part_size = 1 << 14;
-
-template <class T, class N>
-const PointwiseTable<T, N>& table(InstructionSet instruction_set) {
-#if defined(VAPO_FAST_X86_BUILDS)
-    if (instruction_set == InstructionSet::avx512) return avx512::pointwise_table<T, N>();
-    if (instruction_set == InstructionSet::avx2) return avx2::pointwise_table<T, N>();
-#else
-    (void)instruction_set;
-#endif
-    return baseline::pointwise_table<T, N>();
-}
 
 // f(begin, end) of parts of [0, size).
 template <class F>
@@ -63,18 +37,18 @@ void over_pixels(MapShape shape, int threads, const F& f) {
 
 template <class T, class N>
 void silu_map(const T* x, N* s, MapShape shape, PointwiseRun run) {
-    const auto& kernels = table<T, N>(run.instruction_set);
+    const auto& kernels = table_for<PointwiseTable<T, N>>(run.instruction_set);
     over_numbers(shape.size(), run.threads, [&](auto begin, auto end) { kernels.silu_map(x, s, begin, end); });
 }
 
 template <class T, class V, class O>
 void silu_derivative(const T* x, const V* v, const T* skip, O* out, MapShape shape, PointwiseRun run) {
     if constexpr (std::is_same_v<O, T>) {
-        const auto& kernels = table<T, V>(run.instruction_set);
+        const auto& kernels = table_for<PointwiseTable<T, V>>(run.instruction_set);
         over_numbers(shape.size(), run.threads,
                      [&](auto begin, auto end) { kernels.silu_adjoint(x, v, skip, out, begin, end); });
     } else {
-        const auto& kernels = table<T, O>(run.instruction_set);
+        const auto& kernels = table_for<PointwiseTable<T, O>>(run.instruction_set);
         over_numbers(shape.size(), run.threads,
                      [&](auto begin, auto end) { kernels.silu_tangent(x, v, skip, out, begin, end); });
     }
@@ -82,14 +56,14 @@ void silu_derivative(const T* x, const V* v, const T* skip, O* out, MapShape sha
 
 template <class T, class N>
 void silu_second(const SiluSecond<T, N>& arrays, MapShape shape, PointwiseRun run) {
-    const auto& kernels = table<T, N>(run.instruction_set);
+    const auto& kernels = table_for<PointwiseTable<T, N>>(run.instruction_set);
     over_numbers(shape.size(), run.threads,
                  [&](auto begin, auto end) { kernels.silu_second(arrays, shape.size(), begin, end); });
 }
 
 template <class T, class N>
 void film_silu(const N* c, const T* gain, const T* offset, N* out, MapShape shape, PointwiseRun run) {
-    const auto& kernels = table<T, N>(run.instruction_set);
+    const auto& kernels = table_for<PointwiseTable<T, N>>(run.instruction_set);
     over_pixels(shape, run.threads, [&](auto row, auto first, auto pixels) {
         const auto at = (row * shape.pixels + first) * shape.channels, wide = row * shape.channels;
         kernels.film_silu(c + at, gain + wide, offset + wide, out + at, shape.channels, pixels);
@@ -99,7 +73,7 @@ void film_silu(const N* c, const T* gain, const T* offset, N* out, MapShape shap
 template <class T, class N>
 void film_silu_derivative(const N* c, const N* v, const T* gain, const T* offset, N* out, MapShape shape,
                           PointwiseRun run) {
-    const auto& kernels = table<T, N>(run.instruction_set);
+    const auto& kernels = table_for<PointwiseTable<T, N>>(run.instruction_set);
     over_pixels(shape, run.threads, [&](auto row, auto first, auto pixels) {
         const auto at = (row * shape.pixels + first) * shape.channels, wide = row * shape.channels;
         kernels.film_silu_derivative(c + at, v + at, gain + wide, offset + wide, out + at, shape.channels, pixels);
@@ -108,14 +82,14 @@ void film_silu_derivative(const N* c, const N* v, const T* gain, const T* offset
 
 template <class T, class N>
 void film_silu_second(const FilmSecond<T, N>& arrays, MapShape shape, PointwiseRun run) {
-    const auto& kernels = table<T, N>(run.instruction_set);
+    const auto& kernels = table_for<PointwiseTable<T, N>>(run.instruction_set);
     shared_parallel_for(shape.rows, run.threads,
                         [&](std::int64_t row) { kernels.film_silu_second(arrays, shape, row); });
 }
 
 template <class T, class N>
 void residual(const N* branch, const T* skip, const T* bias, T* out, MapShape shape, PointwiseRun run) {
-    const auto& kernels = table<T, N>(run.instruction_set);
+    const auto& kernels = table_for<PointwiseTable<T, N>>(run.instruction_set);
     over_pixels(shape, run.threads, [&](auto row, auto first, auto pixels) {
         const auto at = (row * shape.pixels + first) * shape.channels;
         kernels.residual(branch + at, skip + at, bias, out + at, shape.channels, pixels);

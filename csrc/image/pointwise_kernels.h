@@ -124,17 +124,24 @@ void residual(const N* branch, const T* skip, const T* bias, T* out, std::int64_
 }
 
 template <class T, class N>
-const PointwiseTable<T, N>& pointwise_table() {
-    static constexpr PointwiseTable<T, N> table{
-        silu_map<T, N>,  silu_derivative<T, N, T>,   silu_derivative<T, T, N>, silu_second<T, N>,
-        film_silu<T, N>, film_silu_derivative<T, N>, film_silu_second<T, N>,   residual<T, N>,
-    };
-    return table;
-}
+struct Fill<PointwiseTable<T, N>> {
+    static constexpr PointwiseTable<T, N> table() {
+        PointwiseTable<T, N> kernels{};
+        kernels.silu_map = silu_map<T, N>;
+        kernels.silu_adjoint = silu_derivative<T, N, T>;
+        kernels.silu_tangent = silu_derivative<T, T, N>;
+        kernels.silu_second = silu_second<T, N>;
+        kernels.film_silu = film_silu<T, N>;
+        kernels.film_silu_derivative = film_silu_derivative<T, N>;
+        kernels.film_silu_second = film_silu_second<T, N>;
+        kernels.residual = residual<T, N>;
+        return kernels;
+    }
+};
 
-template const PointwiseTable<float, float>& pointwise_table();
-template const PointwiseTable<float, BFloat16>& pointwise_table();
-template const PointwiseTable<double, double>& pointwise_table();
+template const PointwiseTable<float, float>& table();
+template const PointwiseTable<float, BFloat16>& table();
+template const PointwiseTable<double, double>& table();
 
 }  // namespace VAPO_FAST_ISA
 }  // namespace vapo_fast

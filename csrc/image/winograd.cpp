@@ -6,24 +6,9 @@
 
 #include "core/shared_threads.h"
 #include "image/winograd_table.h"
+#include "simd/dispatch.h"
 
 namespace vapo_fast {
-
-// Instantiated in winograd_*.cpp, each compiled for its own instructions.
-namespace baseline {
-template <int m>
-const WinogradTable& winograd_table();
-}
-#if defined(VAPO_FAST_X86_BUILDS)
-namespace avx2 {
-template <int m>
-const WinogradTable& winograd_table();
-}
-namespace avx512 {
-template <int m>
-const WinogradTable& winograd_table();
-}
-#endif
 
 namespace {
 
@@ -35,16 +20,9 @@ constexpr int group_size = 48;
 constexpr std::int64_t block_size = (384 << 10) / sizeof(float);
 constexpr std::int64_t fewest_tiles = 8, most_tiles = 96;
 
-const WinogradTable& table(InstructionSet instruction_set, int tile) {
-#if defined(VAPO_FAST_X86_BUILDS)
-    if (instruction_set == InstructionSet::avx512)
-        return tile == 2 ? avx512::winograd_table<2>() : avx512::winograd_table<4>();
-    if (instruction_set == InstructionSet::avx2)
-        return tile == 2 ? avx2::winograd_table<2>() : avx2::winograd_table<4>();
-#else
-    (void)instruction_set;
-#endif
-    return tile == 2 ? baseline::winograd_table<2>() : baseline::winograd_table<4>();
+const WinogradKernels& kernels_for(InstructionSet instruction_set, int tile) {
+    const auto& table = table_for<WinogradTable>(instruction_set);
+    return tile == 2 ? table.tile_2 : table.tile_4;
 }
 
 std::int64_t rounded_up(std::int64_t size, std::int64_t unit) { return (size + unit - 1) / unit * unit; }
@@ -73,8 +51,8 @@ WinogradConvolution::WinogradConvolution(const float* weight, int outputs, int i
                                          InstructionSet instruction_set, int threads)
     : instruction_set_(instruction_set),
       transposed_(transposed),
-      layout_(transposed ? layout_of(outputs, inputs, tile, table(instruction_set, tile).lanes)
-                         : layout_of(inputs, outputs, tile, table(instruction_set, tile).lanes)),
+      layout_(transposed ? layout_of(outputs, inputs, tile, kernels_for(instruction_set, tile).lanes)
+                         : layout_of(inputs, outputs, tile, kernels_for(instruction_set, tile).lanes)),
       raw_(static_cast<std::size_t>(outputs) * static_cast<std::size_t>(inputs) * taps),
       packed_(static_cast<std::size_t>(layout_.weight_stride) * static_cast<std::size_t>(layout_.positions())) {
     std::copy_n(weight, raw_.size(), raw_.data());
@@ -83,7 +61,7 @@ WinogradConvolution::WinogradConvolution(const float* weight, int outputs, int i
     const WinogradWeights weights =
         transposed ? WinogradWeights{weight + (taps - 1) * inputs, output, 1, -3 * inputs, -inputs}
                    : WinogradWeights{weight, 1, output, 3 * inputs, inputs};
-    const WinogradTable& kernels = table(instruction_set_, tile);
+    const WinogradKernels& kernels = kernels_for(instruction_set_, tile);
     shared_parallel_for(layout_.panels, threads, [&](std::int64_t panel) {
         kernels.pack(weights, layout_, static_cast<int>(panel), packed_.data());
     });
@@ -94,7 +72,7 @@ bool WinogradConvolution::holds(const float* weight) const {
 }
 
 void WinogradConvolution::apply(const float* x, float* y, ImageShape shape, int threads) const {
-    const WinogradTable& kernels = table(instruction_set_, layout_.tile);
+    const WinogradKernels& kernels = kernels_for(instruction_set_, layout_.tile);
     const std::int64_t tile = layout_.tile, positions = layout_.positions();
     const std::int64_t tiles = shape.rows * ((shape.height + tile - 1) / tile) * ((shape.width + tile - 1) / tile);
     const std::int64_t fitting = block_size / (positions * (layout_.input_stride + layout_.output_stride));

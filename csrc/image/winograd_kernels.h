@@ -247,14 +247,15 @@ void winograd_block(const WinogradBlock& block, const WinogradLayout& layout) {
     }
 }
 
-template <int m>
-const WinogradTable& winograd_table() {
-    static constexpr WinogradTable table{Vec<float>::lanes, pack_winograd<m>, winograd_block<m>};
-    return table;
-}
+template <>
+struct Fill<WinogradTable> {
+    static constexpr WinogradTable table() {
+        return {{Vec<float>::lanes, pack_winograd<2>, winograd_block<2>},
+                {Vec<float>::lanes, pack_winograd<4>, winograd_block<4>}};
+    }
+};
 
-template const WinogradTable& winograd_table<2>();
-template const WinogradTable& winograd_table<4>();
+template const WinogradTable& table();
 
 }  // namespace VAPO_FAST_ISA
 }  // namespace vapo_fast

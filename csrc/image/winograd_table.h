@@ -1,4 +1,4 @@
-// The kernels behind winograd.h, one table for each instruction set and size of tile.
+// The kernels behind winograd.h, one table for each instruction set.
 #pragma once
 
 #include "image/winograd.h"
@@ -26,11 +26,16 @@ struct WinogradBlock {
     float* discarded;    // [panels * lanes], written there
 };
 
-struct WinogradTable {
+// For tiles of one size.
+struct WinogradKernels {
     int lanes;
     // Transforms and packs a panel of outputs.
     void (*pack)(const WinogradWeights& weights, const WinogradLayout& layout, int panel, float* packed);
     void (*block)(const WinogradBlock& block, const WinogradLayout& layout);
+};
+
+struct WinogradTable {
+    WinogradKernels tile_2, tile_4;
 };
 
 }  // namespace vapo_fast

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "solver/field.h"
-#include "simd/instruction_set.h"
+#include "simd/dispatch.h"
 #include "mlp/mlp.h"
 
 namespace vapo_fast {
@@ -40,16 +40,6 @@ struct LossSums {
     T* gradient = nullptr;  // see MlpGradient
 };
 
-// Where a layer's gradients lie in one padded array: weights [size(l+1)][stride(size(l))], bias and output padded.
-template <class T>
-struct MlpGradient {
-    explicit MlpGradient(const PackedMlp<T>& mlp);
-    std::vector<std::size_t> weight, bias;  // offsets
-    std::vector<int> stride;                // of each weight's rows
-    std::size_t output = 0;
-    std::size_t size = 0;
-};
-
 template <class T>
 struct Kernels {
     int lanes;
@@ -58,15 +48,6 @@ struct Kernels {
     void (*field)(const PackedMlp<T>&, const Trace<T>&, const FieldRows<T>&, T* workspace);
     std::size_t (*loss_workspace)(const PackedMlp<T>&);
     void (*loss)(const PackedMlp<T>&, const MlpGradient<T>&, const LossRows<T>&, LossSums<T>&, T* workspace);
-    // For rates.h.
-    int multiply_add_chains, multiply_adds_a_turn;
-    void (*multiply_adds)(std::int64_t turns, T* workspace);
-    void (*repeat_product)(const PackedMlp<T>&, std::int64_t turns, T* workspace);
-    void (*repeat_activation)(const PackedMlp<T>&, std::int64_t turns, T* workspace);
 };
-
-// The kernels built for an instruction set; it must be one of usable_instruction_sets().
-template <class T>
-const Kernels<T>& kernels(InstructionSet instruction_set);
 
 }  // namespace vapo_fast

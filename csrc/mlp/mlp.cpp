@@ -104,7 +104,26 @@ bool PackedMlp<T>::holds(const MlpWeights<T>& weights) const {
     return same;
 }
 
+template <class T>
+MlpGradient<T>::MlpGradient(const PackedMlp<T>& mlp) {
+    const MlpShape& shape = mlp.shape();
+    const auto padded = [&](int columns) {
+        return static_cast<std::size_t>((columns + mlp.lanes() - 1) / mlp.lanes() * mlp.lanes());
+    };
+    for (int l = 0; l < shape.layers(); ++l) {
+        stride.push_back(mlp.stride(shape.size(l)));
+        weight.push_back(size);
+        size += static_cast<std::size_t>(shape.size(l + 1)) * static_cast<std::size_t>(stride.back());
+        bias.push_back(size);
+        size += padded(shape.size(l + 1));
+    }
+    output = size;
+    size += padded(shape.size(shape.layers()));
+}
+
 template class PackedMlp<float>;
 template class PackedMlp<double>;
+template struct MlpGradient<float>;
+template struct MlpGradient<double>;
 
 }  // namespace vapo_fast

@@ -89,6 +89,16 @@ private:
     const T* output_ = nullptr;
 };
 
+// Where a layer's gradients lie in one padded array: weights [size(l+1)][stride(size(l))], bias and output padded.
+template <class T>
+struct MlpGradient {
+    explicit MlpGradient(const PackedMlp<T>& mlp);
+    std::vector<std::size_t> weight, bias;  // offsets
+    std::vector<int> stride;                // of each weight's rows
+    std::size_t output = 0;
+    std::size_t size = 0;
+};
+
 extern template class PackedMlp<float>;
 extern template class PackedMlp<double>;
 

@@ -22,7 +22,7 @@ std::int64_t slices_allowed(std::size_t bytes) {
 
 template <class T>
 MlpField<T>::MlpField(std::shared_ptr<const PackedMlp<T>> mlp, InstructionSet instruction_set, Trace<T> trace)
-    : mlp_(std::move(mlp)), trace_(trace), kernels_(kernels<T>(instruction_set)) {}
+    : mlp_(std::move(mlp)), trace_(trace), kernels_(table_for<Kernels<T>>(instruction_set)) {}
 
 template <class T>
 bool evaluate_batch(const Field<T>& field, const FieldRows<T>& rows, int threads, const Monitor& monitor) {
@@ -95,7 +95,7 @@ T* LossMemory<T>::workspace(int thread, std::size_t size) {
 template <class T>
 bool loss_and_gradient(const PackedMlp<T>& mlp, InstructionSet instruction_set, const LossBatch<T>& batch,
                        LossResult<T>& result, int threads, LossMemory<T>& memory, const Monitor& monitor) {
-    const Kernels<T>& kernel = kernels<T>(instruction_set);
+    const Kernels<T>& kernel = table_for<Kernels<T>>(instruction_set);
     const MlpShape& shape = mlp.shape();
     const MlpGradient<T> layout(mlp);
     const std::int64_t tile = kernel.tile, d = shape.dimension;

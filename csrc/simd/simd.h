@@ -8,6 +8,8 @@
 // set are reproducible to the last bit, results of two differ by rounding.
 #pragma once
 
+#include "simd/dispatch.h"
+
 #ifndef VAPO_FAST_ISA
 #error "include isa_begin.h before simd.h"
 #endif
@@ -154,6 +156,17 @@ using Bits = Vec<typename Unsigned<sizeof(T)>::Type>;
 template <class T>
 VAPO_FAST_INLINE Bits<T> bits_of(Vec<T> a) {
     return reinterpret<typename Bits<T>::Element>(a);
+}
+
+// How a table of dispatch.h is filled with this instruction set's kernels: `static constexpr Table table()`, in a
+// specialisation beside the kernels.
+template <class Table>
+struct Fill;
+
+template <class Table>
+const Table& table() {
+    static constexpr Table filled = Fill<Table>::table();
+    return filled;
 }
 
 }  // namespace VAPO_FAST_ISA

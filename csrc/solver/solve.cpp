@@ -4,7 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "solver/tableau.h"
+#include "solver/methods.h"
 #include "solver/worker.h"
 
 namespace vapo_fast {
@@ -50,21 +50,40 @@ void solve_with(const Field<T>& field, const Interval& interval, const SolveOpti
     run_team(team, state, [&](int thread) { OneWorker(shared, thread).run(); });
 }
 
+// What solve() does by one method; the methods' own code in the order of enum Method.
+template <class T>
+using SolveWith = void (*)(const Field<T>&, const Interval&, const SolveOptions&, const SolveArrays<T>&, int,
+                           CallState&);
+
+template <class T, const auto&... tableaus>
+SolveWith<T> solver_of(Method method, TableauList<tableaus...>) {
+    static constexpr SolveWith<T> solvers[] = {&solve_with<T, tableaus>...};
+    return solvers[static_cast<int>(method)];
+}
+
+template <const auto&... tableaus>
+Method find_method(const std::string& name, TableauList<tableaus...>) {
+    constexpr int count = sizeof...(tableaus);
+    constexpr const char* names[] = {tableaus.name...};
+    std::string known;
+    for (int i = 0; i < count; ++i) {
+        if (name == names[i]) return static_cast<Method>(i);
+        known += (i == 0 ? "" : i + 1 == count ? " or " : ", ") + std::string(names[i]);
+    }
+    refuse("method must be " + known + ", got '" + name + "'");
+}
+
+template <const auto&... tableaus>
+bool has_error_estimate(Method method, TableauList<tableaus...>) {
+    static constexpr bool adaptive[] = {tableaus.adaptive...};
+    return adaptive[static_cast<int>(method)];
+}
+
 }  // namespace
 
-Method method_from_name(const std::string& name) {
-    if (name == kDopri5.name) return Method::kDopri5;
-    if (name == kTsit5.name) return Method::kTsit5;
-    if (name == kBosh3.name) return Method::kBosh3;
-    if (name == kHeun.name) return Method::kHeun;
-    if (name == kRk4.name) return Method::kRk4;
-    if (name == kEuler.name) return Method::kEuler;
-    refuse("method must be dopri5, tsit5, bosh3, heun, rk4 or euler, got '" + name + "'");
-}
+Method method_from_name(const std::string& name) { return find_method(name, Methods{}); }
 
-bool is_adaptive(Method method) {
-    return method == Method::kDopri5 || method == Method::kTsit5 || method == Method::kBosh3;
-}
+bool is_adaptive(Method method) { return has_error_estimate(method, Methods{}); }
 
 template <class T>
 bool solve(const Field<T>& field, double t0, double t1, const SolveOptions& options, const SolveArrays<T>& arrays,
@@ -75,14 +94,7 @@ bool solve(const Field<T>& field, double t0, double t1, const SolveOptions& opti
     if (arrays.n == 0) return true;
     CallState state(monitor);
     const Interval interval(t0, t1);
-    switch (options.method) {
-        case Method::kDopri5: solve_with<T, kDopri5>(field, interval, options, arrays, threads, state); break;
-        case Method::kTsit5: solve_with<T, kTsit5>(field, interval, options, arrays, threads, state); break;
-        case Method::kBosh3: solve_with<T, kBosh3>(field, interval, options, arrays, threads, state); break;
-        case Method::kHeun: solve_with<T, kHeun>(field, interval, options, arrays, threads, state); break;
-        case Method::kRk4: solve_with<T, kRk4>(field, interval, options, arrays, threads, state); break;
-        case Method::kEuler: solve_with<T, kEuler>(field, interval, options, arrays, threads, state); break;
-    }
+    solver_of<T>(options.method, Methods{})(field, interval, options, arrays, threads, state);
     return !state.stopped();
 }
 

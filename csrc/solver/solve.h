@@ -5,12 +5,11 @@
 #include <cstdint>
 #include <string>
 
-#include "solver/field.h"
 #include "core/scheduler.h"
+#include "solver/field.h"
+#include "solver/methods.h"
 
 namespace vapo_fast {
-
-enum class Method { kDopri5, kTsit5, kBosh3, kHeun, kRk4, kEuler };
 
 Method method_from_name(const std::string& name);  // std::invalid_argument for another name
 bool is_adaptive(Method method);

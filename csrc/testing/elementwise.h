@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "simd/instruction_set.h"
+#include "simd/dispatch.h"
 
 namespace vapo_fast {
 
@@ -28,8 +28,10 @@ enum class ElementwiseFunction {
 // Throws std::invalid_argument for a name that is none of the above.
 ElementwiseFunction elementwise_function_named(const std::string& name);
 
-// out[i] = function(x[i]) for i < n, T float or double; x may be out. The instruction set must be usable here.
 template <class T>
-void elementwise(ElementwiseFunction function, const T* x, T* out, std::int64_t n, InstructionSet instruction_set);
+struct ElementwiseTable {
+    // out[i] = function(x[i]) for i < n; x may be out.
+    void (*apply)(ElementwiseFunction function, const T* x, T* out, std::int64_t n);
+};
 
 }  // namespace vapo_fast

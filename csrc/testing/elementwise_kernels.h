@@ -65,8 +65,13 @@ void elementwise(ElementwiseFunction function, const T* x, T* out, std::int64_t 
     }
 }
 
-template void elementwise<float>(ElementwiseFunction, const float*, float*, std::int64_t);
-template void elementwise<double>(ElementwiseFunction, const double*, double*, std::int64_t);
+template <class T>
+struct Fill<ElementwiseTable<T>> {
+    static constexpr ElementwiseTable<T> table() { return {&elementwise<T>}; }
+};
+
+template const ElementwiseTable<float>& table();
+template const ElementwiseTable<double>& table();
 
 }  // namespace VAPO_FAST_ISA
 }  // namespace vapo_fast

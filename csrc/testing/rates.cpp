@@ -7,6 +7,7 @@
 #include "mlp/kernels.h"
 #include "core/scheduler.h"
 #include "core/storage.h"
+#include "testing/rates_table.h"
 
 namespace vapo_fast {
 
@@ -59,33 +60,37 @@ void share(std::int64_t turns, int threads, std::size_t workspace_size, const Re
 }  // namespace
 
 double repeat_multiply_adds(InstructionSet instruction_set, std::int64_t turns, int threads) {
-    const Kernels<float>& kernel = kernels<float>(instruction_set);
-    share(turns, threads, static_cast<std::size_t>(kernel.lanes * kernel.multiply_add_chains), kernel.multiply_adds);
-    return 2.0 * kernel.multiply_adds_a_turn * kernel.multiply_add_chains * kernel.lanes * static_cast<double>(turns);
+    const auto& loops = table_for<RateTable>(instruction_set);
+    const int numbers = table_for<Kernels<float>>(instruction_set).lanes * loops.multiply_add_chains;
+    share(turns, threads, static_cast<std::size_t>(numbers), loops.multiply_adds);
+    return 2.0 * loops.multiply_adds_a_turn * numbers * static_cast<double>(turns);
 }
 
 double repeat_product(InstructionSet instruction_set, int inner, int columns, std::int64_t turns, int threads) {
-    const Kernels<float>& kernel = kernels<float>(instruction_set);
+    const Kernels<float>& kernel = table_for<Kernels<float>>(instruction_set);
     const PackedMlp<float> mlp = made_up(layer(inner, columns), kernel.lanes);
     const auto size = static_cast<std::size_t>(kernel.tile * (mlp.stride(inner) + mlp.stride(columns)));
-    share(turns, threads, size, [&](std::int64_t part, float* workspace) { kernel.repeat_product(mlp, part, workspace); });
+    share(turns, threads, size, [&](std::int64_t part, float* workspace) {
+        table_for<RateTable>(instruction_set).repeat_product(mlp, part, workspace);
+    });
     return 2.0 * kernel.tile * inner * columns * static_cast<double>(turns);
 }
 
 double repeat_activation(InstructionSet instruction_set, Activation activation, int columns, std::int64_t turns,
                          int threads) {
-    const Kernels<float>& kernel = kernels<float>(instruction_set);
+    const Kernels<float>& kernel = table_for<Kernels<float>>(instruction_set);
     MlpShape shape = layer(1, columns);
     shape.activation = activation;
     const PackedMlp<float> mlp = made_up(shape, kernel.lanes);
     const auto size = static_cast<std::size_t>(2 * kernel.tile * mlp.stride(columns));
-    share(turns, threads, size,
-          [&](std::int64_t part, float* workspace) { kernel.repeat_activation(mlp, part, workspace); });
+    share(turns, threads, size, [&](std::int64_t part, float* workspace) {
+        table_for<RateTable>(instruction_set).repeat_activation(mlp, part, workspace);
+    });
     return static_cast<double>(kernel.tile) * columns * static_cast<double>(turns);
 }
 
 double repeat_field(InstructionSet instruction_set, const MlpShape& shape, std::int64_t turns, int threads) {
-    const Kernels<float>& kernel = kernels<float>(instruction_set);
+    const Kernels<float>& kernel = table_for<Kernels<float>>(instruction_set);
     const PackedMlp<float> mlp = made_up(shape, kernel.lanes);
     const Trace<float> no_trace;
     const auto rows = static_cast<std::size_t>(kernel.tile);

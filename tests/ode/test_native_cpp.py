@@ -1,9 +1,10 @@
-"""The C++ tests of the scheduler, the solver, an MLP's field and loss, and convolutions (csrc/testing/programs), without Python.
+"""The C++ programs of csrc/testing/programs: scheduler, solver, field and loss of an MLP, convolutions; no Python.
 
 VAPO_FAST_SANITIZE=thread (or address,undefined) builds them with that sanitizer; `make sanitize` runs both.
 """
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,14 +17,18 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 PROGRAMS = {
     "test_scheduler": ["core/scheduler.cpp", "testing/programs/test_scheduler.cpp"],
-    "test_solve": ["core/scheduler.cpp", "solver/solve.cpp", "testing/programs/test_solve.cpp", "testing/programs/counted_new.cpp"],
+    "test_solve": [
+        "core/scheduler.cpp",
+        "solver/solve.cpp",
+        "testing/programs/test_solve.cpp",
+        "testing/programs/counted_new.cpp",
+    ],
     "test_mlp": [
         "core/scheduler.cpp",
         "solver/solve.cpp",
         "mlp/mlp.cpp",
         "mlp/mlp_field.cpp",
-        "mlp/kernels.cpp",
-        "mlp/kernels_baseline.cpp",
+        "simd/baseline.cpp",
         "simd/instruction_set.cpp",
         "testing/programs/test_mlp.cpp",
         "testing/programs/counted_new.cpp",
@@ -32,7 +37,7 @@ PROGRAMS = {
         "core/scheduler.cpp",
         "core/shared_threads.cpp",
         "image/winograd.cpp",
-        "image/winograd_baseline.cpp",
+        "simd/baseline.cpp",
         "simd/instruction_set.cpp",
         "testing/programs/test_winograd.cpp",
     ],
@@ -46,6 +51,8 @@ pytestmark = pytest.mark.skipif(COMPILER is None or os.name == "nt", reason="nee
 def programs(tmp_path_factory):
     """Compiles all programs at once; maps each name to its path, or to the compiler's complaint."""
     folder = tmp_path_factory.mktemp("programs")
+    generate = runpy.run_path(str(CSRC / "solver" / "generate_methods.py"))["generate"]
+    generate(folder / "solver" / "methods.h")
     flags = [
         "-std=c++17",
         "-O1",
@@ -56,6 +63,7 @@ def programs(tmp_path_factory):
         "-pthread",
         "-DVAPO_FAST_BASELINE_ONLY",
         f"-I{CSRC}",
+        f"-I{folder}",
     ]
     if sanitizer := os.environ.get("VAPO_FAST_SANITIZE"):
         flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-g"]

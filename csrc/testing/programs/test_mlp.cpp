@@ -57,7 +57,7 @@ std::shared_ptr<const PackedMlp<T>> network() {
     }
     weights.output = draw(of.size(of.layers()), 1.0);
     weights.frequencies = draw(std::int64_t{of.features} * of.inputs(), 0.3);
-    return std::make_shared<const PackedMlp<T>>(of, weights, kernels<T>(kSet).lanes);
+    return std::make_shared<const PackedMlp<T>>(of, weights, table_for<Kernels<T>>(kSet).lanes);
 }
 
 // How the solver is given the network: without the Laplacian, with the exact one, or with estimates of it.

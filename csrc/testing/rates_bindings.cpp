@@ -1,4 +1,4 @@
-// Python bindings of single kernels run over and over; benchmarks/kernels.py is what uses them.
+// vapo_fast._native_testing.rates: single kernels run over and over; benchmarks use them.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "bindings/bindings.h"
 #include "bindings/arguments.h"
 #include "bindings/interpreter_lock.h"
+#include "testing/bindings.h"
 #include "testing/rates.h"
 
 namespace py = pybind11;

@@ -1,4 +1,4 @@
-// Hooks for tests, vapo_fast._native.testing: tableaus, the step controller, and solves of fields given by a formula.
+// Hooks for tests of the solver: tableaus, the step controller, and solves of fields given by a formula.
 // Arguments are converted and copied; nothing here is fast or for users.
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>
@@ -11,11 +11,12 @@
 #include <vector>
 
 #include "testing/analytic_field.h"
+#include "testing/bindings.h"
 #include "bindings/solve_results.h"
 #include "solver/controller.h"
 #include "bindings/interpreter_lock.h"
 #include "solver/solve.h"
-#include "solver/tableau.h"
+#include "solver/methods.h"
 
 namespace py = pybind11;
 
@@ -43,16 +44,14 @@ py::dict describe(const Tableau<S>& tableau) {
     return fields;
 }
 
-py::list tableaus() {
+template <const auto&... tableaus>
+py::list described(TableauList<tableaus...>) {
     py::list all;
-    all.append(describe(kDopri5));
-    all.append(describe(kTsit5));
-    all.append(describe(kBosh3));
-    all.append(describe(kHeun));
-    all.append(describe(kRk4));
-    all.append(describe(kEuler));
+    (all.append(describe(tableaus)), ...);
     return all;
 }
+
+py::list tableaus() { return described(Methods{}); }
 
 Numbers map(const Numbers& x, double (*function)(double)) {
     Numbers result;
@@ -117,8 +116,7 @@ py::dict solve_formula(const std::string& formula, const py::array_t<T, py::arra
 
 }  // namespace
 
-void bind_control(py::module_& parent) {
-    py::module_ m = parent.def_submodule("testing", "Hooks for the tests of the solver; not for users.");
+void bind_solver(py::module_& m) {
     m.def("tableaus", &tableaus, "Every method's coefficients.");
     m.def("log", [](const Numbers& x) { return map(x, portable_log); }, py::arg("x"));
     m.def("exp", [](const Numbers& x) { return map(x, portable_exp); }, py::arg("x"));
