@@ -20,7 +20,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_STAMP := $(VENV)/.torch-$(TORCH)
 PACKAGE_STAMP := $(VENV)/.package
-SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.py) vapo_fast/ode/tableaus.py
+CPP_FILES := $(wildcard $(foreach folder,csrc/* csrc/testing/programs,$(folder)/*.h $(folder)/*.cpp))
+SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(CPP_FILES) csrc/solver/generate_methods.py vapo_fast/ode/tableaus.py
 
 .PHONY: help setup demo test test-all lint types sanitize gpu on-device clean
 .PHONY: bench bench-quick bench-table bench-curves bench-report bench-setup bench-peers bench-jax bench-jax-cuda
@@ -44,9 +45,10 @@ test: lint types  ## lint, types and the tests, but for those marked slow
 test-all: lint types  ## lint, types and every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: setup  ## ruff: rules and formatting
+lint: setup  ## ruff: rules and formatting; clang-format: formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 
 types: setup  ## mypy --strict on vapo_fast/, and on what the host calls in kernels/
 	$(BIN)/mypy

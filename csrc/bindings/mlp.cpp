@@ -110,12 +110,12 @@ public:
         const T* x_data = input<T>(x, "x", {any, shape_.dimension});
         const std::int64_t n = py::reinterpret_borrow<py::array>(x).shape(0);
         check_rows(n, "x");
-        const FieldRows<T> rows{n,
-                                x_data,
-                                input<T>(t, "t", {n}),
-                                nullptr,
-                                output<T>(grad, "grad", {n, shape_.dimension}),
-                                output<T>(phi, "phi", {n})};
+        FieldRows<T> rows;
+        rows.rows = n;
+        rows.state = x_data;
+        rows.t = input<T>(t, "t", {n});
+        rows.derivative = output<T>(grad, "grad", {n, shape_.dimension});
+        rows.value = output<T>(phi, "phi", {n});
         arguments::refuse_overlap({{"phi", phi}, {"grad", grad}}, {{"x", x}, {"t", t}});
         if (n == 0) return;
         const Monitor monitor = arguments::monitor(py::none());

@@ -122,13 +122,14 @@ void silu_second_of(py::handle x, py::handle x_dot, py::handle a_s, py::handle b
         using T = decltype(t);
         using N = decltype(n);
         const MapShape shape = map_shape(x, "x");
-        const SiluSecond<T, N> arrays{input<T>(x, "x", whole(shape)),
-                                      input<T>(x_dot, "x_dot", whole(shape)),
-                                      input<N>(a_s, "a_s", whole(shape)),
-                                      input<N>(b_s, "b_s", whole(shape)),
-                                      output<T>(adjoints, "adjoints", pair(shape)),
-                                      adds,
-                                      output<N>(values, "values", pair(shape))};
+        SiluSecond<T, N> arrays;
+        arrays.x = input<T>(x, "x", whole(shape));
+        arrays.x_dot = input<T>(x_dot, "x_dot", whole(shape));
+        arrays.a_s = input<N>(a_s, "a_s", whole(shape));
+        arrays.b_s = input<N>(b_s, "b_s", whole(shape));
+        arrays.adjoints = output<T>(adjoints, "adjoints", pair(shape));
+        arrays.add = adds;
+        arrays.values = output<N>(values, "values", pair(shape));
         arguments::refuse_overlap({{"adjoints", adjoints}, {"values", values}},
                                   {{"x", x}, {"x_dot", x_dot}, {"a_s", a_s}, {"b_s", b_s}});
         const WithoutLock release;
@@ -181,16 +182,17 @@ void film_silu_second_of(py::handle c, py::handle c_dot, py::handle a_s, py::han
         using T = decltype(t);
         using N = decltype(n);
         const MapShape shape = map_shape(c, "c");
-        const FilmSecond<T, N> arrays{input<N>(c, "c", whole(shape)),
-                                      input<N>(c_dot, "c_dot", whole(shape)),
-                                      input<N>(a_s, "a_s", whole(shape)),
-                                      input<N>(b_s, "b_s", whole(shape)),
-                                      input<T>(gain, "gain", coefficients(shape)),
-                                      input<T>(offset, "offset", coefficients(shape)),
-                                      output<N>(adjoints, "adjoints", pair(shape)),
-                                      output<N>(values, "values", pair(shape)),
-                                      output<T>(of_gain, "of_gain", coefficients(shape)),
-                                      output<T>(of_offset, "of_offset", coefficients(shape))};
+        FilmSecond<T, N> arrays;
+        arrays.c = input<N>(c, "c", whole(shape));
+        arrays.c_dot = input<N>(c_dot, "c_dot", whole(shape));
+        arrays.a_s = input<N>(a_s, "a_s", whole(shape));
+        arrays.b_s = input<N>(b_s, "b_s", whole(shape));
+        arrays.gain = input<T>(gain, "gain", coefficients(shape));
+        arrays.offset = input<T>(offset, "offset", coefficients(shape));
+        arrays.adjoints = output<N>(adjoints, "adjoints", pair(shape));
+        arrays.values = output<N>(values, "values", pair(shape));
+        arrays.of_gain = output<T>(of_gain, "of_gain", coefficients(shape));
+        arrays.of_offset = output<T>(of_offset, "of_offset", coefficients(shape));
         arguments::refuse_overlap(
             {{"adjoints", adjoints}, {"values", values}, {"of_gain", of_gain}, {"of_offset", of_offset}},
             {{"c", c}, {"c_dot", c_dot}, {"a_s", a_s}, {"b_s", b_s}, {"gain", gain}, {"offset", offset}});

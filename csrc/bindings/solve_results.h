@@ -17,15 +17,17 @@ public:
         : x_({n, width}), ys_({outputs, n, width}), t_(n), status_(n), nfe_(n), accepted_(n), rejected_(n) {}
 
     SolveArrays<T> arrays(const T* x0) {
-        return {x_.shape(0),
-                x0,
-                x_.mutable_data(),
-                t_.mutable_data(),
-                status_.mutable_data(),
-                nfe_.mutable_data(),
-                accepted_.mutable_data(),
-                rejected_.mutable_data(),
-                ys_.shape(0) > 0 ? ys_.mutable_data() : nullptr};
+        SolveArrays<T> arrays;
+        arrays.n = x_.shape(0);
+        arrays.x0 = x0;
+        arrays.x = x_.mutable_data();
+        arrays.t = t_.mutable_data();
+        arrays.status = status_.mutable_data();
+        arrays.nfe = nfe_.mutable_data();
+        arrays.accepted = accepted_.mutable_data();
+        arrays.rejected = rejected_.mutable_data();
+        if (ys_.shape(0) > 0) arrays.ys = ys_.mutable_data();
+        return arrays;
     }
 
     // "ys" is None where no times were asked for.

@@ -97,13 +97,22 @@ void WinogradConvolution::apply(const float* x, float* y, ImageShape shape, int 
         float* const own = all + member * workspace;
         float* const zeros = own + positions * (transformed + products);
         std::fill_n(zeros, layout_.input_stride, 0.0f);
+        WinogradBlock some{};
+        some.x = x;
+        some.y = y;
+        some.shape = shape;
+        some.packed = packed_.data();
+        some.transformed = own;
+        some.products = own + positions * transformed;
+        some.transformed_position = transformed;
+        some.products_position = products;
+        some.zeros = zeros;
+        some.discarded = zeros + width;
         for (;;) {
-            const std::int64_t first = next.fetch_add(1, std::memory_order_relaxed) * block;
-            if (first >= tiles) return;
-            kernels.block(WinogradBlock{x, y, shape, first, std::min(block, tiles - first), packed_.data(), own,
-                                        own + positions * transformed, transformed, products, zeros,
-                                        zeros + width},
-                          layout_);
+            some.first = next.fetch_add(1, std::memory_order_relaxed) * block;
+            if (some.first >= tiles) return;
+            some.count = std::min(block, tiles - some.first);
+            kernels.block(some, layout_);
         }
     });
 }

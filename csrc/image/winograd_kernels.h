@@ -234,13 +234,15 @@ void winograd_block(const WinogradBlock& block, const WinogradLayout& layout) {
         const int first = layout.first_panel(group), last = layout.first_panel(group + 1);
         for (int position = 0; position < layout.positions(); ++position) {
             const float* packed = block.packed + position * layout.weight_stride;
-            const Panels<float> weights{packed + std::int64_t{first} * layout.inputs * lanes, layout.inputs,
-                                        last - first};
-            product(Product<float>{block.transformed + position * block.transformed_position,
-                                   static_cast<int>(layout.input_stride), weights,
-                                   block.products + position * block.products_position,
-                                   static_cast<int>(layout.output_stride), nullptr, false, nullptr},
-                    block.count);
+            Panels<float> weights;
+            weights.data = packed + std::int64_t{first} * layout.inputs * lanes;
+            weights.in = layout.inputs;
+            weights.count = last - first;
+            const Strided<const float> inputs{block.transformed + position * block.transformed_position,
+                                              static_cast<int>(layout.input_stride)};
+            const Strided<float> outputs{block.products + position * block.products_position,
+                                         static_cast<int>(layout.output_stride)};
+            product(Product<float>{inputs, weights, outputs}, block.count);
         }
         const int end = last * lanes;
         transform_group_outputs<m>(block, layout, first * lanes, end < layout.outputs ? end : layout.outputs);

@@ -73,10 +73,9 @@ inline const T* field_adjoint(const PackedMlp<T>& mlp, std::int64_t rows, FieldW
                 }
             }
         } else {
-            const T* factor = sweep.second[l] == nullptr ? sweep.first[l] : nullptr;
-            product(Product<T>{work.adjoint[1 - turn], sweep.stride[l + 1], mlp.backward(l + 1), above, stride, nullptr,
-                               false, factor},
-                    rows);
+            Product<T> layer{{work.adjoint[1 - turn], sweep.stride[l + 1]}, mlp.backward(l + 1), {above, stride}};
+            if (sweep.second[l] == nullptr) layer.multiply = sweep.first[l];
+            product(layer, rows);
             if (sweep.second[l] != nullptr) {
                 multiply(rows, columns, sweep.second[l], stride, above, stride);
                 multiply(rows, columns, above, stride, sweep.first[l], stride);
@@ -97,9 +96,8 @@ inline void add_curvature(const PackedMlp<T>& mlp, std::int64_t rows, FieldWork<
         const int stride = sweep.stride[l], columns = padded<T>(shape.size(l + 1));
         T* tangent = work.adjoint[l % 2];
         if (l != 0) {
-            product(Product<T>{work.adjoint[1 - l % 2], sweep.stride[l - 1], mlp.forward(l), tangent, stride, nullptr,
-                               false, nullptr},
-                    rows);
+            const Strided<const T> below{work.adjoint[1 - l % 2], sweep.stride[l - 1]};
+            product(Product<T>{below, mlp.forward(l), {tangent, stride}}, rows);
         }
         for (std::int64_t r = 0; r < rows; ++r) {
             T* row = tangent + r * stride;
@@ -162,9 +160,8 @@ inline void curvature(const PackedMlp<T>& mlp, const Trace<T>& trace, int direct
         }
         add_feature_directions(mlp, rows.rows, work.tangent_input, sweep.input_stride, sweep.features);
         if (shape.features != 0) add_feature_curvature(mlp, rows.rows, sweep, sum);
-        product(Product<T>{work.tangent_input, sweep.input_stride, mlp.forward(0), work.adjoint[0], sweep.stride[0],
-                           nullptr, false, nullptr},
-                rows.rows);
+        const Strided<const T> input{work.tangent_input, sweep.input_stride};
+        product(Product<T>{input, mlp.forward(0), {work.adjoint[0], sweep.stride[0]}}, rows.rows);
     }
     add_curvature(mlp, rows.rows, work, sum);
 }

@@ -76,9 +76,8 @@ inline void loss_adjoint(const PackedMlp<T>& mlp, std::int64_t rows, LossWork<T>
     for (int l = last; l >= 0; --l) {
         const int stride = sweep.stride[l], columns = padded<T>(shape.size(l + 1));
         if (l != last) {
-            product(Product<T>{work.adjoint[l + 1], sweep.stride[l + 1], mlp.backward(l + 1), sweep.above[l], stride,
-                               nullptr, false, nullptr},
-                    rows);
+            const Strided<const T> adjoint{work.adjoint[l + 1], sweep.stride[l + 1]};
+            product(Product<T>{adjoint, mlp.backward(l + 1), {sweep.above[l], stride}}, rows);
         }
         for (std::int64_t r = 0; r < rows; ++r) {
             for (int i = 0; i < columns; i += V::lanes) {
@@ -142,7 +141,7 @@ inline void loss_tangent(const PackedMlp<T>& mlp, std::int64_t rows, LossWork<T>
     int y_stride = sweep.input_stride;
     for (int l = 0; l < shape.layers(); ++l) {
         const int stride = sweep.stride[l], columns = padded<T>(shape.size(l + 1));
-        product(Product<T>{y, y_stride, mlp.forward(l), work.tangent[l], stride, nullptr, false, nullptr}, rows);
+        product(Product<T>{{y, y_stride}, mlp.forward(l), {work.tangent[l], stride}}, rows);
         // z_dot meets df/dsigma(z) sigma''(z) here, in the second adjoint's first term; then it becomes y_dot.
         for (std::int64_t r = 0; r < rows; ++r) {
             for (int i = 0; i < columns; i += V::lanes) {
@@ -168,9 +167,10 @@ inline void second_adjoint_sweep(const PackedMlp<T>& mlp, std::int64_t rows, con
         const int stride = sweep.stride[l], columns = padded<T>(shape.size(l + 1));
         T* b = work.second_adjoint[l];
         if (l != last) {
-            product(Product<T>{work.second_adjoint[l + 1], sweep.stride[l + 1], mlp.backward(l + 1), b, stride, nullptr,
-                               false, sweep.first[l]},
-                    rows);
+            const Strided<const T> above{work.second_adjoint[l + 1], sweep.stride[l + 1]};
+            Product<T> layer{above, mlp.backward(l + 1), {b, stride}};
+            layer.multiply = sweep.first[l];
+            product(layer, rows);
         }
         for (std::int64_t r = 0; r < rows; ++r) {
             const V q = V::broadcast(phi_factor[r]);
@@ -191,17 +191,21 @@ inline void add_gradients(const PackedMlp<T>& mlp, const MlpGradient<T>& layout,
     const Sweep<T>& sweep = work.sweep;
     for (int l = 0; l < shape.layers(); ++l) {
         const auto i = static_cast<std::size_t>(l);
-        const int out = shape.size(l + 1), in = shape.size(l), stride = sweep.stride[l];
-        const T* y = l == 0 ? sweep.input : sweep.value[l - 1];
-        const T* y_dot = l == 0 ? work.tangent_input : work.tangent[l - 1];
-        outer_sum(OuterSum<T>{work.second_adjoint[l], work.adjoint[l], out, stride, y, y_dot, in,
-                              l == 0 ? sweep.input_stride : sweep.stride[l - 1], gradient + layout.weight[i],
-                              layout.stride[i]},
-                  rows);
+        OuterSum<T> weight;
+        weight.a = work.second_adjoint[l];
+        weight.b = work.adjoint[l];
+        weight.y = l == 0 ? sweep.input : sweep.value[l - 1];
+        weight.z = l == 0 ? work.tangent_input : work.tangent[l - 1];
+        weight.out = shape.size(l + 1);
+        weight.out_stride = sweep.stride[l];
+        weight.in = shape.size(l);
+        weight.in_stride = l == 0 ? sweep.input_stride : sweep.stride[l - 1];
+        weight.g = {gradient + layout.weight[i], layout.stride[i]};
+        outer_sum(weight, rows);
         T* bias = gradient + layout.bias[i];
-        for (int o = 0; o < padded<T>(out); o += V::lanes) {
+        for (int o = 0; o < padded<T>(weight.out); o += V::lanes) {
             V sum = V::load(bias + o);
-            for (std::int64_t r = 0; r < rows; ++r) sum = sum + V::load(work.second_adjoint[l] + r * stride + o);
+            for (std::int64_t r = 0; r < rows; ++r) sum = sum + V::load(weight.a + r * weight.out_stride + o);
             sum.store(bias + o);
         }
     }

@@ -28,31 +28,36 @@ constexpr int single_panels = 8;
 
 constexpr int fewer(int panels) { return panels == 3 ? 2 : panels / 2; }
 
+// An array of rows: row r begins at data + r * stride.
+template <class T>
+struct Strided {
+    T* data;
+    int stride;
+};
+
 // Y = start + X W, in place of Y.
 template <class T>
 struct Product {
-    const T* x;         // [rows][x_stride], its first `weights.in` columns
-    int x_stride;
+    Strided<const T> x;  // its first `weights.in` columns
     Panels<T> weights;
-    T* y;               // [rows][y_stride], whole panels
-    int y_stride;
-    const T* bias;      // start from this row; null: from 0, or from Y itself
-    bool accumulate;    // start from Y
-    const T* multiply;  // multiply the result by this array of Y's shape; null: do not
+    Strided<T> y;                  // whole panels
+    const T* bias = nullptr;       // start from this row; null: from 0, or from Y itself
+    bool accumulate = false;       // start from Y
+    const T* multiply = nullptr;   // multiply the result by this array, which has Y's stride; null: do not
 };
 
 template <class T, int rows, int panels>
 VAPO_FAST_INLINE void product_block(const Product<T>& p, std::int64_t row, int panel) {
     using V = Vec<T>;
     V sum[rows][panels];
-    const T* x = p.x + row * p.x_stride;
-    T* y = p.y + row * p.y_stride + panel * V::lanes;
+    const T* x = p.x.data + row * p.x.stride;
+    T* y = p.y.data + row * p.y.stride + panel * V::lanes;
     const int in = p.weights.in;
     if (p.accumulate) {
         VAPO_FAST_UNROLL
         for (int i = 0; i < rows; ++i) {
             VAPO_FAST_UNROLL
-            for (int j = 0; j < panels; ++j) sum[i][j] = V::load(y + i * p.y_stride + j * V::lanes);
+            for (int j = 0; j < panels; ++j) sum[i][j] = V::load(y + i * p.y.stride + j * V::lanes);
         }
     } else {
         VAPO_FAST_UNROLL
@@ -70,23 +75,23 @@ VAPO_FAST_INLINE void product_block(const Product<T>& p, std::int64_t row, int p
         for (int j = 0; j < panels; ++j) weight[j] = V::load(w + j * panel_size + static_cast<std::int64_t>(k) * V::lanes);
         VAPO_FAST_UNROLL
         for (int i = 0; i < rows; ++i) {
-            const V value = V::broadcast(x[i * p.x_stride + k]);
+            const V value = V::broadcast(x[i * p.x.stride + k]);
             VAPO_FAST_UNROLL
             for (int j = 0; j < panels; ++j) sum[i][j] = fma(value, weight[j], sum[i][j]);
         }
     }
     if (p.multiply != nullptr) {
-        const T* factor = p.multiply + row * p.y_stride + panel * V::lanes;
+        const T* factor = p.multiply + row * p.y.stride + panel * V::lanes;
         VAPO_FAST_UNROLL
         for (int i = 0; i < rows; ++i) {
             VAPO_FAST_UNROLL
-            for (int j = 0; j < panels; ++j) sum[i][j] = sum[i][j] * V::load(factor + i * p.y_stride + j * V::lanes);
+            for (int j = 0; j < panels; ++j) sum[i][j] = sum[i][j] * V::load(factor + i * p.y.stride + j * V::lanes);
         }
     }
     VAPO_FAST_UNROLL
     for (int i = 0; i < rows; ++i) {
         VAPO_FAST_UNROLL
-        for (int j = 0; j < panels; ++j) sum[i][j].store(y + i * p.y_stride + j * V::lanes);
+        for (int j = 0; j < panels; ++j) sum[i][j].store(y + i * p.y.stride + j * V::lanes);
     }
 }
 
@@ -128,22 +133,21 @@ inline void product(const Product<T>& p, std::int64_t rows) {
 template <class T>
 struct OuterSum {
     const T *a, *b;  // [rows][out_stride]
-    int out, out_stride;
     const T *y, *z;  // [rows][in_stride]
+    int out, out_stride;
     int in, in_stride;
-    T* g;
-    int g_stride;
+    Strided<T> g;
 };
 
 template <class T, int outs, int panels>
 VAPO_FAST_INLINE void outer_block(const OuterSum<T>& p, std::int64_t rows, int out, int in) {
     using V = Vec<T>;
     V sum[outs][panels];
-    T* g = p.g + static_cast<std::int64_t>(out) * p.g_stride + in;
+    T* g = p.g.data + static_cast<std::int64_t>(out) * p.g.stride + in;
     VAPO_FAST_UNROLL
     for (int i = 0; i < outs; ++i) {
         VAPO_FAST_UNROLL
-        for (int j = 0; j < panels; ++j) sum[i][j] = V::load(g + i * p.g_stride + j * V::lanes);
+        for (int j = 0; j < panels; ++j) sum[i][j] = V::load(g + i * p.g.stride + j * V::lanes);
     }
     const T* left[2] = {p.a + out, p.b + out};
     const T* right[2] = {p.y + in, p.z + in};
@@ -164,7 +168,7 @@ VAPO_FAST_INLINE void outer_block(const OuterSum<T>& p, std::int64_t rows, int o
     VAPO_FAST_UNROLL
     for (int i = 0; i < outs; ++i) {
         VAPO_FAST_UNROLL
-        for (int j = 0; j < panels; ++j) sum[i][j].store(g + i * p.g_stride + j * V::lanes);
+        for (int j = 0; j < panels; ++j) sum[i][j].store(g + i * p.g.stride + j * V::lanes);
     }
 }
 

@@ -137,7 +137,7 @@ inline void add_features(const PackedMlp<T>& mlp, std::int64_t rows, T* y, int y
     using V = Vec<T>;
     const int inputs = mlp.shape().inputs(), count = mlp.shape().features;
     if (count != 0) {
-        product(Product<T>{y, y_stride, mlp.frequencies(), f.turns, f.stride, nullptr, false, nullptr}, rows);
+        product(Product<T>{{y, y_stride}, mlp.frequencies(), {f.turns, f.stride}}, rows);
     }
     for (std::int64_t r = 0; r < rows; ++r) {
         T* row = y + r * y_stride;
@@ -161,7 +161,7 @@ template <class T>
 inline void add_feature_directions(const PackedMlp<T>& mlp, std::int64_t rows, T* v, int v_stride, Features<T>& f) {
     const int inputs = mlp.shape().inputs(), count = mlp.shape().features;
     if (count != 0) {
-        product(Product<T>{v, v_stride, mlp.frequencies(), f.turns, f.stride, nullptr, false, nullptr}, rows);
+        product(Product<T>{{v, v_stride}, mlp.frequencies(), {f.turns, f.stride}}, rows);
     }
     for (std::int64_t r = 0; r < rows; ++r) {
         T* row = v + r * v_stride;
@@ -210,8 +210,9 @@ inline void forward_sweep(const PackedMlp<T>& mlp, std::int64_t rows, Sweep<T>& 
     const T* y = sweep.input;
     int y_stride = sweep.input_stride;
     for (int l = 0; l < shape.layers(); ++l) {
-        product(Product<T>{y, y_stride, mlp.forward(l), sweep.first[l], sweep.stride[l], mlp.bias(l), false, nullptr},
-                rows);
+        Product<T> layer{{y, y_stride}, mlp.forward(l), {sweep.first[l], sweep.stride[l]}};
+        layer.bias = mlp.bias(l);
+        product(layer, rows);
         activate(shape.activation, rows, shape.size(l + 1), sweep.stride[l], sweep.first[l], sweep.value[l],
                  sweep.stride[l], sweep.second[l]);
         y = sweep.value[l];
@@ -223,9 +224,8 @@ inline void forward_sweep(const PackedMlp<T>& mlp, std::int64_t rows, Sweep<T>& 
 template <class T>
 inline void input_adjoint(const PackedMlp<T>& mlp, std::int64_t rows, const T* adjoint, int stride, Sweep<T>& sweep) {
     const MlpShape& shape = mlp.shape();
-    product(Product<T>{adjoint, stride, mlp.backward(0), sweep.input_adjoint, sweep.adjoint_stride, nullptr, false,
-                       nullptr},
-            rows);
+    const Strided<T> out{sweep.input_adjoint, sweep.adjoint_stride};
+    product(Product<T>{{adjoint, stride}, mlp.backward(0), out}, rows);
     const int count = shape.features;
     if (count == 0) return;
     Features<T>& f = sweep.features;
@@ -238,9 +238,9 @@ inline void input_adjoint(const PackedMlp<T>& mlp, std::int64_t rows, const T* a
             angle[j] = two_pi<T>() * (cosine[j] * sine_adjoint[j] - sine[j] * cosine_adjoint[j]);
         }
     }
-    product(Product<T>{f.turns, f.stride, mlp.frequencies_transposed(), sweep.input_adjoint, sweep.adjoint_stride,
-                       nullptr, true, nullptr},
-            rows);
+    Product<T> through_features{{f.turns, f.stride}, mlp.frequencies_transposed(), out};
+    through_features.accumulate = true;
+    product(through_features, rows);
 }
 
 }  // namespace VAPO_FAST_ISA

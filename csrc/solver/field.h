@@ -12,9 +12,9 @@ struct FieldRows {
     std::int64_t rows;
     const T* state;              // [rows][width]: x in the first dimension() columns, then the integrals
     const T* t;                  // [rows]: times, already rounded to T
-    const std::int64_t* sample;  // [rows]: which sample of the whole call a row is; never null
+    const std::int64_t* sample = nullptr;  // [rows]: which sample of the whole call a row is; a solve gives it
     T* derivative;               // [rows][width]: grad Phi, then the trace (one if exact, else one per probe)
-    T* value;                    // [rows]: Phi, or null
+    T* value = nullptr;          // [rows]: Phi, or null
 };
 
 // Immutable and safe to use from many threads, each with a workspace of its own. A row's result has the same bits

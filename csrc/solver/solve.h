@@ -34,7 +34,7 @@ struct SolveArrays {
     T* x;         // [n][width]
     double* t;    // [n]
     std::int64_t *status, *nfe, *accepted, *rejected;  // [n]; status: the numbers of vapo_fast.ode.Status
-    T* ys;        // [n_eval][n][width]: NaN at times that a sample did not reach
+    T* ys = nullptr;  // [n_eval][n][width]: NaN at times that a sample did not reach
 };
 
 // Integrates from t0 to t1 on up to `threads` threads, the calling one included. Results do not depend on their number,

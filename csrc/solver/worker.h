@@ -360,7 +360,13 @@ private:
     // is evaluated any more, and what the callers make of the rest must not be handed out.
     void evaluate(const Rows<T>& rows, const T* x, T* derivative) {
         if (shared_.state.stopped()) return;
-        shared_.field.evaluate({rows.count, x, field_t_, rows.sample.get(), derivative, nullptr}, workspace_);
+        FieldRows<T> batch;
+        batch.rows = rows.count;
+        batch.state = x;
+        batch.t = field_t_;
+        batch.sample = rows.sample.get();
+        batch.derivative = derivative;
+        shared_.field.evaluate(batch, workspace_);
         if (thread_ == 0) shared_.state.poll();
     }
 

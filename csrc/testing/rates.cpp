@@ -99,7 +99,12 @@ double repeat_field(InstructionSet instruction_set, const MlpShape& shape, std::
     const std::size_t size = kernel.field_workspace(mlp, no_trace);
     // The derivatives come after what the kernel itself needs.
     share(turns, threads, size + state.size(), [&](std::int64_t part, float* workspace) {
-        const FieldRows<float> tile{kernel.tile, state.data(), t.data(), sample.data(), workspace + size, nullptr};
+        FieldRows<float> tile;
+        tile.rows = kernel.tile;
+        tile.state = state.data();
+        tile.t = t.data();
+        tile.sample = sample.data();
+        tile.derivative = workspace + size;
         for (std::int64_t i = 0; i < part; ++i) kernel.field(mlp, no_trace, tile, workspace);
     });
     return static_cast<double>(kernel.tile) * static_cast<double>(turns);

@@ -35,7 +35,7 @@ void repeat_product(const PackedMlp<float>& mlp, std::int64_t turns, float* work
     const int in = mlp.stride(mlp.shape().size(0)), out = mlp.stride(mlp.shape().size(1));
     float* y = workspace + std::int64_t{tile_rows} * in;
     for (std::int64_t i = 0; i < turns; ++i)
-        product(Product<float>{workspace, in, mlp.forward(0), y, out, nullptr, false, nullptr}, tile_rows);
+        product(Product<float>{{workspace, in}, mlp.forward(0), {y, out}}, tile_rows);
 }
 
 void repeat_activation(const PackedMlp<float>& mlp, std::int64_t turns, float* workspace) {

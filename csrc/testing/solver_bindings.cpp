@@ -91,9 +91,17 @@ py::dict solve_formula(const std::string& formula, const py::array_t<T, py::arra
                        int threads,
                        const std::function<bool(std::int64_t)>& progress) {
     if (x0.ndim() != 2 || x0.shape(1) < 1 || tile < 1) throw std::invalid_argument("x0 must be (n, d) and tile >= 1");
-    const SolveOptions options{method_from_name(method), rtol, atol, max_steps, steps, first_step.has_value(),
-                               first_step.value_or(0.0), proportional_share, t_eval.data(),
-                               static_cast<std::int64_t>(t_eval.size())};
+    SolveOptions options;
+    options.method = method_from_name(method);
+    options.rtol = rtol;
+    options.atol = atol;
+    options.max_steps = max_steps;
+    options.steps = steps;
+    options.has_first_step = first_step.has_value();
+    options.first_step = first_step.value_or(0.0);
+    options.proportional_share = proportional_share;
+    options.t_eval = t_eval.data();
+    options.n_eval = static_cast<std::int64_t>(t_eval.size());
     SolveResults<T> results(x0.shape(0), x0.shape(1), options.n_eval);
     const SolveArrays<T> arrays = results.arrays(x0.data());
     const AnalyticField<T> field(formula_from_name(formula), static_cast<int>(x0.shape(1)), tile);

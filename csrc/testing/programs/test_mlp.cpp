@@ -78,8 +78,16 @@ struct Solved {
         : x0(numbers<T>(n * width, 1.0, 3)), x(x0.size()), t(static_cast<std::size_t>(n)), counts(4 * t.size()) {}
     SolveArrays<T> arrays() {
         const std::size_t n = t.size();
-        return {static_cast<std::int64_t>(n), x0.data(),          x.data(),           t.data(), counts.data(),
-                counts.data() + n,            counts.data() + 2 * n, counts.data() + 3 * n, nullptr};
+        SolveArrays<T> arrays;
+        arrays.n = static_cast<std::int64_t>(n);
+        arrays.x0 = x0.data();
+        arrays.x = x.data();
+        arrays.t = t.data();
+        arrays.status = counts.data();
+        arrays.nfe = counts.data() + n;
+        arrays.accepted = counts.data() + 2 * n;
+        arrays.rejected = counts.data() + 3 * n;
+        return arrays;
     }
     bool operator==(const Solved& other) const {
         return x.size() == other.x.size() && std::memcmp(x.data(), other.x.data(), x.size() * sizeof(T)) == 0 &&
@@ -145,7 +153,13 @@ struct FieldBatch {
         for (T& time : t) time = T(2) + time;
     }
     FieldRows<T> rows() {
-        return {static_cast<std::int64_t>(t.size()), x.data(), t.data(), nullptr, derivative.data(), value.data()};
+        FieldRows<T> rows;
+        rows.rows = static_cast<std::int64_t>(t.size());
+        rows.state = x.data();
+        rows.t = t.data();
+        rows.derivative = derivative.data();
+        rows.value = value.data();
+        return rows;
     }
     std::vector<T> x, t, derivative, value;
 };
@@ -179,8 +193,12 @@ struct Training {
         result.output = output.data();
     }
     bool run(int threads, LossMemory<T>& memory, const Monitor& monitor = {}) {
-        const LossBatch<T> batch{static_cast<std::int64_t>(t.size()), x_data.data(), t.data(), noise.data(), nullptr, true,
-                                 false};
+        LossBatch<T> batch{};
+        batch.rows = static_cast<std::int64_t>(t.size());
+        batch.x_data = x_data.data();
+        batch.t = t.data();
+        batch.noise = noise.data();
+        batch.inverse_variance = true;
         return loss_and_gradient<T>(*mlp, kSet, batch, result, threads, memory, monitor);
     }
     bool operator==(const Training& other) const {

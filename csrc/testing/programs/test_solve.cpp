@@ -74,8 +74,17 @@ struct Solved {
           accepted(t.size()),
           rejected(t.size()) {}
     SolveArrays<T> arrays(const std::vector<T>& x0) {
-        return {static_cast<std::int64_t>(t.size()), x0.data(), x.data(), t.data(), status.data(), nfe.data(),
-                accepted.data(), rejected.data(), ys.data()};
+        SolveArrays<T> arrays;
+        arrays.n = static_cast<std::int64_t>(t.size());
+        arrays.x0 = x0.data();
+        arrays.x = x.data();
+        arrays.t = t.data();
+        arrays.status = status.data();
+        arrays.nfe = nfe.data();
+        arrays.accepted = accepted.data();
+        arrays.rejected = rejected.data();
+        arrays.ys = ys.data();
+        return arrays;
     }
     bool operator==(const Solved& other) const {
         const auto same = [](const auto& a, const auto& b) {
