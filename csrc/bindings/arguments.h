@@ -1,5 +1,5 @@
-// Arguments as Python hands them over: numbers, names and NumPy arrays, checked one by one so that an error names the
-// argument, what it was and what would be right. Nothing is converted silently: the caller's memory is used as it is.
+// Checks of arguments that come from Python: numbers, names and NumPy arrays. An error names the argument, its value
+// and what would be right. Arrays are never converted or copied: the caller's memory is used as it is.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -29,8 +29,8 @@ inline std::string shown(py::handle value) {
     return text.substr(0, end) + "...";
 }
 
-// After a call into Python that failed: forgets an error that says the value will not do, which the caller then says in
-// its own words; true if it was a TypeError. Ctrl-C and its like go on.
+// Clears Python's error after a failed conversion, so that the caller can raise its own; true if it was a TypeError.
+// Rethrows what is not an Exception, such as KeyboardInterrupt.
 inline bool forget_error() {
     if (!PyErr_ExceptionMatches(PyExc_Exception)) throw py::error_already_set();
     const bool of_type = PyErr_ExceptionMatches(PyExc_TypeError) != 0;
@@ -40,7 +40,7 @@ inline bool forget_error() {
 
 inline std::string type_of(py::handle value) { return py::str(py::type::handle_of(value).attr("__name__")); }
 
-// A Python int; a bool is none.
+// A Python int; a bool is refused.
 inline py::object whole_number(py::handle value, const char* name) {
     py::object number;
     if (!PyBool_Check(value.ptr()) && PyIndex_Check(value.ptr())) {
@@ -48,7 +48,8 @@ inline py::object whole_number(py::handle value, const char* name) {
         if (!number) forget_error();  // an array of several numbers, say
     }
     if (!number)
-        throw py::type_error(std::string(name) + " must be an integer, got " + shown(value) + " (" + type_of(value) + ")");
+        throw py::type_error(std::string(name) + " must be an integer, got " + shown(value) + " (" + type_of(value) +
+                             ")");
     return number;
 }
 
@@ -79,7 +80,8 @@ inline std::uint64_t unsigned_word(py::handle value, const char* name) {
 // A finite float (or an int that is one).
 inline double number(py::handle value, const char* name) {
     const auto refuse = [&] {
-        throw py::type_error(std::string(name) + " must be a number, got " + shown(value) + " (" + type_of(value) + ")");
+        throw py::type_error(std::string(name) + " must be a number, got " + shown(value) + " (" + type_of(value) +
+                             ")");
     };
     if (PyBool_Check(value.ptr()) || !(PyFloat_Check(value.ptr()) || PyIndex_Check(value.ptr()))) refuse();
     const double converted = PyFloat_AsDouble(value.ptr());
@@ -156,7 +158,7 @@ const T* input(py::handle value, const std::string& name, const Shape& wanted) {
     return static_cast<const T*>(checked_array<T>(value, name, wanted).data());
 }
 
-// Where a call writes.
+// An array that a call writes to; as `input`, and writable.
 template <class T>
 T* output(py::handle value, const std::string& name, const Shape& wanted) {
     py::array array = checked_array<T>(value, name, wanted);
@@ -169,7 +171,8 @@ inline void refuse_overlap(std::initializer_list<std::pair<const char*, py::hand
                            std::initializer_list<std::pair<const char*, py::handle>> inputs) {
     const auto overlap = [](py::handle first, py::handle second) {
         const auto a = py::reinterpret_borrow<py::array>(first), b = py::reinterpret_borrow<py::array>(second);
-        const auto a_begin = reinterpret_cast<std::uintptr_t>(a.data()), b_begin = reinterpret_cast<std::uintptr_t>(b.data());
+        const auto a_begin = reinterpret_cast<std::uintptr_t>(a.data()),
+                   b_begin = reinterpret_cast<std::uintptr_t>(b.data());
         return a_begin < b_begin + static_cast<std::size_t>(b.nbytes()) &&
                b_begin < a_begin + static_cast<std::size_t>(a.nbytes());
     };
@@ -183,8 +186,8 @@ inline void refuse_overlap(std::initializer_list<std::pair<const char*, py::hand
     }
 }
 
-// The object of a class T, called `name` in Python, that a method was called on. pybind11 hands a method of an object
-// whose __init__ has not run (T.__new__) memory that nothing was written to.
+// The object of class T, called `name` in Python, that a method was called on. TypeError if its __init__ has not run
+// (T.__new__): pybind11 would give the method uninitialised memory.
 template <class T>
 const T& initialised(py::handle self, const char* name) {
     if (!py::isinstance<T>(self))
@@ -195,8 +198,8 @@ const T& initialised(py::handle self, const char* name) {
     return self.cast<const T&>();
 }
 
-// A monitor for calls that run without the interpreter's lock: it takes the lock, lets signals raise (Ctrl-C), and tells
-// `progress`, a callable or None, how far the call is. Both may raise. `progress` must outlive the call.
+// A monitor for calls that run without the interpreter's lock. It takes the lock, handles signals (Ctrl-C), and calls
+// `progress`, a callable or None, with the number done. Both may raise. `progress` must outlive the call.
 inline std::function<bool(std::int64_t)> monitor(py::handle progress) {
     if (!progress.is_none() && PyCallable_Check(progress.ptr()) == 0)
         throw py::type_error("progress must be callable or None, got " + type_of(progress));

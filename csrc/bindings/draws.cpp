@@ -1,4 +1,4 @@
-// Python bindings of the counter-based generator; vapo_fast/noise.py is what uses them.
+// Python bindings of the counter-based generator; vapo_fast/noise.py uses them.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -75,16 +75,14 @@ void bind_draws(py::module_& m) {
     m.def(
         "normal_draws",
         [](py::handle seed, py::handle index, py::handle size, py::handle stream, py::handle dtype) {
-            return draw_of(seed, index, size, stream, dtype, &draw_normal<float>,
-                           &draw_normal<double>);
+            return draw_of(seed, index, size, stream, dtype, &draw_normal<float>, &draw_normal<double>);
         },
         py::arg("seed"), py::arg("index"), py::arg("size"), py::arg("stream"), py::arg("dtype"),
         "Standard normal draws (n, size) for int64 sample numbers (n,).");
     m.def(
         "uniform_draws",
         [](py::handle seed, py::handle index, py::handle size, py::handle stream, py::handle dtype) {
-            return draw_of(seed, index, size, stream, dtype, &draw_uniform<float>,
-                           &draw_uniform<double>);
+            return draw_of(seed, index, size, stream, dtype, &draw_uniform<float>, &draw_uniform<double>);
         },
         py::arg("seed"), py::arg("index"), py::arg("size"), py::arg("stream"), py::arg("dtype"),
         "Draws (n, size), uniform in (0, 1), for int64 sample numbers (n,).");

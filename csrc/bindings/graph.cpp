@@ -1,4 +1,4 @@
-// Python bindings of the replay loop, vapo_fast._native.replay; vapo_fast/graph/replay.py is what uses it.
+// vapo_fast._native.replay, the replay loop; vapo_fast/engines/graph/replay.py uses it.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -45,9 +45,8 @@ py::tuple replay_graph(py::handle library, py::handle graph, py::handle stream, 
 }  // namespace
 
 void bind_graph(py::module_& m) {
-    // Kept for as long as the process lives: the translator below has no other owner for it.
-    static const py::handle error =
-        py::exception<DriverError>(m, "DriverError", PyExc_RuntimeError).release();
+    // Lives as long as the process: the translator below uses it and holds no reference.
+    static const py::handle error = py::exception<DriverError>(m, "DriverError", PyExc_RuntimeError).release();
     py::register_exception_translator([](std::exception_ptr thrown) {
         try {
             if (thrown) std::rethrow_exception(thrown);

@@ -1,8 +1,8 @@
 // The interpreter's lock, given away and taken, by threads that may still be at work when Python shuts down.
 //
-// Up to 3.13 Python ends such a thread as soon as it asks for the lock, by unwinding its stack; destructors, and handlers
-// that catch everything, then abort the process. Here the thread waits for the process to end, as Python itself has it
-// do from 3.14 on.
+// Up to 3.13 Python ends such a thread as soon as it asks for the lock, by unwinding its stack; destructors, and
+// handlers that catch everything, then abort the process. Here the thread waits for the process to end, as Python
+// itself has it do from 3.14 on.
 #pragma once
 
 #include <Python.h>

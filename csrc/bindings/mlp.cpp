@@ -30,10 +30,10 @@ using arguments::input;
 using arguments::output;
 using arguments::threads_of;
 
-constexpr std::int64_t largest_size = 1 << 20;     // of a layer, an event, or a count of features or probes
+constexpr std::int64_t largest_size = 1 << 20;  // of a layer, an event, or a count of features or probes
 constexpr std::int64_t most_rows = (1LL << 32) - 1;
 
-// A weight is NaN or infinite: a ValueError of its own, for callers to whom that is a result and not a mistake.
+// A weight is NaN or infinite. A class of its own: for a training loop this is a result, not a wrong argument.
 class NonFiniteWeights : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -94,8 +94,8 @@ public:
             views.bias.push_back(view(bias_list[i], "biases" + place, {shape_.size(l + 1)}));
         }
         views.output = view(py::reinterpret_borrow<py::object>(output), "output", {shape_.size(shape_.layers())});
-        views.frequencies = view(py::reinterpret_borrow<py::object>(frequencies), "frequencies",
-                                 {shape_.features, shape_.inputs()});
+        views.frequencies =
+            view(py::reinterpret_borrow<py::object>(frequencies), "frequencies", {shape_.features, shape_.inputs()});
         if (packed_ != nullptr && packed_->holds(views)) return false;
         for (std::size_t i = 0; i < all.size(); ++i) {
             if (!std::all_of(all[i], all[i] + sizes[i], [](T value) { return std::isfinite(value); }))
@@ -124,8 +124,8 @@ public:
         evaluate_batch<T>(field, rows, threads, monitor);
     }
 
-    py::dict solve(py::handle x0, double t0, double t1, const SolveOptions& options, py::handle trace,
-                   int threads, py::handle progress) const override {
+    py::dict solve(py::handle x0, double t0, double t1, const SolveOptions& options, py::handle trace, int threads,
+                   py::handle progress) const override {
         const auto mlp = loaded();
         const int d = shape_.dimension;
         const T* start = input<T>(x0, "x0", {any, d});
@@ -204,7 +204,8 @@ private:
         if (trace.is_none()) return {};
         if (PyUnicode_Check(trace.ptr())) {
             const std::string name = arguments::text(trace, "trace");
-            if (name != "exact") throw py::value_error("trace must be None, 'exact' or an array of probes, got '" + name + "'");
+            if (name != "exact")
+                throw py::value_error("trace must be None, 'exact' or an array of probes, got '" + name + "'");
             return {shape_.dimension, nullptr};
         }
         const T* probes = input<T>(trace, "trace", {n, any, shape_.dimension});
@@ -236,7 +237,8 @@ SolveOptions options_of(py::handle method, py::handle rtol, py::handle atol, py:
     constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
     options.method = method_from_name(arguments::text(method, "method"));
     if (is_adaptive(options.method)) {
-        if (!steps.is_none()) throw py::value_error("steps must be None for an adaptive method, got " + arguments::shown(steps));
+        if (!steps.is_none())
+            throw py::value_error("steps must be None for an adaptive method, got " + arguments::shown(steps));
         options.rtol = arguments::positive(rtol, "rtol");
         options.atol = arguments::number(atol, "atol");
         if (options.atol < 0.0) throw py::value_error("atol must be >= 0, got " + arguments::shown(atol));
@@ -270,7 +272,8 @@ public:
             throw py::value_error("widths must hold between 1 and " + std::to_string(most_layers) + " sizes, got " +
                                   std::to_string(sizes.size()));
         for (const py::object width : sizes)  // held, as the times of options_of are
-            shape.widths.push_back(static_cast<int>(arguments::integer(width, "each width in widths", 1, largest_size)));
+            shape.widths.push_back(
+                static_cast<int>(arguments::integer(width, "each width in widths", 1, largest_size)));
         shape.features = static_cast<int>(arguments::integer(fourier_features, "fourier_features", 0, largest_size));
         shape.activation = activation_named(arguments::text(activation, "activation"));
         shape.path = path_named(arguments::text(homotopy, "homotopy"));
@@ -281,7 +284,8 @@ public:
         if (shape.path == Path::linear && end >= 1.0)
             throw py::value_error("t1 must be below 1 for 'LinearHomotopy', got " + arguments::shown(t1));
         const py::sequence ends = arguments::sequence(log_beta_ends, "log_beta_ends");
-        if (ends.size() != 2) throw py::value_error("log_beta_ends must hold two numbers, got " + arguments::shown(ends));
+        if (ends.size() != 2)
+            throw py::value_error("log_beta_ends must hold two numbers, got " + arguments::shown(ends));
         shape.log_beta_first = arguments::number(ends[0], "log_beta_ends[0]");
         shape.log_beta_last = arguments::number(ends[1], "log_beta_ends[1]");
         if (shape.log_beta_first == shape.log_beta_last)
@@ -349,14 +353,14 @@ void bind_mlp(py::module_& m) {
                py::handle proportional_share, py::handle t_eval, py::handle trace, py::handle threads,
                py::handle progress) {
                 std::vector<double> times;
-                const SolveOptions options = options_of(method, rtol, atol, steps, max_steps, first_step,
-                                                        proportional_share, t_eval, times);
+                const SolveOptions options =
+                    options_of(method, rtol, atol, steps, max_steps, first_step, proportional_share, t_eval, times);
                 return mlp_of(self).solve(x0, arguments::number(t0, "t0"), arguments::number(t1, "t1"), options, trace,
-                                    threads_of(threads), progress);
+                                          threads_of(threads), progress);
             },
             py::arg("x0"), py::arg("t0"), py::arg("t1"), py::kw_only(), py::arg("method"), py::arg("rtol"),
-            py::arg("atol"), py::arg("steps"), py::arg("max_steps"), py::arg("first_step"), py::arg("proportional_share"),
-            py::arg("t_eval"), py::arg("trace"), py::arg("threads"), py::arg("progress"),
+            py::arg("atol"), py::arg("steps"), py::arg("max_steps"), py::arg("first_step"),
+            py::arg("proportional_share"), py::arg("t_eval"), py::arg("trace"), py::arg("threads"), py::arg("progress"),
             "Integrates x0 (n, D) from t0 to t1, with the trace of the Hessian if `trace` is 'exact' or probes "
             "(n, m, D); returns new arrays x (n, D + integrals), t, status, nfe, accepted, rejected and ys. "
             "`progress` is told the number of samples that have ended, about every 50 ms.")

@@ -65,8 +65,9 @@ std::vector<std::string> instruction_sets() {
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native parts of vapo_fast; use them through vapo_fast.core.extension and vapo_fast.engines.";
     m.def("build_info", &build_info, "Compiler, C++ standard, architecture, and instruction sets of this processor.");
-    m.def("chosen_instruction_set", [] { return vapo_fast::name(vapo_fast::chosen_instruction_set()); },
-          "The kernels that are used unless told otherwise; ValueError if VAPO_FAST_INSTRUCTION_SET names none.");
+    m.def(
+        "chosen_instruction_set", [] { return vapo_fast::name(vapo_fast::chosen_instruction_set()); },
+        "The kernels that are used unless told otherwise; ValueError if VAPO_FAST_INSTRUCTION_SET names none.");
     m.def("instruction_sets", &instruction_sets,
           "Builds of the vector kernels that this processor runs, least to most capable.");
     vapo_fast::bind_draws(m);

@@ -1,6 +1,6 @@
 // vapo_fast._native.pointwise: the operations of pointwise.h on NumPy arrays, which are checked here.
 //
-// Maps are C-contiguous (rows, pixels, channels). NumPy has no bfloat16: such maps come as the uint16 of their bits.
+// Maps are C-contiguous (rows, pixels, channels). NumPy has no bfloat16: such maps are passed as uint16 arrays of bits.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -20,7 +20,7 @@ namespace {
 using arguments::any;
 using arguments::Shape;
 
-// What an array of N looks like from Python.
+// The element type of an array of N in NumPy.
 template <class N>
 using Element = std::conditional_t<std::is_same_v<N, BFloat16>, std::uint16_t, N>;
 
@@ -36,23 +36,21 @@ N* output(py::handle value, const char* name, const Shape& shape) {
 
 bool has_bits_of_bfloat16(py::handle value) { return py::isinstance<py::array_t<std::uint16_t>>(value); }
 
-// The types of an operation: f(T{}, N{}) for the stream's array and one that a convolution reads or writes.
+// Calls f(T{}, N{}) with the element types of the stream and of an array that a convolution reads or writes.
 template <class F>
-void with_types(py::handle stream, const char* name, py::handle narrow, const F& f) {
+void with_types(py::handle stream, const char* name, py::handle convolved, const F& f) {
     if (py::isinstance<py::array_t<double>>(stream)) return f(double{}, double{});
     if (py::isinstance<py::array_t<float>>(stream))
-        return has_bits_of_bfloat16(narrow) ? f(float{}, BFloat16{}) : f(float{}, float{});
+        return has_bits_of_bfloat16(convolved) ? f(float{}, BFloat16{}) : f(float{}, float{});
     const std::string found = py::isinstance<py::array>(stream)
                                   ? std::string(py::str(py::reinterpret_borrow<py::array>(stream).dtype()))
                                   : arguments::type_of(stream);
     throw py::type_error(std::string(name) + " must be a NumPy array of float32 or float64, got " + found);
 }
 
-PointwiseRun run_with(py::handle threads) {
-    return {chosen_instruction_set(), arguments::threads_of(threads)};
-}
+PointwiseRun run_with(py::handle threads) { return {chosen_instruction_set(), arguments::threads_of(threads)}; }
 
-// The shape of a map, none of whose sizes may be 0; each array is then held to it.
+// The shape of a map, none of whose sizes may be 0. The call's other arrays are checked against it.
 MapShape map_shape(py::handle map, const char* name) {
     if (!py::isinstance<py::array>(map))
         throw py::type_error(std::string(name) + " must be a NumPy array, got " + arguments::type_of(map));
@@ -71,7 +69,8 @@ Shape coefficients(MapShape s) { return {s.rows, s.channels}; }
 // The output may be one of these inputs, but not a part of one.
 void refuse_partial_overlap(const char* name, py::handle out, const char* other_name, py::handle other) {
     const auto a = py::reinterpret_borrow<py::array>(out), b = py::reinterpret_borrow<py::array>(other);
-    if (a.data() != b.data() || a.nbytes() != b.nbytes()) arguments::refuse_overlap({{name, out}}, {{other_name, other}});
+    if (a.data() != b.data() || a.nbytes() != b.nbytes())
+        arguments::refuse_overlap({{name, out}}, {{other_name, other}});
 }
 
 void silu_map_of(py::handle x, py::handle out, py::handle threads) {
@@ -90,8 +89,8 @@ void silu_map_of(py::handle x, py::handle out, py::handle threads) {
 
 void silu_derivative_of(py::handle x, py::handle v, py::handle skip, py::handle out, py::handle threads) {
     const PointwiseRun run = run_with(threads);
-    const bool narrow_v = has_bits_of_bfloat16(v);
-    with_types(x, "x", narrow_v ? v : out, [&](auto t, auto n) {
+    const bool bfloat16_v = has_bits_of_bfloat16(v);
+    with_types(x, "x", bfloat16_v ? v : out, [&](auto t, auto n) {
         using T = decltype(t);
         using N = decltype(n);
         const MapShape shape = map_shape(x, "x");
@@ -106,7 +105,7 @@ void silu_derivative_of(py::handle x, py::handle v, py::handle skip, py::handle 
         };
         if constexpr (std::is_same_v<T, N>) {
             compute(input<T>(v, "v", whole(shape)), output<T>(out, "out", whole(shape)));
-        } else if (narrow_v) {
+        } else if (bfloat16_v) {
             compute(input<N>(v, "v", whole(shape)), output<T>(out, "out", whole(shape)));
         } else {
             compute(input<T>(v, "v", whole(shape)), output<N>(out, "out", whole(shape)));
@@ -223,7 +222,7 @@ void residual_of(py::handle branch, py::handle skip, py::handle bias, py::handle
 
 void bind_pointwise(py::module_& parent) {
     py::module_ m = parent.def_submodule(
-        "pointwise", "What lies between convolutions; vapo_fast/passes/pointwise_native.py is what uses it.");
+        "pointwise", "What lies between convolutions; vapo_fast/engines/explicit/pointwise_native.py uses it.");
     m.def("silu", &silu_map_of, py::arg("x"), py::arg("out"), py::arg("threads"), "Writes silu(x).");
     m.def("silu_derivative", &silu_derivative_of, py::arg("x"), py::arg("v"), py::arg("skip"), py::arg("out"),
           py::arg("threads"), "Writes silu'(x) v + skip; skip may be None. out may be v or skip.");

@@ -24,7 +24,7 @@ using arguments::threads_of;
 
 constexpr std::int64_t most_channels = 1 << 14;
 
-// The sizes of an array of some type that is held to `wanted`, none of which may be 0.
+// The shape of an array of T that has the wanted shape and is not empty.
 template <class T>
 Shape sizes(py::handle value, const char* name, const Shape& wanted) {
     const Shape shape = arguments::shape_of(arguments::checked_array<T>(value, name, wanted));
@@ -78,7 +78,7 @@ void bind_winograd(py::module_& m) {
     py::class_<WinogradConvolution>(
         m, "WinogradConvolution",
         "A 3x3 convolution that keeps the image's size, or its adjoint, in float32: a transformed copy of its weights. "
-        "vapo_fast/passes/winograd.py is what uses it.")
+        "vapo_fast/engines/explicit/winograd.py uses it.")
         .def(py::init(&convolution), py::arg("weight"), py::kw_only(), py::arg("transposed"), py::arg("tile"),
              py::arg("threads"),
              "weight: (outputs, 3, 3, inputs). tile: 2 or 4, the side of the squares of outputs computed at once.")

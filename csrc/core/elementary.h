@@ -1,5 +1,5 @@
-// Logarithm, exponential and sine/cosine in float64 from correctly rounded operations only: the bits of
-// vapo_fast/_elementary.py on every machine, provided that the compiler fuses no multiply and add (-ffp-contract=off).
+// Logarithm, exponential, sine and cosine in float64, from correctly rounded operations only. Results have the bits of
+// vapo_fast/core/elementary.py on every machine, if the compiler fuses no multiply and add (-ffp-contract=off).
 #pragma once
 
 #include <cmath>
@@ -81,7 +81,7 @@ inline double from_bits(std::int64_t bits) {
 // ln m = 2 artanh s, s = (m - 1)/(m + 1), by its series.
 inline double portable_log(double x) {
     using namespace elementary;
-    // Unsigned shifts, and numbers below 2^52 converted by their bits: what every processor's vectors can do.
+    // Unsigned shifts and conversion by bits (numbers below 2^52) exist in every processor's vector instructions.
     constexpr std::uint64_t bias = std::uint64_t{kExponentBias} << kFractionBits;
     constexpr double two_to_52 = 0x1p52;
     const std::uint64_t bits = static_cast<std::uint64_t>(bits_of(x));
@@ -100,7 +100,8 @@ inline double portable_exp(double x) {
     x = x < -700.0 ? -700.0 : (x > 700.0 ? 700.0 : x);
     const double k = std::floor(x * kInverseLn2 + 0.5);
     const double r = (x - k * kLn2High) - k * kLn2Low;
-    const double power_of_two = from_bits((static_cast<std::int64_t>(k) + kExponentBias) * (std::int64_t{1} << kFractionBits));
+    const double power_of_two =
+        from_bits((static_cast<std::int64_t>(k) + kExponentBias) * (std::int64_t{1} << kFractionBits));
     return polynomial(r, kExp) * power_of_two;
 }
 
@@ -114,7 +115,7 @@ inline void portable_cos_sin_turns(double u, double& cosine, double& sine) {
     const double square = angle * angle;
     const double odd = angle * polynomial(square, kSin);
     const double even = polynomial(square, kCos);
-    // Choices between two numbers at hand, then products: steps that a compiler can take for many u at once.
+    // Selections and products, without branches: a compiler can vectorise them over many u.
     const bool swap = (quarter & 1) != 0;
     const double along = swap ? odd : even, across = swap ? even : odd;
     cosine = ((quarter + 1) & 2 ? -1.0 : 1.0) * along;

@@ -27,7 +27,7 @@ long process_id() {
 #endif
 }
 
-// Default rounding and denormal numbers for a scope; what the thread had set is put back.
+// The default floating-point mode (rounding, denormal numbers) for a scope; the end restores the thread's mode.
 class DefaultArithmetic {
 public:
     DefaultArithmetic() {
@@ -42,7 +42,7 @@ private:
     std::fenv_t saved_;
 };
 
-// Threads that wait for a team to join. One team at a time.
+// Threads that wait for work. They serve one team at a time: the team that has acquired the pool.
 class Pool {
 public:
     explicit Pool(long process) : process_(process) {}
@@ -51,7 +51,7 @@ public:
     bool try_acquire() { return !taken_.exchange(true, std::memory_order_acquire); }
     void release() { taken_.store(false, std::memory_order_release); }
 
-    // The owner only: offers work, which must not throw, to `helpers` pool threads.
+    // Offers work, which must not throw, to `helpers` pool threads. The pool must be acquired.
     void open(const std::function<void(int)>& work, int helpers) {
         {
             const std::lock_guard<std::mutex> lock(mutex_);
@@ -67,7 +67,8 @@ public:
         }
     }
 
-    // The owner only: nobody joins any more; waits until all have left, calling `idle` from time to time.
+    // Lets no more threads join, and waits until all have left; calls `idle` from time to time. The pool must be
+    // acquired.
     void close(const std::function<void()>& idle) {
         std::unique_lock<std::mutex> lock(mutex_);
         places_ = 0;
@@ -82,10 +83,10 @@ public:
 private:
     void grow(int helpers) {
         try {
-            // Never joined: they live as long as the process, and this pool is never destroyed.
+            // Detached: threads and pool live as long as the process.
             for (; size_ < helpers; ++size_) std::thread([this] { serve(); }).detach();
         } catch (const std::exception&) {
-            // The system refuses another thread: those there are, and the caller, do the work.
+            // The system gives no more threads: the existing ones and the caller do the work.
         }
     }
 
@@ -112,8 +113,8 @@ private:
     int size_ = 0, places_ = 0, inside_ = 0, next_thread_ = 1;
 };
 
-// This process's pool. A forked child inherits the memory of its parent's pool but none of its threads, and perhaps a
-// mutex locked for ever: it leaves that pool alone and makes its own.
+// This process's pool. A forked child inherits the memory of its parent's pool, without the threads, and possibly with
+// a locked mutex that nothing will unlock. So the child leaves that pool alone and makes its own.
 Pool& pool() {
     static std::atomic<Pool*> current{nullptr};
     const long process = process_id();
@@ -121,7 +122,7 @@ Pool& pool() {
     while (found == nullptr || found->process() != process) {
         Pool* fresh = new Pool(process);
         if (current.compare_exchange_strong(found, fresh, std::memory_order_acq_rel)) return *fresh;
-        delete fresh;  // another thread was faster; nothing has been started in this one
+        delete fresh;  // another thread has stored a pool first; this one has started nothing
     }
     return *found;
 }
@@ -163,15 +164,15 @@ void run_team(int threads, CallState& state, const std::function<void(int)>& wor
         }
     };
     const int helpers = std::min(threads, kMaxThreads) - 1;
-    // While another caller's team has the pool, this one works alone.
-    Pool* helping = helpers > 0 ? &pool() : nullptr;
-    if (helping == nullptr || !helping->try_acquire()) {
+    // While another call has acquired the pool, the calling thread works alone.
+    Pool* helpers_pool = helpers > 0 ? &pool() : nullptr;
+    if (helpers_pool == nullptr || !helpers_pool->try_acquire()) {
         member(0);
     } else {
-        helping->open(member, helpers);
+        helpers_pool->open(member, helpers);
         member(0);
-        helping->close([&] { state.poll(); });
-        helping->release();
+        helpers_pool->close([&] { state.poll(); });
+        helpers_pool->release();
     }
     state.rethrow();
 }
@@ -205,7 +206,8 @@ SampleRange unpack(std::uint64_t packed) {
 
 }  // namespace
 
-// A range is one number, so taking and stealing are single exchanges; a range seen again is the same samples again.
+// A range is packed in one integer, so taking and stealing are single atomic exchanges. The same integer always means
+// the same samples, so a range that changes and changes back does no harm.
 SampleRanges::SampleRanges(std::int64_t samples, int threads) : threads_(threads), slots_(new Slot[threads]) {
     if (samples < 0 || samples > std::numeric_limits<std::uint32_t>::max())
         throw std::length_error("one call takes fewer than 2^32 samples, got " + std::to_string(samples));

@@ -1,6 +1,6 @@
-// Threads, and how work is shared among them: a team of threads for one call, tasks, and ranges of samples to steal.
+// Threads and how they share work: a team of threads for one call, parallel loops, and work-stealing sample ranges.
 //
-// Which thread does what is decided as they go, so a result must not depend on it.
+// Which thread does what is decided at run time, so results must not depend on it.
 #pragma once
 
 #include <atomic>
@@ -13,11 +13,11 @@
 
 namespace vapo_fast {
 
-// Asked on the calling thread, at most every 50 ms, with the number of samples or tasks done; false stops the call.
-// What it throws reaches the caller once all threads have stopped.
+// A callback with the number of samples or tasks done. It runs on the calling thread, at most every 50 ms. If it
+// returns false, the call stops. An exception that it throws reaches the caller after all threads have stopped.
 using Monitor = std::function<bool(std::int64_t)>;
 
-// What the threads of one call share: how far they are, whether they are to stop, and the exception that stopped them.
+// State that the threads of one call share: progress, the request to stop, and the exception that caused it.
 class CallState {
 public:
     explicit CallState(Monitor monitor);
@@ -25,11 +25,12 @@ public:
     void add_done(std::int64_t count) { done_.fetch_add(count, std::memory_order_relaxed); }
     void stop() { stopped_.store(true, std::memory_order_relaxed); }
     bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
-    // On the calling thread only: asks the monitor if it is time to. An exception of the monitor is kept by `fail`.
+    // Calls the monitor if 50 ms have passed. On the calling thread only. `fail` keeps an exception of the monitor.
     void poll() noexcept;
-    // In a catch block: keeps the exception, the first of the call, and stops.
+    // Keeps the exception in flight, if it is the call's first, and stops the call. In a catch block only.
     void fail() noexcept;
-    void rethrow();  // the exception kept, if any; when all threads have left
+    // Throws the exception that was kept, if any. After all threads have left.
+    void rethrow();
 
 private:
     const Monitor monitor_;
@@ -43,12 +44,12 @@ private:
 inline constexpr int kMaxThreads = 256;
 inline constexpr std::chrono::milliseconds kMonitorInterval{50};
 
-// Calls work(thread) on the calling thread (thread 0), and on pool threads (1 .. threads - 1) as they become free; then
-// waits for those that began, asking the monitor meanwhile. Work must be shared so that any of the threads can do all
-// of it: a pool thread that wakes too late, or is busy with another caller's work, never joins.
+// Calls work(thread) on the calling thread (thread 0) and on pool threads (1 .. threads - 1) as they become free. Then
+// waits for the threads that have started, and polls the monitor meanwhile. A pool thread that wakes late, or works for
+// another caller, may never join, so any subset of the threads must be able to do all the work.
 //
-// If work throws, `state` is stopped, and the first exception is thrown here when all threads have left. The arithmetic
-// of every thread rounds as by default, whatever mode (such as flushing denormal numbers to 0) its owner had set.
+// If work throws, `state` is stopped, and the first exception is thrown here after all threads have left. Every thread
+// computes in the default floating-point mode, whatever mode (such as flushing denormal numbers to 0) was set before.
 void run_team(int threads, CallState& state, const std::function<void(int)>& work);
 
 // Calls task(i, thread) once for each i in [0, tasks), each on some thread in [0, threads). False if stopped early.
@@ -61,22 +62,22 @@ struct SampleRange {
     std::int64_t size() const { return end - begin; }
 };
 
-// The samples that no thread has taken yet: a range for each thread, from whose front it takes, and from whose back
-// the others steal.
+// The samples that no thread has taken yet: one range for each thread. A thread takes from the front of its own range
+// and steals from the back of other ranges.
 class SampleRanges {
 public:
     SampleRanges(std::int64_t samples, int threads);  // samples < 2^32
 
-    // Up to `wanted` samples of the thread's own; empty if it has none left.
+    // Up to `wanted` samples of the thread's own range; empty if none are left there.
     SampleRange take(int thread, std::int64_t wanted);
-    // Takes half of the longest range of another thread: up to `wanted` samples now, the others become the thread's
-    // own, which must be empty before.
+    // Moves half of the longest other range to the thread's own range, which must be empty. Returns up to `wanted` of
+    // these samples.
     SampleRange steal(int thread, std::int64_t wanted);
-    // A snapshot of how many samples are left in all.
+    // The number of samples left in all ranges, at about this time.
     std::int64_t remaining() const;
 
 private:
-    struct alignas(64) Slot {  // a cache line each, so that owners do not slow one another down
+    struct alignas(64) Slot {  // a cache line each, against false sharing
         std::atomic<std::uint64_t> range{0};
     };
     int threads_;

@@ -12,12 +12,13 @@
 namespace vapo_fast {
 namespace {
 
-// How gcc starts a parallel region: function and data run on so many threads, the caller's one of them.
+// The function by which gcc's OpenMP runtime starts a parallel region: (function, its data, number of threads with the
+// caller, flags).
 using ParallelRegion = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
 ParallelRegion loaded_runtime() {
 #if defined(__linux__)
-    // Not loaded if it is not there already: whoever else uses it brought it.
+    // Only found if something else (PyTorch, say) has loaded it; never loaded here.
     void* library = dlopen("libgomp.so.1", RTLD_LAZY | RTLD_NOLOAD);
     if (library != nullptr) return reinterpret_cast<ParallelRegion>(dlsym(library, "GOMP_parallel"));
 #endif

@@ -1,7 +1,7 @@
 // Short parallel loops between the operations of a host program that has threads of its own.
 //
-// PyTorch's OpenMP threads wait by spinning for a while after each of its operations: threads of another pool would
-// share the processors with them. So a loop runs on that very runtime, if one is loaded, and else on this library's pool.
+// PyTorch's OpenMP threads spin for a while after each operation, and would compete with the threads of another pool
+// for the processors. So a loop runs on that OpenMP runtime if it is loaded, and on this library's pool if not.
 #pragma once
 
 #include <cstdint>

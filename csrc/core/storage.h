@@ -27,7 +27,7 @@ private:
     std::size_t size_ = 0;
 };
 
-// Elements aligned to 64 bytes, handed out in pieces that are aligned alike; none of it is initialised.
+// One allocation that is handed out in pieces, each aligned to 64 bytes and not initialised.
 template <class T>
 class Storage {
 public:

@@ -10,7 +10,7 @@ namespace vapo_fast {
 namespace {
 
 constexpr int kSuccess = 0;
-constexpr int kNotReady = 600;             // CUDA_ERROR_NOT_READY
+constexpr int kNotReady = 600;            // CUDA_ERROR_NOT_READY
 constexpr unsigned kDisableTiming = 0x2;  // CU_EVENT_DISABLE_TIMING
 constexpr int kMissing = -1;
 

@@ -1,5 +1,5 @@
-// The few functions of the CUDA driver that replaying a recorded graph takes, found at run time in a library given by
-// its name: nothing of CUDA is needed to build this, and tests bring a library of their own.
+// The CUDA driver's functions that replaying a recorded graph needs. They are looked up at run time in a library that
+// is given by name: building needs nothing of CUDA, and tests can pass a library of their own.
 #pragma once
 
 #include <stdexcept>
@@ -29,8 +29,8 @@ public:
     Driver(const Driver&) = delete;
     Driver& operator=(const Driver&) = delete;
 
-    Handle create_event() const;                       // without timing
-    void destroy_event(Handle event) const noexcept;   // errors are of no use to anybody then
+    Handle create_event() const;                      // without timing
+    void destroy_event(Handle event) const noexcept;  // ignores errors
     void launch(Handle graph, Handle stream) const;
     void record(Handle event, Handle stream) const;
     bool is_done(Handle event) const;

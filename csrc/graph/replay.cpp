@@ -11,11 +11,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kMonitorInterval = std::chrono::milliseconds(50);
-// A step takes some hundreds of microseconds at least: after as long without news, the processor is left to others.
+// A step takes at least some hundreds of microseconds. The loop spins for that long, then sleeps between two queries.
 constexpr auto kSpin = std::chrono::microseconds(200);
 constexpr auto kNap = std::chrono::microseconds(50);
 
-// The event after one lot of replays.
+// The event after one group of replays.
 class Event {
 public:
     explicit Event(const Driver& driver) : driver_(driver), handle_(driver.create_event()) {}
@@ -37,8 +37,8 @@ public:
 
     Replayed run() {
         while (true) {
-            // The first lot is needed; a second one only if some sample needs more than that.
-            const int allowed = far_ > 0 ? 2 : 1;
+            // The first group is needed in any case; a second one only if some sample needs more steps.
+            const int allowed = more_than_one_step_left_ > 0 ? 2 : 1;
             while (waiting_ < allowed && launched_ < replays_.most) launch();
             if (waiting_ == 0) return {running_, launched_};
             wait();
@@ -67,7 +67,7 @@ private:
         oldest_ = 1 - oldest_;
         --waiting_;
         running_ = replays_.flags->running;
-        far_ = replays_.flags->far;
+        more_than_one_step_left_ = replays_.flags->more_than_one_step_left;
         const Clock::time_point now = Clock::now();
         if (now - told_ >= kMonitorInterval) tell(now);
     }
@@ -82,8 +82,8 @@ private:
     const std::function<void(std::int64_t)>& monitor_;
     Event events_[2];
     int oldest_ = 0, waiting_ = 0;
-    std::int64_t launched_ = 0, far_ = 0;
-    std::int64_t running_ = std::numeric_limits<std::int64_t>::max();  // nothing is known: no sample has ended
+    std::int64_t launched_ = 0, more_than_one_step_left_ = 0;
+    std::int64_t running_ = std::numeric_limits<std::int64_t>::max();  // not known yet
     Clock::time_point told_ = Clock::now();
 };
 
@@ -94,11 +94,11 @@ Replayed replay(const Driver& driver, const Replays& replays, const std::functio
     try {
         return loop.run();
     } catch (...) {
-        // What is under way writes memory that the caller may now give up.
+        // Replays under way write memory that the caller may free after the exception.
         try {
             driver.wait(replays.stream);
         } catch (const DriverError&) {
-            // The first error is the one to tell.
+            // The first error is the one to report.
         }
         throw;
     }

@@ -11,15 +11,14 @@ namespace vapo_fast {
 
 namespace {
 
-// Numbers of a part: some tens of microseconds, and a multiple of every register.
+// Numbers in a part: tens of microseconds of work, and a multiple of every register's lanes.
 constexpr std::int64_t part_size = 1 << 14;
 
 // f(begin, end) of parts of [0, size).
 template <class F>
 void over_numbers(std::int64_t size, int threads, const F& f) {
-    shared_parallel_for((size + part_size - 1) / part_size, threads, [&](std::int64_t part) {
-        f(part * part_size, std::min(size, (part + 1) * part_size));
-    });
+    shared_parallel_for((size + part_size - 1) / part_size, threads,
+                        [&](std::int64_t part) { f(part * part_size, std::min(size, (part + 1) * part_size)); });
 }
 
 // f(row, first pixel, pixels) of parts of all rows.
@@ -65,8 +64,8 @@ template <class T, class N>
 void film_silu(const N* c, const T* gain, const T* offset, N* out, MapShape shape, PointwiseRun run) {
     const auto& kernels = table_for<PointwiseTable<T, N>>(run.instruction_set);
     over_pixels(shape, run.threads, [&](auto row, auto first, auto pixels) {
-        const auto at = (row * shape.pixels + first) * shape.channels, wide = row * shape.channels;
-        kernels.film_silu(c + at, gain + wide, offset + wide, out + at, shape.channels, pixels);
+        const auto at = (row * shape.pixels + first) * shape.channels, coefficients = row * shape.channels;
+        kernels.film_silu(c + at, gain + coefficients, offset + coefficients, out + at, shape.channels, pixels);
     });
 }
 
@@ -75,8 +74,9 @@ void film_silu_derivative(const N* c, const N* v, const T* gain, const T* offset
                           PointwiseRun run) {
     const auto& kernels = table_for<PointwiseTable<T, N>>(run.instruction_set);
     over_pixels(shape, run.threads, [&](auto row, auto first, auto pixels) {
-        const auto at = (row * shape.pixels + first) * shape.channels, wide = row * shape.channels;
-        kernels.film_silu_derivative(c + at, v + at, gain + wide, offset + wide, out + at, shape.channels, pixels);
+        const auto at = (row * shape.pixels + first) * shape.channels, coefficients = row * shape.channels;
+        kernels.film_silu_derivative(c + at, v + at, gain + coefficients, offset + coefficients, out + at,
+                                     shape.channels, pixels);
     });
 }
 
@@ -96,12 +96,12 @@ void residual(const N* branch, const T* skip, const T* bias, T* out, MapShape sh
     });
 }
 
-#define VAPO_FAST_POINTWISE(T, N)                                                                                    \
-    template void silu_map(const T*, N*, MapShape, PointwiseRun);                                                    \
-    template void silu_second(const SiluSecond<T, N>&, MapShape, PointwiseRun);                                      \
-    template void film_silu(const N*, const T*, const T*, N*, MapShape, PointwiseRun);                               \
-    template void film_silu_derivative(const N*, const N*, const T*, const T*, N*, MapShape, PointwiseRun);          \
-    template void film_silu_second(const FilmSecond<T, N>&, MapShape, PointwiseRun);                                 \
+#define VAPO_FAST_POINTWISE(T, N)                                                                           \
+    template void silu_map(const T*, N*, MapShape, PointwiseRun);                                           \
+    template void silu_second(const SiluSecond<T, N>&, MapShape, PointwiseRun);                             \
+    template void film_silu(const N*, const T*, const T*, N*, MapShape, PointwiseRun);                      \
+    template void film_silu_derivative(const N*, const N*, const T*, const T*, N*, MapShape, PointwiseRun); \
+    template void film_silu_second(const FilmSecond<T, N>&, MapShape, PointwiseRun);                        \
     template void residual(const N*, const T*, const T*, T*, MapShape, PointwiseRun);
 VAPO_FAST_POINTWISE(float, float)
 VAPO_FAST_POINTWISE(float, BFloat16)

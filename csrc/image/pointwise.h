@@ -1,8 +1,8 @@
-// What lies between two convolutions, in the four sweeps of a convolutional potential; vapo_fast/passes/pointwise.py
-// defines each operation.
+// The operations between two convolutions, in the four sweeps of a convolutional potential.
+// vapo_fast/engines/explicit/pointwise.py defines each of them.
 //
 // Feature maps are [rows][pixels][channels]. T is the type of the stream: x, FiLM's coefficients, sums. N is the type
-// that convolutions read and write: T, or BFloat16 with T float. Outputs may not overlap inputs, unless it is said.
+// that convolutions read and write: T, or BFloat16 with T float. Outputs may not overlap inputs, unless stated.
 // A row's results depend on that row alone, and not on the number of threads.
 #pragma once
 

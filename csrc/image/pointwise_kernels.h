@@ -17,7 +17,8 @@ VAPO_FAST_INLINE Vec<T> silu_first(Vec<T> z) {
 
 template <class T, class N>
 void silu_map(const T* x, N* s, std::int64_t begin, std::int64_t end) {
-    each<T>(begin, end, [&](auto lanes, std::int64_t i) { lanes.set(s + i, activation<Activation::silu>(lanes.get(x + i))); });
+    each<T>(begin, end,
+            [&](auto lanes, std::int64_t i) { lanes.set(s + i, activation<Activation::silu>(lanes.get(x + i))); });
 }
 
 template <class T, class V, class O>
@@ -79,7 +80,7 @@ void film_silu_second(const FilmSecond<T, N>& arrays, MapShape shape, std::int64
     const std::int64_t channels = shape.channels, map = shape.pixels * channels, half = shape.size();
     const T *gain = p.gain + row * channels, *offset = p.offset + row * channels;
     T *of_gain = p.of_gain + row * channels, *of_offset = p.of_offset + row * channels;
-    // Blocks of pixels: their lines of memory are still near when the next channels want them.
+    // Blocks of pixels: their cache lines are still in the cache when the next channels read them.
     constexpr std::int64_t block = 16;
     for (std::int64_t first_pixel = 0; first_pixel < shape.pixels; first_pixel += block) {
         const std::int64_t last_pixel = first_pixel + block < shape.pixels ? first_pixel + block : shape.pixels;
@@ -111,9 +112,8 @@ void film_silu_second(const FilmSecond<T, N>& arrays, MapShape shape, std::int64
 template <class T, class N>
 void residual(const N* branch, const T* skip, const T* bias, T* out, std::int64_t channels, std::int64_t pixels) {
     if (bias == nullptr) {
-        each<T>(0, pixels * channels, [&](auto lanes, std::int64_t i) {
-            lanes.set(out + i, lanes.get(branch + i) + lanes.get(skip + i));
-        });
+        each<T>(0, pixels * channels,
+                [&](auto lanes, std::int64_t i) { lanes.set(out + i, lanes.get(branch + i) + lanes.get(skip + i)); });
         return;
     }
     for (std::int64_t p = 0; p < pixels; ++p, branch += channels, skip += channels, out += channels) {

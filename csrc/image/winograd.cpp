@@ -27,8 +27,7 @@ const WinogradKernels& kernels_for(InstructionSet instruction_set, int tile) {
 
 std::int64_t rounded_up(std::int64_t size, std::int64_t unit) { return (size + unit - 1) / unit * unit; }
 
-// An odd number of lines, so that what is read or written at all positions at once does not meet in the same lines of
-// the cache.
+// An odd number of cache lines, so that accesses to all positions at once do not map to the same set of the cache.
 std::int64_t position_stride(std::int64_t size) { return (rounded_up(size, line) / line | 1) * line; }
 
 WinogradLayout layout_of(int inputs, int outputs, int tile, int lanes) {
@@ -58,9 +57,9 @@ WinogradConvolution::WinogradConvolution(const float* weight, int outputs, int i
     std::copy_n(weight, raw_.size(), raw_.data());
     const std::ptrdiff_t output = std::ptrdiff_t{taps} * inputs;
     // The adjoint is a convolution too: inputs and outputs change places, and the nine weights are turned around.
-    const WinogradWeights weights =
-        transposed ? WinogradWeights{weight + (taps - 1) * inputs, output, 1, -3 * inputs, -inputs}
-                   : WinogradWeights{weight, 1, output, 3 * inputs, inputs};
+    const WinogradWeights weights = transposed
+                                        ? WinogradWeights{weight + (taps - 1) * inputs, output, 1, -3 * inputs, -inputs}
+                                        : WinogradWeights{weight, 1, output, 3 * inputs, inputs};
     const WinogradKernels& kernels = kernels_for(instruction_set_, tile);
     shared_parallel_for(layout_.panels, threads, [&](std::int64_t panel) {
         kernels.pack(weights, layout_, static_cast<int>(panel), packed_.data());
@@ -77,16 +76,17 @@ void WinogradConvolution::apply(const float* x, float* y, ImageShape shape, int 
     const std::int64_t tiles = shape.rows * ((shape.height + tile - 1) / tile) * ((shape.width + tile - 1) / tile);
     const std::int64_t fitting = block_size / (positions * (layout_.input_stride + layout_.output_stride));
     const std::int64_t share = rounded_up((tiles + threads - 1) / threads, fewest_tiles);
-    const std::int64_t block = std::min(
-        {share, most_tiles, std::max<std::int64_t>(fewest_tiles, fitting / fewest_tiles * fewest_tiles)});
+    const std::int64_t block =
+        std::min({share, most_tiles, std::max<std::int64_t>(fewest_tiles, fitting / fewest_tiles * fewest_tiles)});
     const std::int64_t blocks = (tiles + block - 1) / block;
     const int team = static_cast<int>(std::min<std::int64_t>(threads, blocks));
 
     const std::int64_t transformed = position_stride(block * layout_.input_stride);
     const std::int64_t products = position_stride(block * layout_.output_stride);
-    const std::int64_t width = rounded_up(layout_.input_stride, line), panels = std::int64_t{layout_.panels} * layout_.lanes;
+    const std::int64_t width = rounded_up(layout_.input_stride, line),
+                       panels = std::int64_t{layout_.panels} * layout_.lanes;
     const std::int64_t workspace = positions * (transformed + products) + width + rounded_up(panels, line);
-    // Kept from one call to the next: fresh pages would take as long as a transform.
+    // Kept between calls: mapping new pages would take as long as a transform.
     static thread_local AlignedBuffer<float> memory;
     if (memory.size() < static_cast<std::size_t>(workspace * team))
         memory = AlignedBuffer<float>(static_cast<std::size_t>(workspace * team));

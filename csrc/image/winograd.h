@@ -2,12 +2,12 @@
 // Computations" (1980); Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016).
 //
 // A tile of m x m outputs depends on (m + 2)^2 inputs. These, and the nine weights, are transformed so that the tile
-// takes one multiplication a channel for each transformed input, where the definition takes 9 for each output: 16 for 36
-// with m = 2, 36 for 144 with m = 4. Between the transforms there is a matrix product for each transformed position.
+// takes one multiplication a channel for each transformed input, where the definition takes 9 for each output: 16 for
+// 36 with m = 2, 36 for 144 with m = 4. Between the transforms there is a matrix product for each transformed position.
 //
-// Maps are [rows][height][width][channels]; what lies outside is zero. A row's results depend on that row alone, and not
-// on the number of threads: each transformed output is one chain of multiply-adds in the order of the channels. A number
-// that is not finite makes all outputs of its tiles so, which the definition does to nine.
+// Maps are [rows][height][width][channels]; what lies outside is zero. A row's results depend on that row alone, and
+// not on the number of threads: each transformed output is one chain of multiply-adds in the order of the channels. A
+// number that is not finite makes all outputs of its tiles so, which the definition does to nine.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ struct ImageShape {
     std::int64_t rows, height, width;
 };
 
-// Where what lies in the packed weights and in a block's workspace, in numbers.
+// The layout of the packed weights and of a block's workspace; strides count numbers.
 struct WinogradLayout {
     int tile;                    // m
     int inputs, outputs;         // channels

@@ -8,9 +8,9 @@
 namespace vapo_fast {
 namespace VAPO_FAST_ISA {
 
-// The one-dimensional transforms: y = A^T ((G g) * (B^T d)) are m outputs of a filter g of three taps over m + 2 inputs d.
-// With points a_j, one of them infinity, row j of B^T is the polynomial prod_{k != j} (x - a_k), G divides by its value
-// at a_j, and A^T holds the powers of a_j.
+// The one-dimensional transforms: y = A^T ((G g) * (B^T d)) are m outputs of a filter g of three taps over m + 2 inputs
+// d. With points a_j, one of them infinity, row j of B^T is the polynomial prod_{k != j} (x - a_k), G divides by its
+// value at a_j, and A^T holds the powers of a_j.
 template <int m>
 struct MinimalFilter;
 
@@ -169,7 +169,8 @@ VAPO_FAST_INLINE void transform_outputs(Lanes lanes, const float* products, std:
     }
 }
 
-// The tiles of a block one after the other: f(tile of the block, row of the batch, tile's first pixel down, and across).
+// The tiles of a block one after the other: f(tile of the block, row of the batch, tile's first pixel down, and
+// across).
 template <class F>
 VAPO_FAST_INLINE void each_tile(const WinogradBlock& block, int m, const F& f) {
     const std::int64_t across = (block.shape.width + m - 1) / m, down = (block.shape.height + m - 1) / m;

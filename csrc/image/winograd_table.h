@@ -5,7 +5,8 @@
 
 namespace vapo_fast {
 
-// Weights as they came: of input i, output o, row r and column c at data[i * input + o * output + r * row + c * column].
+// Weights as they came: of input i, output o, row r and column c at data[i * input + o * output + r * row + c *
+// column].
 struct WinogradWeights {
     const float* data;
     std::ptrdiff_t input, output, row, column;

@@ -1,7 +1,7 @@
 // Phi, grad Phi and the trace of the Hessian of Phi on one tile of rows.
 //
-// The trace needs no second reverse sweep: with J_l = dz_l/dz of the input, v . Hess(f) v = sum over layers and units of
-// df/dsigma(z) sigma''(z) (J_l v)^2, so that one forward tangent for each direction v is enough.
+// The trace needs no second reverse sweep: with J_l = dz_l/dz of the input, v . Hess(f) v = sum over layers and units
+// of df/dsigma(z) sigma''(z) (J_l v)^2, so that one forward tangent for each direction v is enough.
 #pragma once
 
 #include "mlp/sweeps.h"
@@ -13,7 +13,7 @@ template <class T>
 struct FieldWork {
     Sweep<T> sweep;
     PathRows<T>* path;
-    T* adjoint[2];  // turns of df/dz, or tangents
+    T* adjoint[2];  // df/dz of two successive layers, or tangents
     T* tangent_input = nullptr;
     std::size_t size;
 
@@ -28,19 +28,19 @@ struct FieldWork {
         sweep.features.carve(mlp, carver);
         int widest = 0;
         for (int width : shape.widths) widest = width > widest ? width : widest;
-        T* turns[2];
-        for (T*& turn : turns) turn = carver.take(std::int64_t{tile_rows} * mlp.stride(widest));
+        T* buffers[2];
+        for (T*& buffer : buffers) buffer = carver.take(std::int64_t{tile_rows} * mlp.stride(widest));
         for (int l = 0; l < shape.layers(); ++l) {
             const int stride = mlp.stride(shape.size(l + 1));
             sweep.stride[l] = stride;
-            sweep.value[l] = turns[l % 2];
+            sweep.value[l] = buffers[l % 2];
             sweep.first[l] = carver.take(std::int64_t{tile_rows} * stride);
             sweep.second[l] = trace.directions != 0 ? carver.take(std::int64_t{tile_rows} * stride) : nullptr;
             sweep.above[l] = nullptr;
         }
-        // The values are done with when the adjoint sweep begins.
-        adjoint[0] = turns[0];
-        adjoint[1] = turns[1];
+        // The adjoint sweep needs the values no more, so it reuses their memory.
+        adjoint[0] = buffers[0];
+        adjoint[1] = buffers[1];
         if (trace.directions != 0) tangent_input = carver.take(std::int64_t{tile_rows} * sweep.input_stride);
         size = carver.used();
     }
@@ -59,10 +59,10 @@ inline const T* field_adjoint(const PackedMlp<T>& mlp, std::int64_t rows, FieldW
     const MlpShape& shape = mlp.shape();
     Sweep<T>& sweep = work.sweep;
     const int last = shape.layers() - 1;
-    int turn = 0;
+    int current = 0;
     for (int l = last; l >= 0; --l) {
         const int stride = sweep.stride[l], columns = padded<T>(shape.size(l + 1));
-        T* above = work.adjoint[turn];
+        T* above = work.adjoint[current];
         if (l == last) {
             for (std::int64_t r = 0; r < rows; ++r) {
                 for (int i = 0; i < columns; i += V::lanes) {
@@ -73,7 +73,7 @@ inline const T* field_adjoint(const PackedMlp<T>& mlp, std::int64_t rows, FieldW
                 }
             }
         } else {
-            Product<T> layer{{work.adjoint[1 - turn], sweep.stride[l + 1]}, mlp.backward(l + 1), {above, stride}};
+            Product<T> layer{{work.adjoint[1 - current], sweep.stride[l + 1]}, mlp.backward(l + 1), {above, stride}};
             if (sweep.second[l] == nullptr) layer.multiply = sweep.first[l];
             product(layer, rows);
             if (sweep.second[l] != nullptr) {
@@ -81,9 +81,9 @@ inline const T* field_adjoint(const PackedMlp<T>& mlp, std::int64_t rows, FieldW
                 multiply(rows, columns, above, stride, sweep.first[l], stride);
             }
         }
-        turn = 1 - turn;
+        current = 1 - current;
     }
-    return work.adjoint[1 - turn];
+    return work.adjoint[1 - current];
 }
 
 // Adds to sum[r] the curvature of f along the direction whose dz of layer 0 is in work.adjoint[0].

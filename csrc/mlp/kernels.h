@@ -1,4 +1,4 @@
-// What each instruction set's build of the kernels offers, as plain functions.
+// The kernels of an MLP potential as plain functions, one table for each instruction set.
 #pragma once
 
 #include <cstddef>

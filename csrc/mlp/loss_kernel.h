@@ -16,11 +16,11 @@ template <class T>
 struct LossWork {
     Sweep<T> sweep;
     PathRows<T>* path;
-    T *x, *velocity;             // [tile][point_stride]
+    T *x, *velocity;  // [tile][point_stride]
     int point_stride;
-    T* tangent_input;            // [tile][input_stride]: y_dot of the input
-    T* tangent[most_layers];     // z_dot, then y_dot
-    T* adjoint[most_layers];     // a_l
+    T* tangent_input;                // [tile][input_stride]: y_dot of the input
+    T* tangent[most_layers];         // z_dot, then y_dot
+    T* adjoint[most_layers];         // a_l
     T* second_adjoint[most_layers];  // b_l
     std::size_t size;
 
@@ -142,7 +142,7 @@ inline void loss_tangent(const PackedMlp<T>& mlp, std::int64_t rows, LossWork<T>
     for (int l = 0; l < shape.layers(); ++l) {
         const int stride = sweep.stride[l], columns = padded<T>(shape.size(l + 1));
         product(Product<T>{{y, y_stride}, mlp.forward(l), {work.tangent[l], stride}}, rows);
-        // z_dot meets df/dsigma(z) sigma''(z) here, in the second adjoint's first term; then it becomes y_dot.
+        // z_dot df/dsigma(z) sigma''(z) is the second adjoint's first term. Then z_dot becomes y_dot.
         for (std::int64_t r = 0; r < rows; ++r) {
             for (int i = 0; i < columns; i += V::lanes) {
                 const std::int64_t at = r * stride + i;
@@ -215,8 +215,8 @@ inline void add_gradients(const PackedMlp<T>& mlp, const MlpGradient<T>& layout,
         V sum = V::load(output + o);
         for (std::int64_t r = 0; r < rows; ++r) {
             const std::int64_t at = r * sweep.stride[last] + o;
-            sum = sum + fma(V::broadcast(phi_factor[r]), V::load(sweep.value[last] + at),
-                            V::load(work.tangent[last] + at));
+            sum = sum +
+                  fma(V::broadcast(phi_factor[r]), V::load(sweep.value[last] + at), V::load(work.tangent[last] + at));
         }
         sum.store(output + o);
     }

@@ -61,8 +61,7 @@ std::int64_t MlpShape::parameters() const {
 }
 
 template <class T>
-PackedMlp<T>::PackedMlp(const MlpShape& shape, const MlpWeights<T>& weights, int lanes)
-    : shape_(shape), lanes_(lanes) {
+PackedMlp<T>::PackedMlp(const MlpShape& shape, const MlpWeights<T>& weights, int lanes) : shape_(shape), lanes_(lanes) {
     const int layers = shape_.layers(), features = shape_.features, inputs = shape_.inputs(), d = shape_.dimension;
     std::size_t raw = 0, packed = 0;
     each_array(shape_, weights, [&](const T*, std::size_t size) { raw += size; });

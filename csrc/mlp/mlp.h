@@ -18,12 +18,12 @@ enum class Path { data, linear };
 
 inline constexpr int most_layers = 64;  // what the kernels have room for
 
-// What does not change while a potential is trained.
+// The constants of a potential: what training does not change.
 struct MlpShape {
-    int dimension = 0;         // D
+    int dimension = 0;  // D
     bool time_dependent = true;
-    int features = 0;          // rows of the frequency matrix
-    std::vector<int> widths;   // hidden layers, at least one
+    int features = 0;         // rows of the frequency matrix
+    std::vector<int> widths;  // hidden layers, at least one
     Activation activation = Activation::silu;
     Path path = Path::data;
     double omega = 1.0;
@@ -42,9 +42,9 @@ struct MlpShape {
 // Views of a potential's parameters, row-major as PyTorch keeps them.
 template <class T>
 struct MlpWeights {
-    std::vector<const T*> weight;  // layer l: [size(l + 1)][size(l)]
-    std::vector<const T*> bias;    // layer l: [size(l + 1)]
-    const T* output = nullptr;     // [size(layers)]
+    std::vector<const T*> weight;    // layer l: [size(l + 1)][size(l)]
+    std::vector<const T*> bias;      // layer l: [size(l + 1)]
+    const T* output = nullptr;       // [size(layers)]
     const T* frequencies = nullptr;  // [features][inputs]
 };
 
@@ -76,7 +76,7 @@ public:
     Panels<T> frequencies() const { return frequencies_; }
     Panels<T> frequencies_transposed() const { return frequencies_transposed_; }
     const T* bias(int layer) const { return bias_[static_cast<std::size_t>(layer)]; }  // padded with zeros
-    const T* output() const { return output_; }                                      // padded with zeros
+    const T* output() const { return output_; }                                        // padded with zeros
 
 private:
     MlpShape shape_;

@@ -9,9 +9,9 @@ namespace vapo_fast {
 namespace {
 
 // A batch is summed in slices, each on one thread and in the order of its rows; then slice by slice. How many slices
-// there may be depends on the size of their gradients alone, so that the rounding of the sum does not depend on threads.
-// Each slice has a gradient of its own: of a large network as many are kept as a gigabyte holds, but no fewer than
-// `fewest_slices`.
+// there may be depends on the size of their gradients alone, so that the rounding of the sum does not depend on
+// threads. Each slice has a gradient of its own: of a large network as many are kept as a gigabyte holds, but no fewer
+// than `fewest_slices`.
 constexpr std::size_t most_slices = 16, fewest_slices = 4, gradient_bytes = std::size_t{1} << 30;
 
 std::int64_t slices_allowed(std::size_t bytes) {
@@ -170,7 +170,7 @@ template class LossMemory<float>;
 template class LossMemory<double>;
 template bool loss_and_gradient(const PackedMlp<float>&, InstructionSet, const LossBatch<float>&, LossResult<float>&,
                                 int, LossMemory<float>&, const Monitor&);
-template bool loss_and_gradient(const PackedMlp<double>&, InstructionSet, const LossBatch<double>&,
-                                LossResult<double>&, int, LossMemory<double>&, const Monitor&);
+template bool loss_and_gradient(const PackedMlp<double>&, InstructionSet, const LossBatch<double>&, LossResult<double>&,
+                                int, LossMemory<double>&, const Monitor&);
 
 }  // namespace vapo_fast

@@ -43,7 +43,7 @@ struct LossBatch {
 
 template <class T>
 struct LossResult {
-    double linear = 0.0;     // means over the batch
+    double linear = 0.0;  // means over the batch
     double quadratic = 0.0;
     std::vector<T*> weight, bias;  // in: where to write, layer by layer
     T* output = nullptr;

@@ -40,10 +40,10 @@ template <class T>
 struct Product {
     Strided<const T> x;  // its first `weights.in` columns
     Panels<T> weights;
-    Strided<T> y;                  // whole panels
-    const T* bias = nullptr;       // start from this row; null: from 0, or from Y itself
-    bool accumulate = false;       // start from Y
-    const T* multiply = nullptr;   // multiply the result by this array, which has Y's stride; null: do not
+    Strided<T> y;                 // whole panels
+    const T* bias = nullptr;      // start from this row; null: from 0, or from Y itself
+    bool accumulate = false;      // start from Y
+    const T* multiply = nullptr;  // multiply the result by this array, which has Y's stride; null: do not
 };
 
 template <class T, int rows, int panels>
@@ -72,7 +72,8 @@ VAPO_FAST_INLINE void product_block(const Product<T>& p, std::int64_t row, int p
     for (int k = 0; k < in; ++k) {
         V weight[panels];
         VAPO_FAST_UNROLL
-        for (int j = 0; j < panels; ++j) weight[j] = V::load(w + j * panel_size + static_cast<std::int64_t>(k) * V::lanes);
+        for (int j = 0; j < panels; ++j)
+            weight[j] = V::load(w + j * panel_size + static_cast<std::int64_t>(k) * V::lanes);
         VAPO_FAST_UNROLL
         for (int i = 0; i < rows; ++i) {
             const V value = V::broadcast(x[i * p.x.stride + k]);

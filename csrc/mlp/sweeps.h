@@ -178,15 +178,15 @@ inline void add_feature_directions(const PackedMlp<T>& mlp, std::int64_t rows, T
 // What the forward and the adjoint sweep leave behind. Layer l's arrays are [tile][stride(size(l + 1))], l from 0.
 template <class T>
 struct Sweep {
-    T* input = nullptr;             // [tile][stride(first_size)]
+    T* input = nullptr;  // [tile][stride(first_size)]
     int input_stride = 0;
     Features<T> features;
-    T* value[most_layers];          // sigma(z); shared by turns unless kept
-    T* first[most_layers];          // sigma'(z), which the adjoint sweep leaves or turns into df/dz
-    T* second[most_layers];         // sigma''(z), or null
-    T* above[most_layers];          // df/dsigma(z), where kept apart; else null
+    T* value[most_layers];   // sigma(z); shared by turns unless kept
+    T* first[most_layers];   // sigma'(z), which the adjoint sweep leaves or turns into df/dz
+    T* second[most_layers];  // sigma''(z), or null
+    T* above[most_layers];   // df/dsigma(z), where kept apart; else null
     int stride[most_layers];
-    T* input_adjoint = nullptr;     // [tile][adjoint_stride]: df/dz in the first D columns
+    T* input_adjoint = nullptr;  // [tile][adjoint_stride]: df/dz in the first D columns
     int adjoint_stride = 0;
 };
 

@@ -12,17 +12,17 @@
 namespace vapo_fast {
 namespace {
 
-// Words made at a time: enough that loops over them are worth starting, few enough for the first cache.
+// Words made at a time: enough for efficient loops, few enough for the first-level cache.
 constexpr int kWords = 1024;
 
-// The words of samples that keep `size` words each, one sample after the other. Lanes run on from one sample into the
-// next, so that events of one block (points of the plane) fill them too.
+// The random words of samples, `size` words for each, one sample after the other. Lanes hold blocks of several samples
+// at once, so that samples of one block (points of the plane) fill all lanes too.
 class WordStream {
 public:
     WordStream(const Draws& draws, std::int64_t size)
         : draws_(draws), size_(size), blocks_((size + 3) / 4), last_(static_cast<int>(size - 4 * (blocks_ - 1))) {}
 
-    // Writes up to kWords words, a whole number of samples' or of blocks'; returns how many, 0 at the end.
+    // Writes up to kWords words, always whole blocks or a sample's last words; returns how many, 0 at the end.
     int next(std::uint32_t* words) noexcept {
         int filled = 0;
         while (sample_ < draws_.samples && filled + 4 * PhiloxLanes::count <= kWords) {
@@ -43,7 +43,7 @@ public:
             }
             philox(draws_.seed, lanes_);
             for (int lane = 0; lane < lanes; ++lane) {
-                // All four are written, the next lane overwrites those not kept: `words` has room for a whole block.
+                // All four are written; the next lane overwrites those that are not kept. `words` has room for them.
                 for (int word = 0; word < 4; ++word) words[filled + word] = lanes_.words[word][lane];
                 filled += keep[lane];
             }
@@ -62,8 +62,8 @@ private:
 // (word + 1/2) 2^-32, exact.
 inline double open_uniform(std::uint32_t word) { return (static_cast<double>(word) + 0.5) * 0x1p-32; }
 
-// Pairs of words to pairs of normal numbers. The loop has the size of a pointer because Python's own flags (-fwrapv) let
-// an int wrap around, which keeps a compiler from making it of vector instructions.
+// Pairs of words to pairs of normal numbers. The loop's index is a size_t: with Python's own flags (-fwrapv) an int may
+// wrap around, which keeps compilers from vectorising the loop.
 template <class T>
 void box_muller(const std::uint32_t* words, std::size_t pairs, T* out) noexcept {
     for (std::size_t i = 0; i < pairs; ++i) {
@@ -119,12 +119,10 @@ void permutation(std::uint64_t seed, std::uint32_t stream, std::int64_t epoch, s
     struct Item {
         std::uint64_t key;
         std::int64_t number;
-        bool operator<(const Item& other) const {
-            return key != other.key ? key < other.key : number < other.number;
-        }
+        bool operator<(const Item& other) const { return key != other.key ? key < other.key : number < other.number; }
     };
     if (n == 0) return;
-    // Keys are spread evenly, so sorting them into about n / 4 ranges first leaves little to sort in each.
+    // Keys are uniform, so after a distribution into about n / 4 ranges, each range has few to sort.
     int bits = 0;
     while (bits < 20 && (std::int64_t{8} << bits) <= n) ++bits;
     std::vector<std::int64_t> start((std::size_t{1} << bits) + 1);
@@ -137,7 +135,7 @@ void permutation(std::uint64_t seed, std::uint32_t stream, std::int64_t epoch, s
     std::uint64_t* key = keys.data();
     while (const int count = word_stream.next(words)) {
         for (int i = 0; i < count; i += 2, ++key) {
-            // The top bit is turned over because unsigned numbers then have the order of the signed ones.
+            // With the top bit flipped, unsigned comparison orders the keys as signed numbers.
             *key = (std::uint64_t{words[i]} << 32 | words[i + 1]) ^ (std::uint64_t{1} << 63);
             ++start[range(*key) + 1];
         }

@@ -1,7 +1,8 @@
 // Tables of kernels. A table is a struct of function pointers, filled once for each instruction set; a caller chooses
 // the instruction set at run time.
 //
-// To add a table: declare the struct, specialise Fill for it beside its kernels (simd.h), and instantiate table() there.
+// To add a table: declare the struct, specialise Fill for it beside its kernels (simd.h), and instantiate table()
+// there.
 #pragma once
 
 #include "simd/instruction_set.h"

@@ -6,9 +6,9 @@
 //     #include "simd/math.h"              // ... everything in namespace vapo_fast::VAPO_FAST_ISA
 //     #include "simd/isa_end.h"
 //
-// The standard headers come first because whatever is defined after this line is compiled for that instruction set: an
-// inline function of the library that the linker then shared with other files would stop a lesser processor. Templates
-// take their instruction set from where they are defined, so instantiating the library's is safe.
+// The standard headers come first, because everything defined after this line is compiled for that instruction set. The
+// linker may keep such a copy of an inline library function for all files, and an older processor would then stop at an
+// unknown instruction. Templates take their instruction set from where they are defined, so instantiating them is safe.
 #if defined(VAPO_FAST_ISA)
 #error "one instruction set for each translation unit"
 #endif

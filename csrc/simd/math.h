@@ -1,9 +1,10 @@
 // exp, log, sigmoid, cosine and sine of turns, and activations with their derivatives, on registers of numbers.
 //
-// No branches and no calls: every lane takes the same way, so that a result depends on its argument alone. Ranges are
-// reduced as in any textbook; the polynomials are minimax fits (Remez) on the reduced ranges. Values and first
-// derivatives are within 4 units in the last place wherever they are normal numbers, but for silu', which has a zero:
-// of max(|result|, 1/8). Second derivatives: 7 of that. tests/test_native_math.py says how many for each.
+// There are no branches and no calls: all lanes run the same instructions, so a result depends on its argument alone.
+// The range reductions are standard; the polynomials are minimax fits (Remez) on the reduced ranges. Values and first
+// derivatives have errors of at most 4 units in the last place where they are normal numbers. For silu', which has a
+// zero, the unit is that of max(|result|, 1/8). Second derivatives: 7 such units. tests/test_native_math.py has them
+// all.
 #pragma once
 
 #include "simd/activation.h"
@@ -29,8 +30,7 @@ struct Constants<float> {
     // (e^r - 1)/r in powers of r, |r| <= ln(2)/2
     static constexpr float exp[] = {1.0f, 0x1p-1f, 0x1.55548ep-3f, 0x1.55545ep-5f, 0x1.123b64p-7f, 0x1.6db438p-10f};
     // 2 (artanh(s)/s - 1)/s^2 in powers of s^2, |s| <= 1/3
-    static constexpr float artanh[] = {0x1.555558p-1f, 0x1.9996d8p-2f, 0x1.250512p-2f, 0x1.b72b5cp-3f,
-                                       0x1.f08cfcp-3f};
+    static constexpr float artanh[] = {0x1.555558p-1f, 0x1.9996d8p-2f, 0x1.250512p-2f, 0x1.b72b5cp-3f, 0x1.f08cfcp-3f};
     // sin(2 pi r)/r - two_pi and (cos(2 pi r) - 1)/r^2, |r| <= 1/8, in powers of r^2
     static constexpr float two_pi = 0x1.921fb6p+2f;
     static constexpr float sine[] = {-0x1.a0f784p-23f, -0x1.4abbbap+5f, 0x1.465ee8p+6f, -0x1.2da12ep+6f};
@@ -57,9 +57,16 @@ struct Constants<double> {
     static constexpr double sqrt_half = 0x1.6a09e667f3bcdp-1;
     static constexpr double exp[] = {
         1.0,
-        0x1.000000000000bp-1,  0x1.5555555555561p-3,  0x1.555555555001fp-5,  0x1.111111110d625p-7,
-        0x1.6c16c185ab134p-10, 0x1.a01a01bae8f9ep-13, 0x1.a01996893b8e5p-16, 0x1.71dddfbd7396bp-19,
-        0x1.28b0531e08ba9p-22, 0x1.af859d6bf42c8p-26,
+        0x1.000000000000bp-1,
+        0x1.5555555555561p-3,
+        0x1.555555555001fp-5,
+        0x1.111111110d625p-7,
+        0x1.6c16c185ab134p-10,
+        0x1.a01a01bae8f9ep-13,
+        0x1.a01996893b8e5p-16,
+        0x1.71dddfbd7396bp-19,
+        0x1.28b0531e08ba9p-22,
+        0x1.af859d6bf42c8p-26,
     };
     static constexpr double artanh[] = {
         0x1.5555555555535p-1, 0x1.99999999a0790p-2, 0x1.24924920898cep-2, 0x1.c71c741dfa322p-3, 0x1.745cb3c893a59p-3,
@@ -245,12 +252,12 @@ VAPO_FAST_INLINE void tanh(Vec<T> z, Vec<T>& value, Vec<T>& first, Vec<T>& secon
     const Vec<T> four = all(T(4)), four_e = e.value();
     const Vec<T> quotient = all(T(1)) / (four + four_e);
     value = reinterpret<T>((bits_of(e.minus(four) * quotient) & all(~C::sign)) | (bits_of(z) & all(C::sign)));
-    const Vec<T> rest = (four_e + four_e) * quotient;  // 1 - |tanh z|, which suffers less from rounding than (1 + e)^2
+    const Vec<T> rest = (four_e + four_e) * quotient;  // 1 - |tanh z|, rounded better than through (1 + e)^2
     first = rest * (all(T(2)) - rest);
     second = first * (value * all(T(-2)));
 }
 
-// The value, and the derivatives that there are arguments for; what is not asked for is not computed.
+// The value, and the derivatives that there are arguments for. Compilers remove the computation of unused ones.
 template <Activation A, class T>
 VAPO_FAST_INLINE void activation(Vec<T> z, Vec<T>& value, Vec<T>& first, Vec<T>& second) {
     if constexpr (A == Activation::silu) {

@@ -20,7 +20,7 @@
 #define VAPO_FAST_INLINE inline __attribute__((always_inline))
 #endif
 
-// Before a loop of a constant, small number of turns: no loop.
+// Before a loop with a small, constant number of iterations: unrolls it.
 #if defined(__clang__)
 #define VAPO_FAST_UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)
@@ -51,8 +51,7 @@ struct Unsigned<8> {
     using Type = std::uint64_t;
 };
 
-// What a register is to the compiler: something on which + - * / & | ^ << >> act lane by lane, and < gives a mask that
-// chooses lane by lane in ?:.
+// A register as a type of the compiler: + - * / & | ^ << >> act lane by lane, and < gives a mask for a lane-wise ?:.
 template <class T>
 struct Register {
 #if defined(__GNUC__) || defined(__clang__)
@@ -62,7 +61,7 @@ struct Register {
     static VAPO_FAST_INLINE Type load(const void* p) { return *static_cast<const Unaligned*>(p); }
     static VAPO_FAST_INLINE void store(void* p, Type v) { *static_cast<Unaligned*>(p) = v; }
 #else
-    // A compiler without vectors of its own: one number, and what it makes of the loops around it.
+    // A compiler without vector types: one number a register.
     using Type = T;
     static constexpr int lanes = 1;
     static VAPO_FAST_INLINE Type load(const void* p) { return *static_cast<const T*>(p); }
@@ -115,7 +114,7 @@ VAPO_FAST_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { retu
 VAPO_FAST_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
     return {_mm512_fmadd_pd(a.v, b.v, c.v)};
 }
-// The forms without a mask start from an undefined register, of which gcc 12 warns in its own header.
+// The forms without a mask start from an undefined register, and gcc 12 warns about that in its own header.
 VAPO_FAST_INLINE Vec<float> minimum(Vec<float> a, Vec<float> b) { return {_mm512_maskz_min_ps(0xFFFF, a.v, b.v)}; }
 VAPO_FAST_INLINE Vec<double> minimum(Vec<double> a, Vec<double> b) { return {_mm512_maskz_min_pd(0xFF, a.v, b.v)}; }
 VAPO_FAST_INLINE Vec<float> maximum(Vec<float> a, Vec<float> b) { return {_mm512_maskz_max_ps(0xFFFF, a.v, b.v)}; }

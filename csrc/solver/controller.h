@@ -30,19 +30,20 @@ inline constexpr double kStretch = 1.01;
 inline double at_most(double x, double limit) { return x > limit ? limit : x; }
 inline double at_least(double x, double limit) { return x < limit ? limit : x; }
 
-// A ratio held to numbers whose logarithm exists; NaN becomes the largest.
+// A ratio clamped to numbers whose logarithm exists; NaN becomes the largest.
 inline double positive(double ratio) {
     if (std::isnan(ratio)) return kLargestRatio;
     return at_most(at_least(ratio, kSmallestRatio), kLargestRatio);
 }
 
-// An Euler step that changes x by about a hundredth of its own size; the probe that `initial_step` needs.
+// The size of an Euler step that changes x by about a hundredth of its own size: the probe for `initial_step`.
 inline double trial_step(double state_norm, double field_norm, double span) {
     const bool usable = state_norm >= 1e-5 && field_norm >= 1e-5;
     return at_most(usable ? 0.01 * (state_norm / field_norm) : 1e-6, span);
 }
 
-// First step size of Hairer, Norsett and Wanner, "Solving ODEs I", II.4, from scaled norms, with the aim of controller.py.
+// First step size of Hairer, Norsett and Wanner, "Solving ODEs I", II.4, from scaled norms, with the aim of
+// controller.py.
 inline double initial_step(double field_norm, double change_norm, double trial, double span, int error_order) {
     const double change = change_norm / trial;
     // NaN in either is kept, as torch.maximum does.
@@ -51,7 +52,7 @@ inline double initial_step(double field_norm, double change_norm, double trial, 
     const double chosen = steepest <= 1e-15 ? at_least(trial * 1e-3, 1e-6) : aimed;
     const double largest = 100.0 * trial;
     const double step = std::isnan(largest) || largest < chosen ? largest : chosen;
-    // A field that is not finite one trial step away says nothing about the step; rejections will shorten the trial.
+    // A field that is not finite at the probe says nothing about the step size; rejections will shorten it.
     return at_most(std::isfinite(change_norm) ? step : trial, span);
 }
 
@@ -124,16 +125,16 @@ inline Attempt next_attempt(const Progress& progress, const Interval& interval) 
     return {h, last ? interval.t1 : progress.t + interval.direction * h, last};
 }
 
-// What a try led to: whether it stands, and whether (and how) the sample has ended.
+// What a try led to: whether it is accepted, and whether (and how) the sample has ended.
 struct Outcome {
     bool accepted;
     bool ended;
     Status status;
 };
 
-// Takes in the error ratio of a try: moves time, chooses the next step, counts.
-inline Outcome settle(Progress& progress, const Attempt& attempt, double ratio, const PiController& controller,
-                      const Interval& interval, std::int64_t max_steps) {
+// Applies the error ratio of a try: moves time on, chooses the next step, counts.
+inline Outcome finish_attempt(Progress& progress, const Attempt& attempt, double ratio, const PiController& controller,
+                              const Interval& interval, std::int64_t max_steps) {
     const bool accepted = PiController::accepts(ratio);
     const double h_next = attempt.h * controller.factor(ratio, progress.previous_ratio, progress.after_rejection);
     progress.h = h_next;

@@ -1,4 +1,4 @@
-// How threads of a solve that have run out of samples get rows from those that have many, at the end of a batch.
+// Load balancing at the end of a batch: threads without samples get rows from threads with many.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 namespace vapo_fast {
 
 // Worker is what holds a thread's rows: `std::int64_t rows() const` and `void give(std::int64_t count, Worker& to)`.
-// A worker that waits is written to by the one that gives, under the mutex.
+// `give` writes to a waiting worker, under the mutex.
 template <class Worker>
 class Exchange {
 public:
@@ -22,7 +22,7 @@ public:
 
     explicit Exchange(int threads) { waiting_.reserve(static_cast<std::size_t>(threads)); }
 
-    // A worker is inside from before it takes samples until it has none. Nothing may be thrown in between.
+    // A worker enters before it takes samples, and leaves when it has none. Nothing may be thrown in between.
     void enter() {
         const std::lock_guard<std::mutex> lock(mutex_);
         ++working_;
@@ -33,9 +33,9 @@ public:
         if (--working_ == 0) changed_.notify_all();
     }
 
-    // Between two steps: gives the waiting workers their share of this one's rows.
+    // Gives waiting workers their share of this worker's rows. Between two steps.
     void share(Worker& mine) {
-        if (hungry_.load(std::memory_order_relaxed) == 0 || mine.rows() < 2 * kWorthwhile) return;
+        if (waiting_count_.load(std::memory_order_relaxed) == 0 || mine.rows() < 2 * kWorthwhile) return;
         const std::lock_guard<std::mutex> lock(mutex_);
         while (!waiting_.empty()) {
             const std::int64_t part = mine.rows() / (static_cast<std::int64_t>(waiting_.size()) + 1);
@@ -44,12 +44,12 @@ public:
             waiting_.pop_back();
             ++working_;
         }
-        hungry_.store(static_cast<int>(waiting_.size()), std::memory_order_relaxed);
+        waiting_count_.store(static_cast<int>(waiting_.size()), std::memory_order_relaxed);
         changed_.notify_all();
     }
 
-    // For a worker inside that has no rows left: waits until another gives it some (true; it is still inside) or there
-    // is nothing more to come (false; it has left). The calling thread polls the monitor meanwhile.
+    // Waits until another worker gives rows (true), or no more can come (false: the worker has left). For a worker that
+    // has entered and has no rows. The calling thread polls the monitor meanwhile.
     bool wait(Worker& mine, CallState& state, bool polls) {
         std::unique_lock<std::mutex> lock(mutex_);
         if (--working_ == 0) {
@@ -57,14 +57,14 @@ public:
             return false;
         }
         waiting_.push_back(&mine);
-        hungry_.store(static_cast<int>(waiting_.size()), std::memory_order_relaxed);
+        waiting_count_.store(static_cast<int>(waiting_.size()), std::memory_order_relaxed);
         while (true) {
             changed_.wait_for(lock, kMonitorInterval);
             const auto place = std::find(waiting_.begin(), waiting_.end(), &mine);
             if (place == waiting_.end()) return true;
             if (working_ == 0 || state.stopped()) {
                 waiting_.erase(place);
-                hungry_.store(static_cast<int>(waiting_.size()), std::memory_order_relaxed);
+                waiting_count_.store(static_cast<int>(waiting_.size()), std::memory_order_relaxed);
                 return false;
             }
             if (polls) {
@@ -80,7 +80,7 @@ private:
     std::condition_variable changed_;
     std::vector<Worker*> waiting_;
     int working_ = 0;
-    std::atomic<int> hungry_{0};  // waiting_.size(), to be read without the mutex
+    std::atomic<int> waiting_count_{0};  // waiting_.size(), to be read without the mutex
 };
 
 }  // namespace vapo_fast

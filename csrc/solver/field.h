@@ -1,4 +1,4 @@
-// The contract between a fused field and the solver: rows of states in, their time derivatives out.
+// The interface between a fused field and the solver: rows of states in, their time derivatives out.
 #pragma once
 
 #include <cstddef>
@@ -10,15 +10,15 @@ namespace vapo_fast {
 template <class T>
 struct FieldRows {
     std::int64_t rows;
-    const T* state;              // [rows][width]: x in the first dimension() columns, then the integrals
-    const T* t;                  // [rows]: times, already rounded to T
+    const T* state;                        // [rows][width]: x in the first dimension() columns, then the integrals
+    const T* t;                            // [rows]: times, already rounded to T
     const std::int64_t* sample = nullptr;  // [rows]: which sample of the whole call a row is; a solve gives it
-    T* derivative;               // [rows][width]: grad Phi, then the trace (one if exact, else one per probe)
-    T* value = nullptr;          // [rows]: Phi, or null
+    T* derivative;                         // [rows][width]: grad Phi, then the trace (one if exact, else one per probe)
+    T* value = nullptr;                    // [rows]: Phi, or null
 };
 
-// Immutable and safe to use from many threads, each with a workspace of its own. A row's result has the same bits
-// whatever the batch it stands in.
+// Immutable, and safe to use from many threads, each with a workspace of its own. A row's result has the same bits in
+// any batch.
 template <class T>
 class Field {
 public:

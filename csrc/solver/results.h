@@ -20,8 +20,8 @@ public:
     // Where the state of a sample at t_eval[k] belongs.
     T* output(std::int64_t k, std::int64_t sample) const { return arrays_.ys + (k * arrays_.n + sample) * width_; }
 
-    // Writes what there is to say of a row that has ended; the outputs it did not reach are NaN.
-    void put_away(const Rows<T>& rows, int i, Status status) const {
+    // Writes the results of a row that has ended; outputs at times that it did not reach are NaN.
+    void retire(const Rows<T>& rows, int i, Status status) const {
         const Row& row = rows.row[i];
         const std::int64_t sample = rows.sample[i];
         std::copy_n(rows.x + i * width_, width_, arrays_.x + sample * width_);

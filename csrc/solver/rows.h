@@ -1,4 +1,4 @@
-// Samples on their way through the solver, side by side.
+// Samples that the solver integrates side by side.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@ struct Row {
     std::int64_t next_output;  // the first of t_eval that is still to come
 };
 
-// Rows without gaps: [0, count) of each array. The states belong to somebody else, who may let arrays change places.
+// Rows without gaps: [0, count) of each array. x and f point to memory that the worker owns and may swap.
 template <class T>
 struct Rows {
     int count = 0;

@@ -50,7 +50,7 @@ void solve_with(const Field<T>& field, const Interval& interval, const SolveOpti
     run_team(team, state, [&](int thread) { OneWorker(shared, thread).run(); });
 }
 
-// What solve() does by one method; the methods' own code in the order of enum Method.
+// solve() by one method.
 template <class T>
 using SolveWith = void (*)(const Field<T>&, const Interval&, const SolveOptions&, const SolveArrays<T>&, int,
                            CallState&);

@@ -16,13 +16,13 @@ bool is_adaptive(Method method);
 
 struct SolveOptions {
     Method method = Method::kDopri5;
-    double rtol = 1e-5, atol = 1e-5;   // of an adaptive method
-    std::int64_t max_steps = 10'000;   // most tries of an adaptive method per sample
-    std::int64_t steps = 0;            // equal steps of a fixed-step method
+    double rtol = 1e-5, atol = 1e-5;  // of an adaptive method
+    std::int64_t max_steps = 10'000;  // most tries of an adaptive method per sample
+    std::int64_t steps = 0;           // equal steps of a fixed-step method
     bool has_first_step = false;
     double first_step = 0.0;
-    double proportional_share = 0.0;   // of the controller of an adaptive method, in [0, 1)
-    const double* t_eval = nullptr;    // ordered from t0 to t1
+    double proportional_share = 0.0;  // of the controller of an adaptive method, in [0, 1)
+    const double* t_eval = nullptr;   // ordered from t0 to t1
     std::int64_t n_eval = 0;
 };
 
@@ -30,11 +30,11 @@ struct SolveOptions {
 template <class T>
 struct SolveArrays {
     std::int64_t n;
-    const T* x0;  // [n][width]
-    T* x;         // [n][width]
-    double* t;    // [n]
+    const T* x0;                                       // [n][width]
+    T* x;                                              // [n][width]
+    double* t;                                         // [n]
     std::int64_t *status, *nfe, *accepted, *rejected;  // [n]; status: the numbers of vapo_fast.ode.Status
-    T* ys = nullptr;  // [n_eval][n][width]: NaN at times that a sample did not reach
+    T* ys = nullptr;                                   // [n_eval][n][width]: NaN at times that a sample did not reach
 };
 
 // Integrates from t0 to t1 on up to `threads` threads, the calling one included. Results do not depend on their number,

@@ -1,5 +1,5 @@
-// Arithmetic of a Runge-Kutta step on rows of states, in the order of vapo_fast/ode/solve.py: every product and sum is
-// rounded on its own, so results have the reference's bits whatever instructions the compiler chooses.
+// Arithmetic of a Runge-Kutta step on rows of states, in the order of vapo_fast/ode/solve.py. Every product and sum is
+// rounded on its own, so results have the reference's bits with any instructions that the compiler chooses.
 //
 // Arrays are [rows][width] without gaps and treated as flat where columns do not matter.
 #pragma once
@@ -75,7 +75,7 @@ void advance(std::int64_t size, const T* x, const T* h, const Stages<T, S>& stag
     for (std::int64_t i = 0; i < size; ++i) out[i] = x[i] + h[i] * weighted_sum<tableau, which>(stages, i);
 }
 
-// What an error may be: atol + rtol size, and not 0, by which a component that is exactly 0 would be divided.
+// The largest error allowed, atol + rtol size; at least the smallest normal number, because errors are divided by it.
 template <class T>
 struct Tolerance {
     T rtol, atol;
@@ -85,7 +85,7 @@ struct Tolerance {
     }
 };
 
-// Squares of the scaled error estimate. Where x_new is not finite the result has no meaning; see `error_ratio`.
+// Squares of the scaled error estimate. They have no meaning where x_new is not finite.
 template <const auto& tableau, class T, int S>
 void error_squares(std::int64_t size, const T* x, const T* x_new, const T* h, const Stages<T, S>& stages,
                    Tolerance<T> tolerance, T* squares) {
@@ -99,8 +99,8 @@ void error_squares(std::int64_t size, const T* x, const T* x_new, const T* h, co
     }
 }
 
-// Root of the mean of a row's squares, which are used up: added in halves, the first half of the columns to the second
-// and an odd last column kept, until one is left.
+// Root of the mean of a row's squares, which are overwritten. They are summed in halves, until one number is left: the
+// second half of the columns is added to the first, and an odd last column is kept.
 template <class T>
 T root_mean(T* squares, int width) {
     for (int left = width; left > 1; left = left / 2 + left % 2) {

@@ -1,7 +1,7 @@
-// One thread's part of a solve: rows side by side, each a sample at its own time, that all try one step at a time.
+// One thread's part of a solve: rows side by side, each a sample at its own time. All rows try one step at a time.
 //
-// Rows that have ended make room for waiting ones at once, so that the field is always given as many rows as there are.
-// Waiting samples are prepared many at a time, since their first evaluations are as dear for one row as for a few.
+// A row that has ended is replaced by a waiting one at once, so that evaluations of the field are as full as possible.
+// Waiting samples are prepared many at a time, because their first evaluations cost the same for one row as for a few.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@
 
 namespace vapo_fast {
 
-// What the threads of one solve share.
+// Data that the threads of one solve share.
 template <class T, class Worker>
 struct SharedSolve {
     const Field<T>& field;
@@ -74,7 +74,7 @@ public:
             }
             try_step();
             if (shared_.state.stopped()) break;
-            put_away_ended();
+            retire_ended();
             shared_.exchange.share(*this);
         }
         if (inside) shared_.exchange.leave();
@@ -82,7 +82,7 @@ public:
 
     std::int64_t rows() const { return active_.count + waiting_.count; }
 
-    // Moves `count` rows to a worker that has none: waiting ones, then running ones.
+    // Moves `count` rows to a worker without rows: first waiting rows, then running ones.
     void give(std::int64_t count, Worker& to) {
         for (; count > 0; --count) {
             Rows<T>& from = waiting_.count > 0 ? waiting_ : active_;
@@ -116,14 +116,14 @@ private:
         }
     }
 
-    // Takes samples, and makes the waiting rows of them; false if there are none to take.
+    // Takes samples and prepares them as waiting rows; false if no samples are left.
     bool prepare_samples() {
         const int lanes = shared_.lanes, free = lanes - active_.count;
-        // Near the end less is taken at a time, to leave some for the others.
+        // Near the end a worker takes fewer at a time, so that all workers finish at about the same time.
         const std::int64_t share = shared_.ranges.remaining() / (2 * shared_.threads);
         const std::int64_t wanted = std::min<std::int64_t>(lanes, std::max<std::int64_t>(free, share));
         SampleRange range = shared_.ranges.take(thread_, wanted);
-        // While half of the lanes are at work the others' samples are left to them, who may just have begun.
+        // No stealing while at least half of the lanes have work: other threads may only be starting.
         if (range.size() == 0 && 2 * free > lanes) range = shared_.ranges.steal(thread_, wanted);
         if (range.size() == 0) return false;
         begin_rows(range);
@@ -148,16 +148,16 @@ private:
             while (row.next_output < options.n_eval && options.t_eval[row.next_output] == interval.t0)
                 std::copy_n(x, width_, results_.output(row.next_output++, sample));
             if (!all_finite(x, width_)) {
-                put_away(waiting_, i, Status::kNonFinite);
+                retire(waiting_, i, Status::kNonFinite);
             } else if (interval.t0 == interval.t1) {
-                put_away(waiting_, i, Status::kSuccess);
+                retire(waiting_, i, Status::kSuccess);
             } else {
                 ++waiting_.count;
             }
         }
     }
 
-    // First evaluation and first step size of every waiting row; rows whose field is not finite end.
+    // Computes the first field and the first step size of every waiting row; rows whose field is not finite end.
     void choose_first_steps() {
         const SolveOptions& options = shared_.options;
         const Interval& interval = shared_.interval;
@@ -171,10 +171,10 @@ private:
         }
         if (shared_.state.stopped()) return;
         for (int i = 0; i < count; ++i) waiting_.row[i].nfe = options.has_first_step ? 1 : 2;
-        // From the back, so that the row moved into a gap is one that stays.
+        // From the back, so that the row that fills a gap has been checked already.
         for (int i = count - 1; i >= 0; --i) {
             if (all_finite(waiting_.f + i * width_, width_)) continue;
-            put_away(waiting_, i, Status::kNonFinite);
+            retire(waiting_, i, Status::kNonFinite);
             if (i != --waiting_.count) waiting_.copy(i, waiting_, waiting_.count, width_);
         }
     }
@@ -283,12 +283,12 @@ private:
             const bool finite = all_finite(x_new, width_);
             Outcome outcome;
             if constexpr (tableau.adaptive) {
-                // No scaling may hide a state that is not finite.
+                // A state that is not finite is rejected, whatever its scaled error is.
                 const double ratio = finite ? static_cast<double>(root_mean(squares_ + i * width_, width_))
                                             : std::numeric_limits<double>::infinity();
                 const Attempt unsigned_attempt = {std::fabs(attempts_[i].h), attempts_[i].t_new, attempts_[i].last};
-                outcome = settle(row.progress, unsigned_attempt, ratio, controller_, shared_.interval,
-                                 shared_.options.max_steps);
+                outcome = finish_attempt(row.progress, unsigned_attempt, ratio, controller_, shared_.interval,
+                                         shared_.options.max_steps);
                 row.nfe += kStages - 1;
             } else {
                 outcome = {finite, !finite || attempts_[i].last, finite ? Status::kSuccess : Status::kNonFinite};
@@ -299,7 +299,7 @@ private:
             if (outcome.accepted) {
                 write_outputs(i, t, stages);
             } else {
-                // Accepted rows are the rule: the arrays change places below, and a rejected row is put back.
+                // Most rows are accepted: the arrays are swapped below, and a rejected row is copied back.
                 std::copy_n(active_.x + i * width_, width_, point_ + i * width_);
                 if constexpr (tableau.fsal)
                     std::copy_n(active_.f + i * width_, width_, later_[kStages - 1] + i * width_);
@@ -329,11 +329,11 @@ private:
 
     // --- samples out ---
 
-    // From the back, so that the row moved into a gap is one that stays.
-    void put_away_ended() {
+    // From the back, so that the row that fills a gap has not ended.
+    void retire_ended() {
         for (int e = ended_count_ - 1; e >= 0; --e) {
             const int i = ended_[e].lane;
-            put_away(active_, i, ended_[e].status);
+            retire(active_, i, ended_[e].status);
             if (waiting_.count > 0) {
                 active_.copy(i, waiting_, --waiting_.count, width_);
             } else if (i != --active_.count) {
@@ -342,8 +342,8 @@ private:
         }
     }
 
-    void put_away(const Rows<T>& rows, int i, Status status) {
-        results_.put_away(rows, i, status);
+    void retire(const Rows<T>& rows, int i, Status status) {
+        results_.retire(rows, i, status);
         shared_.state.add_done(1);
     }
 
@@ -356,8 +356,8 @@ private:
         return stages;
     }
 
-    // The monitor is asked after every evaluation, the longest thing between two looks at it; once it says stop, nothing
-    // is evaluated any more, and what the callers make of the rest must not be handed out.
+    // Polls the monitor after every evaluation, which takes longest. After a stop nothing is evaluated any more, and
+    // results computed from stale derivatives must not be written.
     void evaluate(const Rows<T>& rows, const T* x, T* derivative) {
         if (shared_.state.stopped()) return;
         FieldRows<T> batch;
@@ -383,11 +383,11 @@ private:
     std::unique_ptr<Ended[]> ended_;
     int ended_count_ = 0;
     T* workspace_;
-    T* point_;    // [lanes][width]: where a stage is evaluated; the new state at the end of a step
-    T* step_;     // [lanes][width]: a row's step size for each of its elements
-    T* squares_;  // [lanes][width]
+    T* point_;           // [lanes][width]: where a stage is evaluated; the new state at the end of a step
+    T* step_;            // [lanes][width]: a row's step size for each of its elements
+    T* squares_;         // [lanes][width]
     T* later_[kStages];  // stages 1 ..; stage 0 is active_.f
-    T* field_t_;  // [lanes]
+    T* field_t_;         // [lanes]
 };
 
 }  // namespace vapo_fast

@@ -40,8 +40,7 @@ public:
     void evaluate(const FieldRows<T>& rows, T*) const override {
         for (std::int64_t i = 0; i < rows.rows; ++i) {
             const T* x = rows.state + i * width_;
-            for (int j = 0; j < width_; ++j)
-                rows.derivative[i * width_ + j] = value(x, j, rows.t[i], rows.sample[i]);
+            for (int j = 0; j < width_; ++j) rows.derivative[i * width_ + j] = value(x, j, rows.t[i], rows.sample[i]);
         }
     }
 

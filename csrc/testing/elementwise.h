@@ -1,4 +1,4 @@
-// The functions of simd_math.h on arrays, for tests of their accuracy.
+// The functions of simd/math.h on arrays, for tests of their accuracy.
 #pragma once
 
 #include <cstdint>

@@ -31,10 +31,9 @@ py::array evaluate(ElementwiseFunction function, const py::array& x, Instruction
 }
 
 py::array evaluate_any(const std::string& function, const py::array& x,
-                      const std::optional<std::string>& instruction_set) {
+                       const std::optional<std::string>& instruction_set) {
     const ElementwiseFunction f = elementwise_function_named(function);
-    const InstructionSet isa =
-        instruction_set ? instruction_set_named(*instruction_set) : chosen_instruction_set();
+    const InstructionSet isa = instruction_set ? instruction_set_named(*instruction_set) : chosen_instruction_set();
     if (py::isinstance<py::array_t<float>>(x)) return evaluate<float>(f, x, isa);
     if (py::isinstance<py::array_t<double>>(x)) return evaluate<double>(f, x, isa);
     throw py::type_error("x must be an array of float32 or float64, got " + std::string(py::str(x.dtype())));

@@ -1,5 +1,5 @@
-// The Python module vapo_fast._native_testing: what tests and benchmarks call, and no wheel holds; setup.py says when it
-// is built.
+// The Python module vapo_fast._native_testing: what tests and benchmarks call, and no wheel holds; setup.py says when
+// it is built.
 #include <pybind11/pybind11.h>
 
 #include "testing/bindings.h"

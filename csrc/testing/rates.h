@@ -1,7 +1,8 @@
-// Single kernels in float32, run over and over: what benchmarks hold the whole against.
+// Single kernels in float32, run repeatedly: benchmarks compare a whole engine with them.
 //
-// Each function does its kernel `turns` times, shared among threads, each of which works on a tile of its own that stays
-// in the cache; it returns how much was done, for whoever holds the clock. The instruction set must be usable here.
+// Each function runs its kernel `turns` times on several threads. A thread works on a tile of its own, which stays in
+// the cache. The function returns the amount of work; the caller measures the time. The instruction set must be usable
+// here.
 #pragma once
 
 #include <cstdint>

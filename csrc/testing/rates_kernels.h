@@ -44,7 +44,8 @@ void repeat_activation(const PackedMlp<float>& mlp, std::int64_t turns, float* w
     float* value = workspace + std::int64_t{tile_rows} * stride;
     // What was z is its derivative afterwards, and the next turn's z; the time does not depend on it.
     for (std::int64_t i = 0; i < turns; ++i)
-        activate(shape.activation, tile_rows, shape.size(1), stride, workspace, value, stride, static_cast<float*>(nullptr));
+        activate(shape.activation, tile_rows, shape.size(1), stride, workspace, value, stride,
+                 static_cast<float*>(nullptr));
 }
 
 template <>

@@ -76,7 +76,7 @@ py::list control_script(const Numbers& ratios, double t0, double t1, double firs
     py::list tries;
     for (const double ratio : ratios) {
         const Attempt attempt = next_attempt(progress, interval);
-        const Outcome outcome = settle(progress, attempt, ratio, controller, interval, max_steps);
+        const Outcome outcome = finish_attempt(progress, attempt, ratio, controller, interval, max_steps);
         tries.append(py::make_tuple(attempt.h, progress.t, progress.h, progress.accepted, progress.rejected,
                                     outcome.ended ? static_cast<int>(outcome.status) : -1));
         if (outcome.ended) break;
@@ -88,8 +88,7 @@ template <class T>
 py::dict solve_formula(const std::string& formula, const py::array_t<T, py::array::c_style>& x0, double t0, double t1,
                        const std::string& method, double rtol, double atol, std::int64_t max_steps, std::int64_t steps,
                        std::optional<double> first_step, double proportional_share, const Numbers& t_eval, int tile,
-                       int threads,
-                       const std::function<bool(std::int64_t)>& progress) {
+                       int threads, const std::function<bool(std::int64_t)>& progress) {
     if (x0.ndim() != 2 || x0.shape(1) < 1 || tile < 1) throw std::invalid_argument("x0 must be (n, d) and tile >= 1");
     SolveOptions options;
     options.method = method_from_name(method);
@@ -140,8 +139,8 @@ void bind_solver(py::module_& m) {
         m.def("solve", function, py::arg("field"), py::arg("x0").noconvert(), py::arg("t0"), py::arg("t1"),
               py::kw_only(), py::arg("method") = "dopri5", py::arg("rtol") = 1e-5, py::arg("atol") = 1e-5,
               py::arg("max_steps") = 10'000, py::arg("steps") = 0, py::arg("first_step") = py::none(),
-              py::arg("proportional_share") = 0.0, py::arg("t_eval") = Numbers(), py::arg("tile") = 16, py::arg("threads") = 1,
-              py::arg("progress") = Monitor(),
+              py::arg("proportional_share") = 0.0, py::arg("t_eval") = Numbers(), py::arg("tile") = 16,
+              py::arg("threads") = 1, py::arg("progress") = Monitor(),
               "Integrates a field given by the name of a formula; see analytic_field.h.");
     };
     bind_solve(&solve_formula<float>);

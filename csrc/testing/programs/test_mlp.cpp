@@ -1,5 +1,5 @@
-// The engine's own field in the solver, batches of it, and the loss, without Python: no allocation in the solver's loop,
-// and results that depend neither on threads nor on who else calls. Built with the baseline's kernels alone.
+// The engine's own field in the solver, batches of it, and the loss, without Python: no allocation in the solver's
+// loop, and results that depend neither on threads nor on who else calls. Built with the baseline's kernels alone.
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -180,7 +180,9 @@ void fields_of_batches_do_not_depend_on_threads() {
 template <class T>
 struct Training {
     explicit Training(std::int64_t n)
-        : x_data(numbers<T>(n * kDimension, 1.0, 21)), t(numbers<T>(n, 1.0, 22)), noise(numbers<T>(n * kDimension, 2.0, 23)) {
+        : x_data(numbers<T>(n * kDimension, 1.0, 21)),
+          t(numbers<T>(n, 1.0, 22)),
+          noise(numbers<T>(n * kDimension, 2.0, 23)) {
         for (T& time : t) time = T(2) + time;
         const MlpShape of = shape();
         for (int l = 0; l < of.layers(); ++l) {
@@ -252,7 +254,8 @@ void several_callers_at_once() {
                 FieldBatch<float> fields(400);
                 Training<float> loss(300);
                 Solved<float> solved(60, kDimension);
-                if (!evaluate_batch<float>(field, fields.rows(), 3) || fields.derivative != field_alone.derivative) ++wrong;
+                if (!evaluate_batch<float>(field, fields.rows(), 3) || fields.derivative != field_alone.derivative)
+                    ++wrong;
                 if (!loss.run(3, own) || !(loss == loss_alone)) ++wrong;
                 if (!solve<float>(field, 0.0, 4.0, options, solved.arrays(), 3) || !(solved == solve_alone)) ++wrong;
             }

@@ -111,8 +111,7 @@ void several_callers_at_once() {
     std::vector<std::thread> callers;
     for (int c = 0; c < 4; ++c) {
         callers.emplace_back([&] {
-            for (int repeat = 0; repeat < 50; ++repeat)
-                parallel_for(20, 3, [&](std::int64_t i, int) { total += i; });
+            for (int repeat = 0; repeat < 50; ++repeat) parallel_for(20, 3, [&](std::int64_t i, int) { total += i; });
         });
     }
     for (std::thread& caller : callers) caller.join();

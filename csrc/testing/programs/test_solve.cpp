@@ -31,8 +31,8 @@ public:
 
     void evaluate(const FieldRows<T>& rows, T* workspace) const override {
         evaluations.fetch_add(rows.rows);
-        // Each thread may have been stopped with a tile of samples that it has taken and not begun; as long as more than
-        // these are left, there is one to take.
+        // Each thread may have been stopped with a tile of samples that it has taken and not begun; as long as more
+        // than these are left, there is one to take.
         if (begun.load() + threads_ * tile_ < static_cast<std::int64_t>(rates_.size())) {
             early_calls.fetch_add(1);
             early_rows.fetch_add(rows.rows);
@@ -208,7 +208,8 @@ void no_lane_idles_while_samples_wait() {
             CHECK(solve(field, 0.0, 1.0, options, solved.arrays(x0), threads));
             CHECK(!field.broken && field.begun == n && field.early_calls > 0);
             const double share = double(field.early_rows) / (double(field.early_calls) * tile);
-            std::printf("        %d threads, tiles of %d rows: %.1f %% of the lanes at work\n", threads, tile, 100.0 * share);
+            std::printf("        %d threads, tiles of %d rows: %.1f %% of the lanes at work\n", threads, tile,
+                        100.0 * share);
             CHECK(share >= 0.9);
         }
     }
@@ -264,9 +265,8 @@ void a_monitor_stops_a_solve() {
         Solved<double> solved(512, 2, 0);
         int calls = 0;
         const auto start = std::chrono::steady_clock::now();
-        CHECK(!solve(field, 0.0, 1e12, options, solved.arrays(x0), threads, [&](std::int64_t done) {
-            return done != 0 || ++calls < 2;
-        }));
+        CHECK(!solve(field, 0.0, 1e12, options, solved.arrays(x0), threads,
+                     [&](std::int64_t done) { return done != 0 || ++calls < 2; }));
         CHECK(calls == 2);
         bool thrown = false;
         try {

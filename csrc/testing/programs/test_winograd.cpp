@@ -48,8 +48,8 @@ struct Case {
 };
 
 const Case kCases[] = {
-    {{1, 1, 1}, 1, 1, 2, false},   {{2, 5, 3}, 3, 7, 4, false},  {{3, 7, 7}, 13, 9, 4, true},
-    {{2, 4, 8}, 16, 20, 2, true},  {{70, 2, 3}, 5, 4, 4, false}, {{1, 14, 9}, 33, 18, 2, false},
+    {{1, 1, 1}, 1, 1, 2, false},  {{2, 5, 3}, 3, 7, 4, false},  {{3, 7, 7}, 13, 9, 4, true},
+    {{2, 4, 8}, 16, 20, 2, true}, {{70, 2, 3}, 5, 4, 4, false}, {{1, 14, 9}, 33, 18, 2, false},
 };
 
 double at(const Case& c, const std::vector<float>& weight, int output, int row, int column, int input) {
