@@ -20,7 +20,7 @@ SUITE = ROOT / "tests" / "conformance"
 _SOURCES = (
     "vapo_fast/**/*.py",
     "vapo_fast/*.so",
-    "csrc/*",
+    "csrc/**/*",
     "kernels/**/*.py",
     "tests/conformance/**/*.py",
     "tests/passes/*.py",

@@ -152,25 +152,7 @@ public:
     py::tuple loss(py::handle x_data, py::handle t, py::handle noise, py::handle estimator, py::handle weight,
                    int threads) const override {
         const auto mlp = loaded();
-        LossBatch<T> batch{};
-        batch.x_data = input<T>(x_data, "x_data", {any, shape_.dimension});
-        batch.rows = py::reinterpret_borrow<py::array>(x_data).shape(0);
-        if (batch.rows == 0) throw py::value_error("x_data must have at least one row");
-        check_rows(batch.rows, "x_data");
-        batch.t = input<T>(t, "t", {batch.rows});
-        batch.noise = input<T>(noise, "noise", {batch.rows, shape_.dimension});
-        const std::string kind = arguments::text(estimator, "estimator");
-        if (kind != "velocity" && kind != "covariance")
-            throw py::value_error("estimator must be 'velocity' or 'covariance', got '" + kind + "'");
-        batch.covariance = kind == "covariance";
-        if (PyUnicode_Check(weight.ptr())) {
-            const std::string name = arguments::text(weight, "weight");
-            if (name != "inverse_variance" && name != "uniform")
-                throw py::value_error("weight must be 'inverse_variance', 'uniform' or an array, got '" + name + "'");
-            batch.inverse_variance = name == "inverse_variance";
-        } else {
-            batch.weight = input<T>(weight, "weight", {batch.rows});
-        }
+        const LossBatch<T> batch = batch_of(x_data, t, noise, estimator, weight);
         const Monitor monitor = arguments::monitor(py::none());
 
         LossResult<T> result;
@@ -198,6 +180,30 @@ private:
     std::shared_ptr<const PackedMlp<T>> loaded() const {
         if (packed_ == nullptr) throw std::runtime_error("no weights are loaded; call load() first");
         return packed_;
+    }
+
+    LossBatch<T> batch_of(py::handle x_data, py::handle t, py::handle noise, py::handle estimator,
+                          py::handle weight) const {
+        LossBatch<T> batch{};
+        batch.x_data = input<T>(x_data, "x_data", {any, shape_.dimension});
+        batch.rows = py::reinterpret_borrow<py::array>(x_data).shape(0);
+        if (batch.rows == 0) throw py::value_error("x_data must have at least one row");
+        check_rows(batch.rows, "x_data");
+        batch.t = input<T>(t, "t", {batch.rows});
+        batch.noise = input<T>(noise, "noise", {batch.rows, shape_.dimension});
+        const std::string kind = arguments::text(estimator, "estimator");
+        if (kind != "velocity" && kind != "covariance")
+            throw py::value_error("estimator must be 'velocity' or 'covariance', got '" + kind + "'");
+        batch.covariance = kind == "covariance";
+        if (PyUnicode_Check(weight.ptr())) {
+            const std::string name = arguments::text(weight, "weight");
+            if (name != "inverse_variance" && name != "uniform")
+                throw py::value_error("weight must be 'inverse_variance', 'uniform' or an array, got '" + name + "'");
+            batch.inverse_variance = name == "inverse_variance";
+        } else {
+            batch.weight = input<T>(weight, "weight", {batch.rows});
+        }
+        return batch;
     }
 
     Trace<T> trace_of(py::handle trace, std::int64_t n) const {
@@ -229,29 +235,32 @@ Path path_named(const std::string& name) {
     throw py::value_error("homotopy must be 'DataHomotopy' or 'LinearHomotopy', got '" + name + "'");
 }
 
-// The options of vapo_fast.ode.SolveOptions; `times` keeps what the result's t_eval points to.
-SolveOptions options_of(py::handle method, py::handle rtol, py::handle atol, py::handle steps, py::handle max_steps,
-                        py::handle first_step, py::handle proportional_share, py::handle t_eval,
-                        std::vector<double>& times) {
+// The options of vapo_fast.ode.SolveOptions as Python passes them.
+struct GivenOptions {
+    py::handle method, rtol, atol, steps, max_steps, first_step, proportional_share, t_eval;
+};
+
+// `times` holds the numbers that the result's t_eval points to.
+SolveOptions options_of(const GivenOptions& given, std::vector<double>& times) {
     SolveOptions options;
     constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
-    options.method = method_from_name(arguments::text(method, "method"));
+    options.method = method_from_name(arguments::text(given.method, "method"));
     if (is_adaptive(options.method)) {
-        if (!steps.is_none())
-            throw py::value_error("steps must be None for an adaptive method, got " + arguments::shown(steps));
-        options.rtol = arguments::positive(rtol, "rtol");
-        options.atol = arguments::number(atol, "atol");
-        if (options.atol < 0.0) throw py::value_error("atol must be >= 0, got " + arguments::shown(atol));
-        options.max_steps = arguments::integer(max_steps, "max_steps", 1, most);
-        options.has_first_step = !first_step.is_none();
-        if (options.has_first_step) options.first_step = arguments::positive(first_step, "first_step");
-        options.proportional_share = arguments::number(proportional_share, "proportional_share");
+        if (!given.steps.is_none())
+            throw py::value_error("steps must be None for an adaptive method, got " + arguments::shown(given.steps));
+        options.rtol = arguments::positive(given.rtol, "rtol");
+        options.atol = arguments::number(given.atol, "atol");
+        if (options.atol < 0.0) throw py::value_error("atol must be >= 0, got " + arguments::shown(given.atol));
+        options.max_steps = arguments::integer(given.max_steps, "max_steps", 1, most);
+        options.has_first_step = !given.first_step.is_none();
+        if (options.has_first_step) options.first_step = arguments::positive(given.first_step, "first_step");
+        options.proportional_share = arguments::number(given.proportional_share, "proportional_share");
     } else {
-        options.steps = arguments::integer(steps, "steps", 1, most);
+        options.steps = arguments::integer(given.steps, "steps", 1, most);
     }
-    if (!t_eval.is_none()) {
+    if (!given.t_eval.is_none()) {
         // Each item is held: converting it may run code that takes it out of the list.
-        for (const py::object time : arguments::sequence(t_eval, "t_eval"))
+        for (const py::object time : arguments::sequence(given.t_eval, "t_eval"))
             times.push_back(arguments::number(time, "each time in t_eval"));
         if (times.empty()) throw py::value_error("t_eval must hold at least one time, or be None");
     }
@@ -352,11 +361,19 @@ void bind_mlp(py::module_& m) {
                py::handle atol, py::handle steps, py::handle max_steps, py::handle first_step,
                py::handle proportional_share, py::handle t_eval, py::handle trace, py::handle threads,
                py::handle progress) {
+                GivenOptions given;
+                given.method = method;
+                given.rtol = rtol;
+                given.atol = atol;
+                given.steps = steps;
+                given.max_steps = max_steps;
+                given.first_step = first_step;
+                given.proportional_share = proportional_share;
+                given.t_eval = t_eval;
                 std::vector<double> times;
-                const SolveOptions options =
-                    options_of(method, rtol, atol, steps, max_steps, first_step, proportional_share, t_eval, times);
-                return mlp_of(self).solve(x0, arguments::number(t0, "t0"), arguments::number(t1, "t1"), options, trace,
-                                          threads_of(threads), progress);
+                const SolveOptions options = options_of(given, times);
+                const double start = arguments::number(t0, "t0"), end = arguments::number(t1, "t1");
+                return mlp_of(self).solve(x0, start, end, options, trace, threads_of(threads), progress);
             },
             py::arg("x0"), py::arg("t0"), py::arg("t1"), py::kw_only(), py::arg("method"), py::arg("rtol"),
             py::arg("atol"), py::arg("steps"), py::arg("max_steps"), py::arg("first_step"),

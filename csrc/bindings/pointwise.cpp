@@ -66,6 +66,11 @@ Shape whole(MapShape s) { return {s.rows, s.pixels, s.channels}; }
 Shape pair(MapShape s) { return {2 * s.rows, s.pixels, s.channels}; }
 Shape coefficients(MapShape s) { return {s.rows, s.channels}; }
 
+template <class T>
+Film<T> film_of(py::handle gain, py::handle offset, MapShape shape) {
+    return {input<T>(gain, "gain", coefficients(shape)), input<T>(offset, "offset", coefficients(shape))};
+}
+
 // The output may be one of these inputs, but not a part of one.
 void refuse_partial_overlap(const char* name, py::handle out, const char* other_name, py::handle other) {
     const auto a = py::reinterpret_borrow<py::array>(out), b = py::reinterpret_borrow<py::array>(other);
@@ -143,13 +148,12 @@ void film_silu_of(py::handle c, py::handle gain, py::handle offset, py::handle o
         using N = decltype(n);
         const MapShape shape = map_shape(c, "c");
         const N* from = input<N>(c, "c", whole(shape));
-        const T* g = input<T>(gain, "gain", coefficients(shape));
-        const T* o = input<T>(offset, "offset", coefficients(shape));
+        const Film<T> film = film_of<T>(gain, offset, shape);
         N* to = output<N>(out, "out", whole(shape));
         arguments::refuse_overlap({{"out", out}}, {{"gain", gain}, {"offset", offset}});
         refuse_partial_overlap("out", out, "c", c);
         const WithoutLock release;
-        film_silu(from, g, o, to, shape, run);
+        film_silu(from, film, to, shape, run);
     });
 }
 
@@ -162,14 +166,13 @@ void film_silu_derivative_of(py::handle c, py::handle v, py::handle gain, py::ha
         const MapShape shape = map_shape(c, "c");
         const N* at = input<N>(c, "c", whole(shape));
         const N* direction = input<N>(v, "v", whole(shape));
-        const T* g = input<T>(gain, "gain", coefficients(shape));
-        const T* o = input<T>(offset, "offset", coefficients(shape));
+        const Film<T> film = film_of<T>(gain, offset, shape);
         N* to = output<N>(out, "out", whole(shape));
         arguments::refuse_overlap({{"out", out}}, {{"gain", gain}, {"offset", offset}});
         refuse_partial_overlap("out", out, "c", c);
         refuse_partial_overlap("out", out, "v", v);
         const WithoutLock release;
-        film_silu_derivative(at, direction, g, o, to, shape, run);
+        film_silu_derivative(at, direction, film, to, shape, run);
     });
 }
 
@@ -186,8 +189,7 @@ void film_silu_second_of(py::handle c, py::handle c_dot, py::handle a_s, py::han
         arrays.c_dot = input<N>(c_dot, "c_dot", whole(shape));
         arrays.a_s = input<N>(a_s, "a_s", whole(shape));
         arrays.b_s = input<N>(b_s, "b_s", whole(shape));
-        arrays.gain = input<T>(gain, "gain", coefficients(shape));
-        arrays.offset = input<T>(offset, "offset", coefficients(shape));
+        arrays.film = film_of<T>(gain, offset, shape);
         arrays.adjoints = output<N>(adjoints, "adjoints", pair(shape));
         arrays.values = output<N>(values, "values", pair(shape));
         arrays.of_gain = output<T>(of_gain, "of_gain", coefficients(shape));

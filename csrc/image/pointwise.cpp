@@ -61,22 +61,20 @@ void silu_second(const SiluSecond<T, N>& arrays, MapShape shape, PointwiseRun ru
 }
 
 template <class T, class N>
-void film_silu(const N* c, const T* gain, const T* offset, N* out, MapShape shape, PointwiseRun run) {
+void film_silu(const N* c, Film<T> film, N* out, MapShape shape, PointwiseRun run) {
     const auto& kernels = table_for<PointwiseTable<T, N>>(run.instruction_set);
     over_pixels(shape, run.threads, [&](auto row, auto first, auto pixels) {
-        const auto at = (row * shape.pixels + first) * shape.channels, coefficients = row * shape.channels;
-        kernels.film_silu(c + at, gain + coefficients, offset + coefficients, out + at, shape.channels, pixels);
+        const auto at = (row * shape.pixels + first) * shape.channels;
+        kernels.film_silu(c + at, film.at(row * shape.channels), out + at, shape.channels, pixels);
     });
 }
 
 template <class T, class N>
-void film_silu_derivative(const N* c, const N* v, const T* gain, const T* offset, N* out, MapShape shape,
-                          PointwiseRun run) {
+void film_silu_derivative(const N* c, const N* v, Film<T> film, N* out, MapShape shape, PointwiseRun run) {
     const auto& kernels = table_for<PointwiseTable<T, N>>(run.instruction_set);
     over_pixels(shape, run.threads, [&](auto row, auto first, auto pixels) {
-        const auto at = (row * shape.pixels + first) * shape.channels, coefficients = row * shape.channels;
-        kernels.film_silu_derivative(c + at, v + at, gain + coefficients, offset + coefficients, out + at,
-                                     shape.channels, pixels);
+        const auto at = (row * shape.pixels + first) * shape.channels;
+        kernels.film_silu_derivative(c + at, v + at, film.at(row * shape.channels), out + at, shape.channels, pixels);
     });
 }
 
@@ -96,12 +94,12 @@ void residual(const N* branch, const T* skip, const T* bias, T* out, MapShape sh
     });
 }
 
-#define VAPO_FAST_POINTWISE(T, N)                                                                           \
-    template void silu_map(const T*, N*, MapShape, PointwiseRun);                                           \
-    template void silu_second(const SiluSecond<T, N>&, MapShape, PointwiseRun);                             \
-    template void film_silu(const N*, const T*, const T*, N*, MapShape, PointwiseRun);                      \
-    template void film_silu_derivative(const N*, const N*, const T*, const T*, N*, MapShape, PointwiseRun); \
-    template void film_silu_second(const FilmSecond<T, N>&, MapShape, PointwiseRun);                        \
+#define VAPO_FAST_POINTWISE(T, N)                                                                \
+    template void silu_map(const T*, N*, MapShape, PointwiseRun);                                \
+    template void silu_second(const SiluSecond<T, N>&, MapShape, PointwiseRun);                  \
+    template void film_silu(const N*, Film<T>, N*, MapShape, PointwiseRun);                      \
+    template void film_silu_derivative(const N*, const N*, Film<T>, N*, MapShape, PointwiseRun); \
+    template void film_silu_second(const FilmSecond<T, N>&, MapShape, PointwiseRun);             \
     template void residual(const N*, const T*, const T*, T*, MapShape, PointwiseRun);
 VAPO_FAST_POINTWISE(float, float)
 VAPO_FAST_POINTWISE(float, BFloat16)

@@ -33,10 +33,17 @@ struct SiluSecond {
     N* values;    // [s; s_dot]
 };
 
+// FiLM's coefficients, [rows][channels].
+template <class T>
+struct Film {
+    const T *gain, *offset;
+    Film at(std::int64_t place) const { return {gain + place, offset + place}; }
+};
+
 template <class T, class N>
 struct FilmSecond {
     const N *c, *c_dot, *a_s, *b_s;
-    const T *gain, *offset;  // [rows][channels]
+    Film<T> film;
     N *adjoints, *values;    // [b; a], [s; s_dot]: 2 rows
     T *of_gain, *of_offset;  // [rows][channels]
 };
@@ -54,12 +61,11 @@ void silu_second(const SiluSecond<T, N>& arrays, MapShape shape, PointwiseRun ru
 
 // out = silu(gain c + offset)
 template <class T, class N>
-void film_silu(const N* c, const T* gain, const T* offset, N* out, MapShape shape, PointwiseRun run);
+void film_silu(const N* c, Film<T> film, N* out, MapShape shape, PointwiseRun run);
 
 // out = gain silu'(gain c + offset) v
 template <class T, class N>
-void film_silu_derivative(const N* c, const N* v, const T* gain, const T* offset, N* out, MapShape shape,
-                          PointwiseRun run);
+void film_silu_derivative(const N* c, const N* v, Film<T> film, N* out, MapShape shape, PointwiseRun run);
 
 template <class T, class N>
 void film_silu_second(const FilmSecond<T, N>& arrays, MapShape shape, PointwiseRun run);

@@ -54,21 +54,20 @@ void silu_second(const SiluSecond<T, N>& arrays, std::int64_t size, std::int64_t
 }
 
 template <class T, class N>
-void film_silu(const N* c, const T* gain, const T* offset, N* out, std::int64_t channels, std::int64_t pixels) {
+void film_silu(const N* c, Film<T> film, N* out, std::int64_t channels, std::int64_t pixels) {
     for (std::int64_t p = 0; p < pixels; ++p, c += channels, out += channels) {
         each<T>(0, channels, [&](auto lanes, std::int64_t i) {
-            const Vec<T> h = fma(lanes.get(c + i), lanes.get(gain + i), lanes.get(offset + i));
+            const Vec<T> h = fma(lanes.get(c + i), lanes.get(film.gain + i), lanes.get(film.offset + i));
             lanes.set(out + i, activation<Activation::silu>(h));
         });
     }
 }
 
 template <class T, class N>
-void film_silu_derivative(const N* c, const N* v, const T* gain, const T* offset, N* out, std::int64_t channels,
-                          std::int64_t pixels) {
+void film_silu_derivative(const N* c, const N* v, Film<T> film, N* out, std::int64_t channels, std::int64_t pixels) {
     for (std::int64_t p = 0; p < pixels; ++p, c += channels, v += channels, out += channels) {
         each<T>(0, channels, [&](auto lanes, std::int64_t i) {
-            const Vec<T> g = lanes.get(gain + i), h = fma(lanes.get(c + i), g, lanes.get(offset + i));
+            const Vec<T> g = lanes.get(film.gain + i), h = fma(lanes.get(c + i), g, lanes.get(film.offset + i));
             lanes.set(out + i, silu_first(h) * g * lanes.get(v + i));
         });
     }
@@ -78,14 +77,14 @@ template <class T, class N>
 void film_silu_second(const FilmSecond<T, N>& arrays, MapShape shape, std::int64_t row) {
     const FilmSecond<T, N> p = arrays;
     const std::int64_t channels = shape.channels, map = shape.pixels * channels, half = shape.size();
-    const T *gain = p.gain + row * channels, *offset = p.offset + row * channels;
+    const Film<T> film = p.film.at(row * channels);
     T *of_gain = p.of_gain + row * channels, *of_offset = p.of_offset + row * channels;
     // Blocks of pixels: their cache lines are still in the cache when the next channels read them.
     constexpr std::int64_t block = 16;
     for (std::int64_t first_pixel = 0; first_pixel < shape.pixels; first_pixel += block) {
         const std::int64_t last_pixel = first_pixel + block < shape.pixels ? first_pixel + block : shape.pixels;
         each<T>(0, channels, [&](auto lanes, std::int64_t i) {
-            const Vec<T> g = lanes.get(gain + i), o = lanes.get(offset + i);
+            const Vec<T> g = lanes.get(film.gain + i), o = lanes.get(film.offset + i);
             Vec<T> sum_gain = first_pixel == 0 ? Vec<T>::zero() : lanes.get(of_gain + i);
             Vec<T> sum_offset = first_pixel == 0 ? Vec<T>::zero() : lanes.get(of_offset + i);
             for (std::int64_t pixel = first_pixel; pixel < last_pixel; ++pixel) {
