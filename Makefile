@@ -58,15 +58,15 @@ types: setup  ## mypy --strict on vapo_fast/, and on what the host calls in kern
 # interpreter leaves much behind on purpose. A test asks for more memory than there is and wants NULL for it, as malloc
 # gives it. libstdc++ is loaded first, so that exceptions are seen from the start.
 SANITIZED := $(CURDIR)/build/sanitize
-NATIVE_TESTS := $(filter-out %_cpp.py %_assembly.py,$(wildcard tests/test_native*.py tests/*/test_native*.py)) tests/conformance
+NATIVE_TESTS := $(filter-out %_cpp.py %_assembly.py,$(wildcard tests/*/test_native*.py tests/*/*/test_native*.py)) tests/conformance
 preloaded = $(foreach library,asan ubsan stdc++,$(shell $${CXX:-g++} -print-file-name=lib$(library).so))
 
 sanitize: export OMP_NUM_THREADS ?= 1
 sanitize: export VAPO_FAST_REQUIRE_NATIVE := 1
 sanitize: export VAPO_FAST_BUILD_TESTING := 1
 sanitize: setup  ## the native tests under AddressSanitizer and UBSan; the threads' under ThreadSanitizer too
-	VAPO_FAST_SANITIZE=thread $(BIN)/python -m pytest tests/ode/test_native_cpp.py $(PYTEST_ARGS)
-	VAPO_FAST_SANITIZE=address,undefined $(BIN)/python -m pytest tests/ode/test_native_cpp.py $(PYTEST_ARGS)
+	VAPO_FAST_SANITIZE=thread $(BIN)/python -m pytest tests/native/test_native_cpp.py $(PYTEST_ARGS)
+	VAPO_FAST_SANITIZE=address,undefined $(BIN)/python -m pytest tests/native/test_native_cpp.py $(PYTEST_ARGS)
 	VAPO_FAST_SANITIZE=address,undefined $(BIN)/python setup.py -q \
 	    build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$(preloaded)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=$(SANITIZED)/lib VAPO_FAST_NATIVE_FROM=$(SANITIZED)/lib \

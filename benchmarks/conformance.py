@@ -23,7 +23,7 @@ _SOURCES = (
     "csrc/**/*",
     "kernels/**/*.py",
     "tests/conformance/**/*.py",
-    "tests/passes/*.py",
+    "tests/engines/explicit/*.py",
 )
 
 

@@ -134,12 +134,12 @@ KERNEL_TESTS = (
 """What the others do not run on a device: elementary functions, draws, every status, masks, derivatives of Phi. (Errors
 of each precision are among the facts.)"""
 GRAPH_TESTS = (
-    "tests/graph/test_graph_cuda.py",
-    "tests/graph/test_launch.py",
-    "tests/graph/test_solver.py",
+    "tests/engines/graph/test_graph_cuda.py",
+    "tests/engines/graph/test_launch.py",
+    "tests/engines/graph/test_solver.py",
     "tests/kernels/test_graph_step.py",
-    "tests/passes/test_pointwise.py",
-    "tests/passes/test_equality.py",
+    "tests/engines/explicit/test_pointwise.py",
+    "tests/engines/explicit/test_equality.py",
 )
 """Of the graph engine and the explicit passes: waiting, recording and precision on the device, and their kernels."""
 SECONDS = {

@@ -46,7 +46,7 @@ COLUMNS = (
 LEFT_OUT_COLUMNS = ("run", "device", "case", "arm", "reason")
 EVERY_ARM = "every arm"
 GATE = Gate("passes", "test_equality or test_contract or test_native_winograd or (test_pointwise and not triton)")
-"""The tests that must pass before a speed is printed, of tests/passes."""
+"""The tests that must pass before a speed is printed, of tests/engines/explicit."""
 GATES = {"cpu": (GATE, "passes"), "cuda": (conformance.GRAPH, "conformance")}
 
 

@@ -57,6 +57,16 @@ _REQUIRED = os.environ.get("VAPO_FAST_REQUIRE_NATIVE") == "1"
 _SANITIZERS = (b"__asan_", b"__ubsan_")
 
 
+# Every test of these folders has the mark; see pyproject.toml.
+_MARKS = {"native": "native", "kernels": "triton", "distributed": "distributed"}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    folder = item.path.parent.name
+    if folder in _MARKS:
+        item.add_marker(_MARKS[folder])
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     from vapo_fast.core import extension
 

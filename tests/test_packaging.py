@@ -110,7 +110,7 @@ def test_a_build_without_a_compiler_installs_and_says_why(tmp_path):
     assert "/none/c" in record["error"]
     assert (package / "kernels" / "__init__.py").is_file()
     assert (package / "py.typed").is_file()
-    assert (package / "graph" / "condition.ptx").is_file()
+    assert (package / "engines" / "graph" / "condition.ptx").is_file()
     assert "installed without its native extension" in done.stderr
     assert_everything_runs_without_the_extension(package, record["error"].splitlines()[0])
 

@@ -1,14 +1,9 @@
-"""The kit is a package at the root of the tree, which is not on the path of an installed pytest."""
+"""For the tests of the benchmarks."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 
 
 @pytest.fixture(autouse=True)

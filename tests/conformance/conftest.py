@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy
 import pytest
 import torch
-from zoo import SMALL, ZOO
 
+from tests.support.zoo import SMALL, ZOO
 from vapo_fast.engines import Engine, Job, base, engines
 
 # On the CPU the graph engine takes what has explicit passes, and `test_images` is its suite; on CUDA it takes MLPs too.
@@ -62,7 +62,7 @@ def _wanted(item) -> bool:
     return chosen is not None and parameters.get("dtype") != torch.float64 and chosen(**parameters)
 
 
-@pytest.fixture(params=[*USABLE, INTERPRETED] if AT_HAND else USABLE)
+@pytest.fixture(params=[*USABLE, *([pytest.param(INTERPRETED, marks=pytest.mark.triton)] if AT_HAND else [])])
 def engine(request) -> Iterator[Engine]:
     if request.param != INTERPRETED:
         yield base._REGISTRY[request.param]

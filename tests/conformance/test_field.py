@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tolerances import TOLERANCES, assert_rows_close, field_scales
-from zoo import DTYPES, PATHS, ZOO, Network, states, times
 
+from tests.support.tolerances import TOLERANCES, assert_rows_close, field_scales
+from tests.support.zoo import DTYPES, PATHS, ZOO, Network, states, times
 from vapo_fast.engines import Job, ReferenceEngine
 
 REFERENCE = ReferenceEngine()

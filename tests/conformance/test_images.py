@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from image_cases import ALL, FEW, IMAGES, events
-from tolerances import ROUNDING, TOLERANCES, assert_rows_close, assert_same_counts
-from zoo import DTYPES, times
 
 import vapo_fast as vf
+from tests.support.image_cases import ALL, FEW, IMAGES, events
+from tests.support.tolerances import ROUNDING, TOLERANCES, assert_rows_close, assert_same_counts
+from tests.support.zoo import DTYPES, times
 from vapo_fast import ode
 from vapo_fast.engines import Batch, GraphEngine, Job, LossOptions, ReferenceEngine, base
 from vapo_fast.ode import SolveOptions, Status

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tolerances import TOLERANCES, assert_rows_close, assert_same, assert_same_rows, job_for
-from zoo import DTYPES, SMALL, ZOO, Network, states
 
 import vapo_fast as vf
+from tests.support.tolerances import TOLERANCES, assert_rows_close, assert_same, assert_same_rows, job_for
+from tests.support.zoo import DTYPES, SMALL, ZOO, Network, states
 from vapo_fast import noise
 from vapo_fast.engines import Job, ReferenceEngine
 from vapo_fast.ode import SolveOptions, Status

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from tolerances import TOLERANCES, assert_same, job_for
-from zoo import DTYPES, PATHS, SMALL, ZOO, Network, states, times
 
+from tests.support.tolerances import TOLERANCES, assert_same, job_for
+from tests.support.zoo import DTYPES, PATHS, SMALL, ZOO, Network, states, times
 from vapo_fast.engines import Batch, Job, LossOptions, ReferenceEngine
 
 REFERENCE = ReferenceEngine()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tolerances import BITWISE, assert_same, assert_same_rows, job_for
-from zoo import DTYPES, PATHS, SMALL, Network, states, times
 
 import vapo_fast as vf
+from tests.support.tolerances import BITWISE, assert_same, assert_same_rows, job_for
+from tests.support.zoo import DTYPES, PATHS, SMALL, Network, states, times
 from vapo_fast.engines import Batch, Job, LossOptions
 from vapo_fast.ode import SolveOptions
 
@@ -139,9 +139,9 @@ def test_outputs_are_fully_written(engine, device):
 
 DIGEST = """
 import hashlib, sys
-sys.path.insert(0, {folder!r})
+sys.path.insert(0, {root!r})
 import torch
-from test_properties import everything
+from tests.conformance.test_properties import everything
 from vapo_fast.engines import base
 digest = hashlib.sha256()
 for number in everything(base._REGISTRY[{engine!r}], torch.device("cpu")):
@@ -155,7 +155,7 @@ def test_outputs_do_not_depend_on_what_memory_held(engine, device):
     """The C library fills each new and each freed block with a pattern, two patterns must give one result."""
     if device.type != "cpu":
         pytest.skip("host memory only")
-    code = DIGEST.format(folder=str(Path(__file__).parent), engine=engine.name)
+    code = DIGEST.format(root=str(Path(__file__).parents[2]), engine=engine.name)
     digests = set()
     for pattern in ("0", "1", "170"):
         environment = {**os.environ, "MALLOC_PERTURB_": pattern, "OMP_NUM_THREADS": "1"}

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tolerances import TOLERANCES, assert_rows_close, assert_same_counts, assert_same_rows, job_for
-from zoo import DTYPES, SMALL, ZOO, Network, states
 
+from tests.support.tolerances import TOLERANCES, assert_rows_close, assert_same_counts, assert_same_rows, job_for
+from tests.support.zoo import DTYPES, SMALL, ZOO, Network, states
 from vapo_fast import ode
 from vapo_fast.engines import Job, ReferenceEngine
 from vapo_fast.ode import SolveOptions, Status

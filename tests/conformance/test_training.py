@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from zoo import DTYPES, PATHS
 
 import vapo_fast as vf
+from tests.support.zoo import DTYPES, PATHS
 from vapo_fast.training.run import Callback
 
 STEPS = 200

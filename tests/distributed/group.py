@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 import vapo_fast as vf
 from vapo_fast import distributed
-from vapo_fast.cli.app import app as cli
+from vapo_fast.cli import app as cli
 from vapo_fast.core import processes
 from vapo_fast.training import trainer as trainer_module
 from vapo_fast.training.callbacks import Checkpointer, CSVLogger

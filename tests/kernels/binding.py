@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-import offline
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -27,6 +26,7 @@ from vapo_fast.kernels.solve import solve
 from vapo_fast.kernels.step import begin, step
 from vapo_fast.kernels.train import loss_and_gradients
 
+from tests.kernels import offline
 from vapo_fast.ode import SolveOptions
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tolerances import TOLERANCES
 from vapo_fast.kernels import noise
 from vapo_fast.kernels.perturb import perturb
-from zoo import Network, states, times
 
+from tests.support.tolerances import TOLERANCES
+from tests.support.zoo import Network, states, times
 from vapo_fast import noise as library
 
 INDICES = torch.tensor([0, 1, 2, 77, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40 + 3, 2**63 - 1])

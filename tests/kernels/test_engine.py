@@ -4,8 +4,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from zoo import Network, states, times
 
+from tests.support.zoo import Network, states, times
 from vapo_fast.engines import Batch, Job, LossOptions, ReferenceEngine
 from vapo_fast.engines.energy_loss import energy_loss_of
 from vapo_fast.engines.precision import Noise

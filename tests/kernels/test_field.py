@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from tolerances import TOLERANCES, assert_rows_close, field_scales
 from vapo_fast.kernels.field import field
-from zoo import Network, states, times
+
+from tests.support.tolerances import TOLERANCES, assert_rows_close, field_scales
+from tests.support.zoo import Network, states, times
 
 TOLERANCE = TOLERANCES[torch.float32]
 # Depths 1 to 4, widths below, at and above a block of 64, dimensions below and above one, features likewise.

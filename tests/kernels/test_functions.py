@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from vapo_fast.kernels import activation, controller, elementary, gauge
 from vapo_fast.kernels.launch import OPTIONS
 from vapo_fast.kernels.shapes import InKernel
-from zoo import ACTIVATIONS, Network
 
+from tests.support.zoo import ACTIVATIONS, Network
 from vapo_fast.core import elementary as torch_elementary
 from vapo_fast.ode.controller import PIController, initial_step, trial_step
 

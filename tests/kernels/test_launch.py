@@ -12,9 +12,9 @@ from vapo_fast.kernels import film_silu, launch, noise, perturb, residual, settl
 from vapo_fast.kernels.field import field
 from vapo_fast.kernels.solve import solve
 from vapo_fast.kernels.step import begin, step
-from zoo import Network, states, times
 
 import vapo_fast as vf
+from tests.support.zoo import Network, states, times
 from vapo_fast.core import triton_support
 from vapo_fast.engines import Job, TritonEngine
 from vapo_fast.engines.graph.state import State

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tolerances import TOLERANCES, assert_rows_close
 from vapo_fast.kernels.solve import solve
 from vapo_fast.kernels.step import begin, step
-from zoo import Network, cliff, states
 
+from tests.support.tolerances import TOLERANCES, assert_rows_close
+from tests.support.zoo import Network, cliff, states
 from vapo_fast.engines import Job, ReferenceEngine
 from vapo_fast.ode import SolveOptions, Status
 from vapo_fast.ode.tableaus import TABLEAUS

@@ -7,8 +7,8 @@ import pytest
 import torch
 from vapo_fast.kernels.solve import solve
 from vapo_fast.kernels.step import begin, step
-from zoo import Network, cliff, states
 
+from tests.support.zoo import Network, cliff, states
 from vapo_fast.ode import SolveOptions, Status
 from vapo_fast.ode.tableaus import TABLEAUS
 

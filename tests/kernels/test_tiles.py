@@ -9,7 +9,6 @@ import math
 
 import pytest
 import torch
-from tolerances import TOLERANCES, assert_rows_close, field_scales
 from vapo_fast.kernels import tuning
 from vapo_fast.kernels.field import field
 from vapo_fast.kernels.launch import Program
@@ -17,8 +16,9 @@ from vapo_fast.kernels.mlp import PackedMlp
 from vapo_fast.kernels.shapes import PRECISIONS, Tile
 from vapo_fast.kernels.solve import solve
 from vapo_fast.kernels.train import loss_and_gradients
-from zoo import Network, states, times
 
+from tests.support.tolerances import TOLERANCES, assert_rows_close, field_scales
+from tests.support.zoo import Network, states, times
 from vapo_fast.engines import Batch, Job, LossOptions, ReferenceEngine
 from vapo_fast.ode import SolveOptions
 

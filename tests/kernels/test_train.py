@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tolerances import TOLERANCES
 from vapo_fast.kernels import train as module
 from vapo_fast.kernels.train import ESTIMATORS, loss_and_gradients
-from zoo import Network, states, times
 
+from tests.support.tolerances import TOLERANCES
+from tests.support.zoo import Network, states, times
 from vapo_fast.engines import Batch, Job, LossOptions, ReferenceEngine
 
 TOLERANCE = TOLERANCES[torch.float32]

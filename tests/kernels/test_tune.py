@@ -5,9 +5,9 @@ import torch
 from typer.testing import CliRunner
 from vapo_fast.kernels import launch, tuning
 from vapo_fast.kernels.shapes import Tile
-from zoo import Network
 
 import vapo_fast as vf
+from tests.support.zoo import Network
 from vapo_fast.cli.app import app
 from vapo_fast.engines import UnsupportedJobError
 from vapo_fast.engines import triton as engine

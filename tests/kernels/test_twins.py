@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from tolerances import TOLERANCES, assert_rows_close, field_scales
 from vapo_fast.kernels import noise, sweeps
 from vapo_fast.kernels.field import field, field_reference
 from vapo_fast.kernels.perturb import perturb, perturb_reference
 from vapo_fast.kernels.solve import solve, solve_reference
 from vapo_fast.kernels.step import begin, step, steps_reference
 from vapo_fast.kernels.train import ESTIMATORS, loss_and_gradients, loss_and_gradients_reference
-from zoo import Network, states, times
 
+from tests.support.tolerances import TOLERANCES, assert_rows_close, field_scales
+from tests.support.zoo import Network, states, times
 from vapo_fast import noise as library
 from vapo_fast.engines import Batch, Job, LossOptions, ReferenceEngine
 from vapo_fast.ode import SolveOptions

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from zoo import Network, states, times
 
+from tests.support.zoo import Network, states, times
 from vapo_fast.potentials import MLPPotential
 
 

@@ -51,7 +51,7 @@ class Derivatives(Protocol):
         """Memory of `field`, or of `gradient_and_trace`; None if not even one sample fits."""
 
 
-class ByHand:
+class ByHand(Derivatives):
     """`vapo_fast.engines.explicit`: no autograd graph. Only for potentials that `unlike_a_plain_network` accepts."""
 
     def __init__(self, potential: Potential) -> None:
@@ -98,7 +98,7 @@ class ByHand:
         return Needs(sample, self._passes.bytes_of_weights(precision))
 
 
-class ByAutograd:
+class ByAutograd(Derivatives):
     """Reverse mode, and reverse over reverse for second derivatives: any potential."""
 
     def __init__(self, potential: Potential) -> None:

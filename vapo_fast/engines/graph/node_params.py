@@ -1,7 +1,7 @@
 """Structures and numbers of the CUDA driver's interface that building a graph takes, as its header cuda.h has them.
 
 Nothing of CUDA is there when this package is built or imported, so they are declared here;
-``tests/graph/test_node_params.py`` compares sizes, offsets and values with every cuda.h that it finds.
+``tests/engines/graph/test_node_params.py`` compares sizes, offsets and values with every cuda.h that it finds.
 """
 
 from __future__ import annotations

@@ -15,12 +15,11 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-import condition_ptx
-import cuda_headers
 import pytest
 import torch
 from torch import Tensor
 
+from tests.engines.graph import condition_ptx, cuda_headers
 from vapo_fast.core import extension
 from vapo_fast.engines.graph import capture, while_graph
 from vapo_fast.engines.graph.buckets import Buckets
@@ -171,7 +170,7 @@ def test_ptx_is_that_of_its_source():
     made, kept = condition_ptx.compiled(nvcc), condition_ptx.PTX.read_text(encoding="utf-8")
     if made.splitlines()[0] != kept.splitlines()[0]:
         pytest.skip(f"another nvcc: {made.splitlines()[0]!r}, not {kept.splitlines()[0]!r}")
-    assert made == kept, "python tests/graph/condition_ptx.py --write"
+    assert made == kept, "python tests/engines/graph/condition_ptx.py --write"
 
 
 def assemblers():

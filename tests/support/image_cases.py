@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from zoo import PATHS
 
+from tests.support.zoo import PATHS
 from vapo_fast import noise
 from vapo_fast.potentials import Potential, UNetPotential, WideResNetPotential
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 # Rows and registers of the tall block, csrc/mlp/product.h, and the vector registers that there are.
 BLOCKS = {"avx2": (6, 2), "avx512": (8, 3)}

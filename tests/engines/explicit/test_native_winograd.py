@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_zoo import PATHS, autograd, batch_for, largest_error
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.support.image_zoo import PATHS, autograd, batch_for, largest_error
 from vapo_fast.core import extension
 from vapo_fast.engines.explicit import ExplicitPasses, explicit_passes
 from vapo_fast.engines.explicit.convolutions import Convolutions

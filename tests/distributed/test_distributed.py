@@ -27,8 +27,8 @@ from typer.testing import CliRunner
 
 import vapo_fast as vf
 from vapo_fast import distributed
+from vapo_fast.cli import app as cli
 from vapo_fast.cli import config
-from vapo_fast.cli.app import app as cli
 from vapo_fast.cli.config import ConfigError
 from vapo_fast.core import memory, processes
 from vapo_fast.core.processes import World
@@ -37,7 +37,7 @@ from vapo_fast.training.parallel import DataParallel
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 
-GROUP = Path(__file__).parent / "distributed" / "group.py"
+GROUP = Path(__file__).with_name("group.py")
 # Seconds after which a group is ended. Within it, a wait for a process that does not come fails after 45.
 LIMIT = 240
 TRAINING = ("plain", "by_the_reference_engine", "in_float32", "images", "deferred", "from_a_loader")

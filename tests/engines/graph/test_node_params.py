@@ -3,9 +3,9 @@
 import ctypes
 import subprocess
 
-import cuda_headers
 import pytest
 
+from tests.engines.graph import cuda_headers
 from vapo_fast.engines.graph import node_params
 from vapo_fast.engines.graph.node_params import InstantiateResult, NodeType
 

@@ -15,8 +15,8 @@ import yaml
 from typer.testing import CliRunner
 
 from vapo_fast import checkpoint, plots
+from vapo_fast.cli import app as cli
 from vapo_fast.cli.app import FAILED, INTERRUPTED, USAGE, app
-from vapo_fast.cli.app import app as cli
 from vapo_fast.core import extension
 
 TINY = ["--widths", "16,16", "--batch-size", "32", "--no-progress", "--warmup-steps", "2"]
@@ -298,7 +298,7 @@ def test_info():
 
 
 def test_info_says_why_the_extension_is_missing(monkeypatch):
-    monkeypatch.setattr(cli.native, "unavailable_reason", lambda: "it was not built: CompileError: no g++\nline 2")
+    monkeypatch.setattr(cli.extension, "unavailable_reason", lambda: "it was not built: CompileError: no g++\nline 2")
     outcome = run("info")
     assert outcome.out.count("it was not built: CompileError: no g++") == 1
     assert "line 2" not in outcome.out

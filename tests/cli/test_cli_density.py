@@ -282,7 +282,7 @@ def test_a_number_that_makes_no_sense_is_refused_by_its_options_name(words, mess
 )
 def test_what_cannot_be_written_is_known_before_the_work(words, option, ending, threes, points, tmp_path, monkeypatch):
     from vapo_fast import plots
-    from vapo_fast.cli.app import app as cli
+    from vapo_fast.cli import app as cli
 
     def work(*arguments, **options):
         raise AssertionError("the work was begun")
@@ -299,7 +299,7 @@ def test_what_cannot_be_written_is_known_before_the_work(words, option, ending, 
 
 
 def test_pictures_that_cannot_be_drawn_are_known_before_the_work(threes, tmp_path, monkeypatch):
-    from vapo_fast.cli.app import app as cli
+    from vapo_fast.cli import app as cli
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(cli, "bits_per_dim", lambda *a, **k: pytest.fail("the work was begun"))

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 import torch
-from image_zoo import MODELS, PATHS, autograd, batch_for, build, dependence, largest_error, models, points
 from torch import Tensor
 
+from tests.support.image_zoo import MODELS, PATHS, autograd, batch_for, build, dependence, largest_error, models, points
 from vapo_fast.core import extension, triton_support
 from vapo_fast.engines.explicit import ExplicitPasses, explicit_passes
 from vapo_fast.engines.explicit.pointwise import Pointwise, TorchPointwise

@@ -1,4 +1,4 @@
-"""The PTX of the condition kernels, made by nvcc from their source: ``python tests/graph/condition_ptx.py --write``.
+"""The condition kernels' PTX, made by nvcc: ``python tests/engines/graph/condition_ptx.py --write``.
 
 nvcc names the version of PTX that it speaks, which only drivers as new as itself understand. The instructions here are
 all of the oldest version that has the target, so that version is named instead: any driver with WHILE nodes takes it.
@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[2] / "vapo_fast" / "graph"
+FOLDER = Path(__file__).resolve().parents[3] / "vapo_fast" / "engines" / "graph"
 SOURCE, PTX = FOLDER / "condition.cu", FOLDER / "condition.ptx"
 TARGET, VERSION = 75, "6.3"
 
@@ -33,7 +33,7 @@ def compiled(nvcc: str) -> str:
     by = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
     release = re.search(r"release ([\d.]+)", by)
     assert release is not None, by
-    lines = [f"// Of condition.cu, by nvcc {release[1]} and tests/graph/condition_ptx.py.", *instructions(text)]
+    lines = [f"// Of condition.cu, by nvcc {release[1]} and tests/engines/graph/condition_ptx.py.", *instructions(text)]
     return "\n".join(lines) + "\n"
 
 

@@ -247,7 +247,7 @@ def test_memory_that_runs_out_has_pytorchs_name(fake):
 def test_python_stands_in_for_the_extension(fake, monkeypatch):
     fake.script([3, 0], [0, 0])
     monkeypatch.setattr(extension, "unavailable_reason", lambda: "left out")
-    monkeypatch.setattr(extension, "extension", None)  # would fail if called
+    monkeypatch.setattr(extension, "load", None)  # would fail if called
     assert replay(fake.replays(), library=fake.path) == (0, 2)
 
 
