@@ -162,7 +162,10 @@ with ParallelCompile("VAPO_FAST_BUILD_JOBS", default=0, needs_recompile=first_co
     setup(
         packages=[*find_packages(include=["vapo_fast", "vapo_fast.*"]), "vapo_fast.kernels"],
         package_dir={"vapo_fast": "vapo_fast", "vapo_fast.kernels": "kernels"},
-        package_data={"vapo_fast": ["py.typed", "_native.pyi"], "vapo_fast.engines.graph": ["condition.cu", "condition.ptx"]},
+        package_data={
+            "vapo_fast": ["py.typed", "_native.pyi"],
+            "vapo_fast.engines.graph": ["condition.cu", "condition.ptx"],
+        },
         ext_modules=[NATIVE, NATIVE_TESTING],
         cmdclass={"build_ext": OptionalBuildExt},
         zip_safe=False,
