@@ -49,7 +49,7 @@ test-all: lint types  ## lint, types and every test
 lint: setup  ## ruff: rules and formatting; clang-format: formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+	@$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 
 types: setup  ## mypy --strict on vapo_fast/, and on what the host calls in kernels/
 	$(BIN)/mypy

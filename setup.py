@@ -24,6 +24,8 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
+HEADERS = sorted(path.relative_to(ROOT).as_posix() for path in CSRC.rglob("*.h"))
+METHODS = ["csrc/solver/generate_methods.py", "vapo_fast/ode/tableaus.py"]  # what solver/methods.h is made of
 BUILD_RECORD = "_native_build.json"
 TESTING = "vapo_fast._native_testing"
 
@@ -64,9 +66,8 @@ class OptionalBuildExt(build_ext):
             # The compiler writes to file descriptor 2, past sys.stderr: keep a copy of it for the record.
             with _copy_of_stderr(diagnostics):
                 generated = Path(self.build_temp) / "generated"
-                runpy.run_path(str(CSRC / "solver" / "generate_methods.py"))["generate"](
-                    generated / "solver" / "methods.h"
-                )
+                generate = runpy.run_path(str(ROOT / METHODS[0]))["generate"]
+                generate(generated / "solver" / "methods.h")
                 self.include_dirs = [str(CSRC), str(generated), *self.include_dirs]
                 super().run()
         except (Exception, SystemExit) as error:
@@ -146,7 +147,7 @@ def extension(name: str, names_of_sources: list[str]) -> Pybind11Extension:
     return Pybind11Extension(
         name,
         names_of_sources,
-        depends=sorted(path.relative_to(ROOT).as_posix() for path in CSRC.rglob("*.h")),
+        depends=[*HEADERS, *METHODS],
         cxx_std=17,
         extra_compile_args=compile_args,
         extra_link_args=link_args,
