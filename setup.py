@@ -167,6 +167,7 @@ with ParallelCompile("VAPO_FAST_BUILD_JOBS", default=0, needs_recompile=first_co
             "vapo_fast": ["py.typed", "_native.pyi"],
             "vapo_fast.engines.graph": ["condition.cu", "condition.ptx"],
         },
+        exclude_package_data={"vapo_fast": ["_native_testing.pyi"]},  # setuptools would add every stub file
         ext_modules=[NATIVE, NATIVE_TESTING],
         cmdclass={"build_ext": OptionalBuildExt},
         zip_safe=False,

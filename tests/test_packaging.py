@@ -191,6 +191,7 @@ def test_a_build_has_the_testing_extension_only_where_it_is_asked_for(tmp_path, 
     package, done = build(tmp_path, **environment, VAPO_FAST_REQUIRE_NATIVE="1")
     assert done.returncode == 0, done.stderr
     assert {path.name.split(".")[0] for path in package.glob("_native*.so")} == built
+    assert [path.name for path in package.glob("*.pyi")] == ["_native.pyi"]
 
 
 def test_a_required_extension_that_cannot_be_built_is_an_error(tmp_path):
