@@ -45,8 +45,7 @@ import torch
 from torch import nan, nn
 
 import vapo_fast as vf
-from vapo_fast.training.run import Callback
-from vapo_fast.training.callbacks import Checkpointer
+from vapo_fast.callbacks import Callback, Checkpointer
 
 torch.manual_seed(0)
 path = vf.DataHomotopy(omega=1.0, sigma=0.01)       # times 0 to 9.21

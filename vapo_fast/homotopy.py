@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -283,7 +284,7 @@ def homotopy_from_config(config: dict[str, Any]) -> Homotopy:
         raise ValueError(f"homotopy {name} cannot be built from {arguments!r}: {error}") from error
 
 
-_CLASSES: dict[str, type[DataHomotopy] | type[LinearHomotopy]] = {
+_CLASSES: dict[str, Callable[..., Homotopy]] = {
     "DataHomotopy": DataHomotopy,
     "LinearHomotopy": LinearHomotopy,
 }

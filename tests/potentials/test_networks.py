@@ -153,7 +153,9 @@ def test_config_round_trip(cls: type[Potential], arguments: dict[str, Any], time
 
 
 def test_image_networks_accept_any_memory_format() -> None:
-    for cls, arguments in SMALL[3:]:
+    for cls, arguments in SMALL:
+        if len(arguments["event_shape"]) != 3:
+            continue
         model = build(cls, arguments)
         x = events(model, 3, torch.float32)
         strided = model.field(x, 1.0)[1]
