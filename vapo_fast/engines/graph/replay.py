@@ -116,7 +116,7 @@ class _Driver(Library):
 
 
 class _Loop:
-    """The loop of ``csrc/graph_replay.cpp``, step by step."""
+    """The loop of ``csrc/graph/replay.cpp``, step by step."""
 
     def __init__(self, driver: _Driver, replays: Replays, monitor: Monitor | None) -> None:
         self._driver, self._replays, self._monitor = driver, replays, monitor
