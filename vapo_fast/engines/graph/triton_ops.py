@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vapo_fast.engines.graph.state import State
 from vapo_fast.engines.graph.step import Ops, Plan
-from vapo_fast.kernels.settle import settle
+from vapo_fast.kernels.settle import settle as finish_step
 from vapo_fast.kernels.stage import stage
 from vapo_fast.kernels.tableau import phases
 from vapo_fast.ode.settings import numbers
@@ -22,8 +22,8 @@ class TritonOps(Ops):
     def stage(self, state: State, settings: Tensor, plan: Plan, index: int) -> None:
         stage(state, settings, self._table(plan, settings.device), plan, index)
 
-    def settle(self, state: State, settings: Tensor, plan: Plan) -> None:
-        settle(state, settings, self._table(plan, settings.device), plan)
+    def finish_step(self, state: State, settings: Tensor, plan: Plan) -> None:
+        finish_step(state, settings, self._table(plan, settings.device), plan)
 
     def _table(self, plan: Plan, device: torch.device) -> Tensor:
         # Made by a program's first run, before it is recorded.
