@@ -122,7 +122,7 @@ def permutation(key: tuple[int, int], n: int, epoch: Tensor, stream: int) -> Ten
     Returns: (n,) int64.
     """
     keys = torch.empty(n, dtype=torch.int64, device=epoch.device)
-    run(_shuffle_keys, triton.cdiv(n, _BLOCK), epoch.device, keys, epoch, n, *key, stream, BLOCK=_BLOCK)
+    run(_shuffle_keys, (triton.cdiv(n, _BLOCK),), epoch.device, keys, epoch, n, *key, stream, BLOCK=_BLOCK)
     return torch.sort(keys, stable=True).indices
 
 
@@ -146,8 +146,8 @@ def _launch(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: 
     n, blocks = index.shape[0], triton.cdiv(size, 4)
     out = torch.empty(n, size, dtype=dtype, device=index.device)
     if n:
-        programs = triton.cdiv(n * blocks, _BLOCK)
-        run(_draw, programs, index.device, out, index, n, size, blocks, *key, stream, NORMAL=normal, BLOCK=_BLOCK)
+        grid = (triton.cdiv(n * blocks, _BLOCK),)
+        run(_draw, grid, index.device, out, index, n, size, blocks, *key, stream, NORMAL=normal, BLOCK=_BLOCK)
     return out
 
 

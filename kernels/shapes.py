@@ -226,36 +226,76 @@ TRACES = ("none", "exact", "probes")
 
 @dataclass(frozen=True)
 class Method:
-    """What of a solve is compiled in: the tableau's shape and what is integrated.
+    """What of a method is compiled in, and where its numbers lie in `tableau.slot_table`.
 
     Attributes:
         stages: s. adaptive: whether there is an error estimate.
         degree: of the continuous extension's polynomials.
+    """
+
+    stages: int
+    adaptive: bool
+    degree: int
+
+    @property
+    def nodes(self) -> int:
+        """Where the slots' nodes begin."""
+        return (self.stages + 1) * self.stages
+
+    @property
+    def weights(self) -> int:
+        """Where the step's weights begin."""
+        return self.nodes + self.stages + 1
+
+    @property
+    def errors(self) -> int:
+        """Where the error's weights begin."""
+        return self.weights + self.stages
+
+    @property
+    def dense(self) -> int:
+        """Where the continuous extension begins."""
+        return self.errors + self.stages
+
+
+@dataclass(frozen=True)
+class FusedMethod(Method):
+    """What of a fused solve is compiled in.
+
+    Attributes:
         outputs: whether states at given times are asked for.
         trace: one of `TRACES`; "exact" integrates the Laplacian, "probes" one estimate for each probe.
         traces: integrals beside the D coordinates.
         columns: columns kept for a state, a multiple of the tile's block_d.
     """
 
-    stages: int
-    adaptive: bool
-    degree: int
     outputs: bool
     trace: str
     traces: int
     columns: int
 
     @property
-    def finish(self) -> int:
-        """The phase that ends a step, see `tableau.phases`."""
+    def last_slot(self) -> int:
+        """The stage slot that completes a step, see `tableau`."""
         return self.stages if self.stages > 1 else 0
-
-    @property
-    def phases(self) -> int:
-        """How many phases there are."""
-        return max(2, self.stages + 1)
 
     @property
     def arrays(self) -> int:
         """Arrays of a state's size: the state, the point of evaluation, and the stages."""
         return 2 + self.stages
+
+
+@dataclass(frozen=True)
+class MaskedMethod(Method):
+    """What of a step of the graph engine is compiled in. Masks have a bit for each weight that is not 0.
+
+    Attributes:
+        evaluations: how many stages a step evaluates.
+        weight_mask, error_mask: of the step's weights, and of the error's.
+        fsal: whether the last stage's point is the new state.
+    """
+
+    evaluations: int
+    weight_mask: int
+    error_mask: int
+    fsal: bool

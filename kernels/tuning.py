@@ -34,26 +34,20 @@ INTERPRETED = Tile(64, 64, 64, 64, "ieee", 4, 1)
 # by 64 has 936 bytes of stack and twice the instructions.
 _BLOCK_D = 16
 # By what compiles without spills inside the product loops, and with few instructions for a multiply-add there
-# (benchmarks/results/offline_tiles.csv; docs/notes/performance.md): no device has been measured. WARPGROUPS is for
-# compute capability 9 and 10, whose matrix instructions take four warps together and their operands from shared memory;
-# WARPS for all others. Wide networks have the columns for a larger tile, which reads the weights half as often.
-_WARPGROUPS = {
+# (benchmarks/results/offline_tiles.csv; docs/notes/performance.md): no device has been measured. Large tiles read the
+# weights half as often. They are for networks with the columns for them, on devices of compute capability 9 and 10,
+# whose matrix instructions take four warps together and their operands from shared memory.
+_SMALL = {
     "ieee": Tile(64, 128, 32, _BLOCK_D, "ieee", 8, 2),
     "tf32x3": Tile(64, 64, 32, _BLOCK_D, "tf32x3", 4, 2),
     "tf32": Tile(64, 64, 32, _BLOCK_D, "tf32", 4, 2),
     "bf16": Tile(64, 64, 32, _BLOCK_D, "bf16", 4, 2),
 }
-_WARPGROUPS_WIDE = {
+_LARGE = {
     "ieee": Tile(64, 128, 32, _BLOCK_D, "ieee", 8, 2),
     "tf32x3": Tile(128, 128, 32, _BLOCK_D, "tf32x3", 8, 2),
     "tf32": Tile(128, 128, 32, _BLOCK_D, "tf32", 8, 2),
     "bf16": Tile(128, 128, 32, _BLOCK_D, "bf16", 8, 2),
-}
-_WARPS = {
-    "ieee": Tile(64, 128, 32, _BLOCK_D, "ieee", 8, 2),
-    "tf32x3": Tile(64, 64, 32, _BLOCK_D, "tf32x3", 4, 2),
-    "tf32": Tile(64, 64, 32, _BLOCK_D, "tf32", 4, 2),
-    "bf16": Tile(64, 64, 32, _BLOCK_D, "bf16", 4, 2),
 }
 _WIDE = 256
 _CANDIDATES = tuple(
@@ -81,9 +75,8 @@ def tile_for(network: Network, precision: str, device: torch.device) -> Tile:
 
 def rule(network: Network, precision: str, capability: tuple[int, int]) -> Tile:
     """The tile by rule, for a device of this compute capability (from 8.0)."""
-    table = _WARPS
-    if capability[0] in (9, 10):
-        table = _WARPGROUPS_WIDE if max(network[1]) >= _WIDE else _WARPGROUPS
+    warpgroups = capability[0] in (9, 10)
+    table = _LARGE if warpgroups and max(network[1]) >= _WIDE else _SMALL
     return _fitted(table[precision], network)
 
 

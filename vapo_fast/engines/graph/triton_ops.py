@@ -7,10 +7,9 @@ from torch import Tensor
 
 from vapo_fast.engines.graph.state import State
 from vapo_fast.engines.graph.step import Ops, Plan
-from vapo_fast.kernels.settle import settle
+from vapo_fast.kernels.finish_step import finish_step
 from vapo_fast.kernels.stage import stage
-from vapo_fast.kernels.tableau import phases
-from vapo_fast.ode.settings import numbers
+from vapo_fast.kernels.tableau import slot_table
 
 
 class TritonOps(Ops):
@@ -23,11 +22,11 @@ class TritonOps(Ops):
         stage(state, settings, self._table(plan, settings.device), plan, index)
 
     def settle(self, state: State, settings: Tensor, plan: Plan) -> None:
-        settle(state, settings, self._table(plan, settings.device), plan)
+        finish_step(state, settings, self._table(plan, settings.device), plan)
 
     def _table(self, plan: Plan, device: torch.device) -> Tensor:
         # Made by a program's first run, before it is recorded.
         key = plan.method, device
         if key not in self._tables:
-            self._tables[key] = numbers(phases(plan.tableau), device)
+            self._tables[key] = slot_table(plan.tableau, device)
         return self._tables[key]
