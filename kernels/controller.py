@@ -14,16 +14,7 @@ from vapo_fast.ode.solution import Status
 from vapo_fast.ode.stages import STRETCH
 
 from . import elementary
-from .tableau import (
-    ACCEPTED_EXPONENT,
-    DIRECTION,
-    LARGEST_STEPS,
-    PREVIOUS_EXPONENT,
-    REJECTED_EXPONENT,
-    STEPS,
-    T0,
-    T1,
-)
+from .tableau import ACCEPTED_EXPONENT, DIRECTION, LARGEST_STEPS, PREVIOUS_EXPONENT, REJECTED_EXPONENT, STEPS, T0, T1
 
 RUNNING = tl.constexpr(_RUNNING)
 SUCCESS = tl.constexpr(int(Status.SUCCESS))

@@ -1,4 +1,7 @@
-"""Phi and its gradient in one launch: forward and adjoint sweep of an MLP potential, tile by tile."""
+"""Phi and its gradient in one launch: forward and adjoint sweep of an MLP potential, tile by tile.
+
+The twin is `vapo_fast.potentials.base.Potential.field`.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vapo_fast.potentials.mlp import MLPPotential
-
-from .gauge import coefficients, coefficients_reference
+from .gauge import coefficients
 from .launch import Program, Scratch, refuse_derivatives, scratch_for
 from .mlp import PackedMlp
 from .shapes import field_arrays
@@ -91,14 +92,3 @@ def field(mlp: PackedMlp, x: Tensor, t: Tensor, program: Program) -> tuple[Tenso
     scratch = Scratch(scratch_for(programs, step, x.device), step)
     program.launch(_field, programs, x.device, points, results, n, scratch, mlp.network, NET=net, AT=arrays)
     return phi, gradient
-
-
-def field_reference(potential: MLPPotential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The naive twin of `field`, in x's dtype: ``Phi = A/2 |x|^2 + C f(r x, position)``, and autograd."""
-    a, c, r, position = coefficients_reference(potential, t)
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        value = potential.network(r[:, None] * x, position if potential.time_dependent else None)
-        phi = 0.5 * a * x.square().sum(1) + c * value
-        (gradient,) = torch.autograd.grad(phi.sum(), x)
-    return phi.detach(), gradient

@@ -57,8 +57,8 @@ def _tile(pixels, channels, blocks, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 def _film_silu(
     c_ptr, gain_ptr, offset_ptr, out_ptr, pixels, channels, blocks, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    at, inside, wide, real = _tile(pixels, channels, blocks, PIXELS, CHANNELS)
-    gain, offset = load(gain_ptr, wide, real), load(offset_ptr, wide, real)
+    at, inside, coefficient, real = _tile(pixels, channels, blocks, PIXELS, CHANNELS)
+    gain, offset = load(gain_ptr, coefficient, real), load(offset_ptr, coefficient, real)
     value, _first, _second = activate(gain[None, :] * load(c_ptr, at, inside) + offset[None, :], "silu", False)
     store(out_ptr, at, value, inside)
 
@@ -67,8 +67,8 @@ def _film_silu(
 def _film_silu_derivative(
     c_ptr, v_ptr, gain_ptr, offset_ptr, out_ptr, pixels, channels, blocks, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    at, inside, wide, real = _tile(pixels, channels, blocks, PIXELS, CHANNELS)
-    gain, offset = load(gain_ptr, wide, real), load(offset_ptr, wide, real)
+    at, inside, coefficient, real = _tile(pixels, channels, blocks, PIXELS, CHANNELS)
+    gain, offset = load(gain_ptr, coefficient, real), load(offset_ptr, coefficient, real)
     _value, first, _second = activate(gain[None, :] * load(c_ptr, at, inside) + offset[None, :], "silu", False)
     store(out_ptr, at, gain[None, :] * first * load(v_ptr, at, inside), inside)
 
@@ -78,8 +78,8 @@ def _film_silu_second(inputs, results, pixels, channels, size: tl.int64, PIXELS:
     row = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
     real = channel < channels
-    wide = row * channels + channel
-    gain, offset = load(inputs.gain, wide, real), load(inputs.offset, wide, real)  # [CHANNELS]
+    coefficient = row * channels + channel
+    gain, offset = load(inputs.gain, coefficient, real), load(inputs.offset, coefficient, real)  # [CHANNELS]
     by_gain = tl.zeros((CHANNELS,), tl.float32)
     by_offset = tl.zeros((CHANNELS,), tl.float32)
     for start in tl.range(0, pixels, PIXELS, num_stages=1):
@@ -100,8 +100,8 @@ def _film_silu_second(inputs, results, pixels, channels, size: tl.int64, PIXELS:
         # What is outside was loaded as 0, and adds nothing.
         by_gain += tl.sum(b_h * c + a_h * c_dot, axis=0)
         by_offset += tl.sum(b_h, axis=0)
-    tl.store(results.by_gain + wide, by_gain, mask=real)
-    tl.store(results.by_offset + wide, by_offset, mask=real)
+    tl.store(results.by_gain + coefficient, by_gain, mask=real)
+    tl.store(results.by_offset + coefficient, by_offset, mask=real)
 
 
 def film_silu(c: Tensor, gain: Tensor, offset: Tensor, out: Tensor) -> None:

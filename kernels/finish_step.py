@@ -37,18 +37,8 @@ class Outputs(NamedTuple):
     count: Any
 
 
-class Attempt(NamedTuple):
-    """The step that a row has tried, (1,) each: its start, size, signed size, end, and whether that is t1."""
-
-    t: Any
-    size: Any
-    signed: Any
-    end: Any
-    last: Any
-
-
 class Decision(NamedTuple):
-    """What becomes of it, (1,) each: whether it is accepted, the next size, the ratio to remember, the status."""
+    """What becomes of a step, (1,) each: whether it is accepted, the next size, the ratio to remember, the status."""
 
     accepted: Any
     size: Any
@@ -99,7 +89,7 @@ def _new_state_and_norm(rows, base, width, numbers, dimension, METHOD: tl.conste
 
 
 @triton.jit
-def _decide(rows, one, attempt, squares, bad, numbers, dimension, METHOD: tl.constexpr):
+def _decide(rows, one, size, squares, bad, numbers, dimension, METHOD: tl.constexpr):
     """Whether the step stands, and with which size the next one is tried."""
     status = tl.full((1,), RUNNING, tl.int64)
     if METHOD.adaptive:
@@ -109,7 +99,7 @@ def _decide(rows, one, attempt, squares, bad, numbers, dimension, METHOD: tl.con
         accepted = ratio <= 1.0
         previous = tl.load(rows.previous_ratio + one)
         after_rejection = tl.load(rows.after_rejection + one) != 0
-        size = attempt.size * controller.factor(ratio, previous, after_rejection, numbers.settings)
+        size = size * controller.factor(ratio, previous, after_rejection, numbers.settings)
         hopeless = ~accepted & (size < tl.load(numbers.settings + SMALLEST_STEP))
         status = tl.where(hopeless, tl.where(is_finite(ratio), STEP_TOO_SMALL, NON_FINITE), status)
         return Decision(accepted, size, controller.remember(ratio, previous), status)
@@ -165,10 +155,9 @@ def _finish_step(rows, outputs, numbers, dimension, METHOD: tl.constexpr, BLOCK:
         t, h = tl.load(rows.t + one), tl.load(rows.h + one)
         accepted_before, rejected_before = tl.load(rows.accepted + one), tl.load(rows.rejected + one)
         size, signed, end, last = proposed_step(t, h, accepted_before, numbers.settings, METHOD.adaptive)
-        attempt = Attempt(t, size, signed, end, last)
         width = (size if METHOD.adaptive else signed).to(dtype)
         squares, bad = _new_state_and_norm(rows, base, width, numbers, dimension, METHOD, BLOCK)
-        decision = _decide(rows, one, attempt, squares, bad, numbers, dimension, METHOD)
+        decision = _decide(rows, one, size, squares, bad, numbers, dimension, METHOD)
         accepted = accepted_before + decision.accepted.to(tl.int64)
         rejected = rejected_before + (~decision.accepted).to(tl.int64)
         status = tl.where(decision.accepted & last, SUCCESS, decision.status)
@@ -190,7 +179,7 @@ def _finish_step(rows, outputs, numbers, dimension, METHOD: tl.constexpr, BLOCK:
         t = tl.where(decision.accepted, end, t)
         tl.store(rows.t + one, t)
         tl.store(rows.status + one, status)
-        tl.store(rows.nfe + one, tl.load(rows.nfe + one) + METHOD.evaluations)
+        tl.store(rows.nfe + one, tl.load(rows.nfe + one) + METHOD.stages - METHOD.first_stage)
         tl.store(rows.accepted + one, accepted)
         tl.store(rows.rejected + one, rejected)
         if METHOD.adaptive:
@@ -215,15 +204,6 @@ def finish_step(state: State, settings: Tensor, table: Tensor, plan: Plan) -> No
     if plan.outputs:
         outputs = Outputs(state.ys, step_between(state.ys), state.times, plan.outputs)
     dimension = state.x[0].numel()
-    run(
-        _finish_step,
-        (state.rows,),
-        state.x.device,
-        rows_of(state),
-        outputs,
-        Numbers(table, settings),
-        dimension,
-        METHOD=masked_method(plan),
-        BLOCK=block_for(dimension),
-        num_warps=4,
-    )
+    arguments = (rows_of(state), outputs, Numbers(table, settings), dimension)
+    constants = {"METHOD": masked_method(plan), "BLOCK": block_for(dimension)}
+    run(_finish_step, (state.rows,), state.x.device, *arguments, **constants, num_warps=4)

@@ -31,7 +31,7 @@ class PackedMlp:
 
     Attributes:
         net: the shape. widths, features: the potential's own sizes, without padding.
-        packed: float32, `Net.packed_size` numbers.
+        packed: float32, `Net.parts.size` numbers.
         sizes: (layers,) int32, the layers' widths rounded up to the tile's block_n.
         constants: float64, in the order of `gauge.CONSTANTS`.
 
@@ -46,7 +46,7 @@ class PackedMlp:
         self.sizes = _upload([padded(width, tile.block_n) for width in potential.widths], torch.int32, weight)
         self.constants = _upload(_constants(potential), torch.float64, weight)
         self._places = _places(potential, self.net).to(weight.device)
-        self.packed = torch.empty(self.net.packed_size, dtype=torch.float32, device=weight.device)
+        self.packed = torch.empty(self.net.parts.size, dtype=torch.float32, device=weight.device)
         self._zero = torch.zeros(1, dtype=torch.float32, device=weight.device)
         self.load(potential)
 
@@ -105,7 +105,7 @@ def _places(potential: MLPPotential, net: Net) -> Tensor:
         numbered.append(torch.arange(start, start + count).reshape(tensor.shape))
         start += count
     *layers, output, frequencies = numbered
-    places = torch.zeros(net.packed_size, dtype=torch.int64)
+    places = torch.zeros(net.parts.size, dtype=torch.int64)
 
     def put(offset: int, shape: tuple[int, ...], values: Tensor, rows: int = 0, columns: int = 0) -> None:
         size = math.prod(shape)
@@ -125,22 +125,22 @@ def _places(potential: MLPPotential, net: Net) -> Tensor:
     )
     for column, block in blocks:
         if block.shape[1]:
-            put(net.first_forward, (net.width, net.columns), block, columns=column)
-            put(net.first_backward, (net.columns, net.width), block.T, rows=column)
+            put(net.parts.first_forward, (net.width, net.columns), block, columns=column)
+            put(net.parts.first_backward, (net.columns, net.width), block.T, rows=column)
     if timed:
-        put(net.time, (net.width,), first[:, d])
+        put(net.parts.time, (net.width,), first[:, d])
     for i, (weight, bias) in enumerate(zip(layers[0::2], layers[1::2], strict=True)):
-        put(net.bias + i * net.width, (net.width,), bias)
+        put(net.parts.bias + i * net.width, (net.width,), bias)
         if i:
             step = (i - 1) * net.width**2
-            put(net.hidden_forward + step, (net.width, net.width), weight)
-            put(net.hidden_backward + step, (net.width, net.width), weight.T)
-    put(net.output, (net.width,), output[0])
+            put(net.parts.hidden_forward + step, (net.width, net.width), weight)
+            put(net.parts.hidden_backward + step, (net.width, net.width), weight.T)
+    put(net.parts.output, (net.width,), output[0])
     if f:
-        put(net.frequencies, (net.features, net.inputs), frequencies[:, :d])
-        put(net.frequencies_transposed, (net.inputs, net.features), frequencies[:, :d].T)
+        put(net.parts.frequencies, (net.features, net.inputs), frequencies[:, :d])
+        put(net.parts.frequencies_transposed, (net.inputs, net.features), frequencies[:, :d].T)
         if timed:
-            put(net.frequencies_time, (net.features,), frequencies[:, d])
+            put(net.parts.frequencies_time, (net.features,), frequencies[:, d])
     return places
 
 

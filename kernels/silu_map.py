@@ -7,8 +7,6 @@ is loaded and rounded when it is stored. The naive twin of every function is tha
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,23 +18,6 @@ _BLOCK = 1024
 
 # Sizes are 64 bits wide, and specialised: that they are multiples of 16, as they are for any batch of a usual network,
 # is what lets the compiler load several numbers at once up to the end.
-
-
-class SecondInputs(NamedTuple):
-    """What the second derivatives are made of: maps."""
-
-    x: Any
-    x_dot: Any
-    a_s: Any
-    b_s: Any
-    skip: Any
-
-
-class Pairs(NamedTuple):
-    """Their results [b; a] and [s; s_dot]: maps of twice as many rows."""
-
-    adjoints: Any
-    activations: Any
 
 
 @triton.jit
@@ -75,20 +56,22 @@ def _silu_derivative(x_ptr, v_ptr, skip_ptr, out_ptr, size: tl.int64, SKIP: tl.c
 
 
 @triton.jit
-def _silu_second(inputs, pairs, size: tl.int64, SKIP: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_second(
+    x_ptr, x_dot_ptr, a_ptr, b_ptr, skip_ptr, adjoints, values, size: tl.int64, SKIP: tl.constexpr, BLOCK: tl.constexpr
+):
     at, inside = _place(size, BLOCK)
     other = at + size  # the second half of a pair; a sum in 64 bits
-    value, first, second = activate(load(inputs.x, at, inside), "silu", True)
-    x_dot, a_s = load(inputs.x_dot, at, inside), load(inputs.a_s, at, inside)
-    b = load(inputs.b_s, at, inside) * first + a_s * second * x_dot
+    value, first, second = activate(load(x_ptr, at, inside), "silu", True)
+    x_dot, a_s = load(x_dot_ptr, at, inside), load(a_ptr, at, inside)
+    b = load(b_ptr, at, inside) * first + a_s * second * x_dot
     a = a_s * first
     if SKIP:
-        b += load(inputs.skip, at, inside)
-        a += load(inputs.skip, other, inside)
-    store(pairs.adjoints, at, b, inside)
-    store(pairs.adjoints, other, a, inside)
-    store(pairs.activations, at, value, inside)
-    store(pairs.activations, other, first * x_dot, inside)
+        b += load(skip_ptr, at, inside)
+        a += load(skip_ptr, other, inside)
+    store(adjoints, at, b, inside)
+    store(adjoints, other, a, inside)
+    store(values, at, value, inside)
+    store(values, other, first * x_dot, inside)
 
 
 def silu(x: Tensor, out: Tensor) -> None:
@@ -109,13 +92,12 @@ def silu_second(
 ) -> None:
     """``adjoints = [b; a] + skip`` and ``values = [silu(x); silu'(x) x_dot]``.
 
-    See `engines.explicit.pointwise.Pointwise`. All contiguous in the same order; skip, adjoints and values are of twice the size.
-    ``adjoints`` may be ``skip``.
+    See `engines.explicit.pointwise.Pointwise`. All contiguous in the same order; skip, adjoints and values are of twice
+    the size. ``adjoints`` may be ``skip``.
     """
     if x.numel():
-        inputs = SecondInputs(x, x_dot, a_s, b_s, adjoints if skip is None else skip)
-        pairs = Pairs(adjoints, values)
-        run(_silu_second, _grid(x), x.device, inputs, pairs, x.numel(), SKIP=skip is not None, BLOCK=_BLOCK)
+        arrays = (x, x_dot, a_s, b_s, adjoints if skip is None else skip, adjoints, values)
+        run(_silu_second, _grid(x), x.device, *arrays, x.numel(), SKIP=skip is not None, BLOCK=_BLOCK)
 
 
 def _grid(x: Tensor) -> tuple[int]:

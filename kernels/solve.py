@@ -2,6 +2,7 @@
 
 A sample that ends is replaced at once by the next one that waits, so that no lane is idle before the queue is empty,
 and none waits for a sample that needs more steps. The host learns nothing until the end.
+The twin is the reference engine's solve, `vapo_fast.ode.solve.integrate`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vapo_fast.ode import SolveOptions
-from vapo_fast.ode.solve import integrate
-from vapo_fast.potentials.mlp import MLPPotential
 
 from .controller import RUNNING
-from .gauge import coefficients_reference
 from .launch import Program, refuse_derivatives, scratch_for
 from .mlp import PackedMlp
 from .shapes import FusedMethod, field_arrays, padded, trace_arrays
@@ -43,7 +41,7 @@ from .stepping import (
     decide,
     evaluate,
 )
-from .sweeps import INPUT_ARRAYS, adjoint_reference, clear_inputs, forward_reference, tangent_reference, tape_in
+from .sweeps import INPUT_ARRAYS, clear_inputs, tape_in
 from .tableau import DIRECTION, FIRST_OUTPUT, T0, numbers, numbers_of
 
 _CLOCKS, _COUNTS, _INPUT_ARRAYS = tl.constexpr(len(CLOCK)), tl.constexpr(len(COUNTS)), tl.constexpr(INPUT_ARRAYS)
@@ -75,25 +73,6 @@ class Queue(NamedTuple):
     probes: Any
 
 
-class Results(NamedTuple):
-    """Where `Solved`'s arrays of these names are written."""
-
-    x: Any
-    integrals: Any
-    t: Any
-    status: Any
-    nfe: Any
-    accepted: Any
-    rejected: Any
-
-
-class Outputs(NamedTuple):
-    """The output times (k,) float64, and the states at them (k, n, D)."""
-
-    times: Any
-    ys: Any
-
-
 class Scratch(NamedTuple):
     """Memory of the programs: ``memory`` float32, ``step`` numbers for each; clocks and counts of their samples."""
 
@@ -104,12 +83,12 @@ class Scratch(NamedTuple):
 
 
 @triton.jit
-def _samples_in(scratch, tape, TILE: tl.constexpr):
+def _samples_in(scratch, tape, probes, TILE: tl.constexpr):
     """This program's samples."""
     program = tl.program_id(0).to(tl.int64)
     state = tape.inputs + _INPUT_ARRAYS * tape.inputs_step
     clock = scratch.clocks + program * (_CLOCKS * TILE.rows)
-    return Samples(state, clock, scratch.counts + program * (_COUNTS * TILE.rows))
+    return Samples(state, clock, scratch.counts + program * (_COUNTS * TILE.rows), probes)
 
 
 @triton.jit
@@ -145,15 +124,7 @@ def _refill(samples, ended, queue, n, settings, NET: tl.constexpr, TILE: tl.cons
 
 @triton.jit
 def _outputs(
-    samples,
-    step,
-    outputs,
-    time_count,
-    n,
-    numbers,
-    NET: tl.constexpr,
-    TILE: tl.constexpr,
-    METHOD: tl.constexpr,
+    samples, step, ys, n, times, time_count, numbers, NET: tl.constexpr, TILE: tl.constexpr, METHOD: tl.constexpr
 ):
     """States at the output times that accepted steps passed, from the method's continuous extension."""
     lane = tl.arange(0, TILE.rows)
@@ -163,7 +134,7 @@ def _outputs(
     output = tl.load(count_of(samples, OUTPUT, TILE))
     direction = tl.load(numbers.settings + DIRECTION)
     dense = numbers.table + METHOD.dense
-    time = tl.load(outputs.times + output, mask=output < time_count, other=0.0)
+    time = tl.load(times + output, mask=output < time_count, other=0.0)
     due = step.accepted & (output < time_count) & (direction * (time - step.end) <= 0.0)
     while tl.max(due.to(tl.int32), axis=0) > 0:
         theta = (time - step.t) / step.size
@@ -184,9 +155,9 @@ def _outputs(
             new = tl.load(samples.state + array + at, mask=inside, other=0.0)
             y = tl.where((time == step.end)[:, None], new, between)
             place = (output * n + sample)[:, None] * NET.dimension + column[None, :]
-            tl.store(outputs.ys + place, y, mask=inside)
+            tl.store(ys + place, y, mask=inside)
         output += due.to(tl.int64)
-        time = tl.load(outputs.times + output, mask=output < time_count, other=0.0)
+        time = tl.load(times + output, mask=output < time_count, other=0.0)
         due = due & (output < time_count) & (direction * (time - step.end) <= 0.0)
     # Several threads may hold a lane's number: first all have read it, and the stages; then one writes it.
     tl.debug_barrier()
@@ -223,7 +194,7 @@ def _solve(
     queue,
     n: tl.int64,
     results,
-    outputs,
+    times,
     time_count: tl.int64,
     scratch,
     network,
@@ -234,16 +205,16 @@ def _solve(
     METHOD: tl.constexpr,
 ):
     tape = tape_in(scratch, NET, AT, TILE)
-    samples = _samples_in(scratch, tape, TILE)
+    samples = _samples_in(scratch, tape, queue.probes, TILE)
     clear_inputs(tape, NET, TILE)
     ended = tl.arange(0, TILE.rows) >= 0
     _refill(samples, ended, queue, n, numbers.settings, NET, TILE, METHOD)
     active = tl.max(tl.load(count_of(samples, SAMPLE, TILE)), axis=0) >= 0
     while active:
-        evaluate(samples, tape, network, numbers, queue.probes, NET, AT, TILE, METHOD)
+        evaluate(samples, tape, network, numbers, NET, AT, TILE, METHOD)
         step = decide(samples, numbers, NET, TILE, METHOD)
         if METHOD.outputs:
-            _outputs(samples, step, outputs, time_count, n, numbers, NET, TILE, METHOD)
+            _outputs(samples, step, results.ys, n, times, time_count, numbers, NET, TILE, METHOD)
         accept_state(samples, step, NET, TILE, METHOD)
         ended = tl.load(count_of(samples, STATUS, TILE)) != RUNNING
         ended = ended & (tl.load(count_of(samples, SAMPLE, TILE)) >= 0)
@@ -304,14 +275,12 @@ def solve(
     if options.t_eval is not None:
         ys = torch.full((len(times), n, dimension), torch.nan, dtype=x0.dtype, device=device)
         ys[: sum(time == t0 for time in times)] = x0
-    results = Results(
-        torch.empty(n, dimension, dtype=x0.dtype, device=device),
-        torch.empty(n, traces, dtype=x0.dtype, device=device),
-        torch.empty(n, dtype=torch.float64, device=device),
-        *(torch.empty(n, dtype=torch.int64, device=device) for _ in range(4)),
-    )
+    x = torch.empty(n, dimension, dtype=x0.dtype, device=device)
+    integrals = torch.empty(n, traces, dtype=x0.dtype, device=device)
+    t = torch.empty(n, dtype=torch.float64, device=device)
+    result = Solved(x, integrals, t, *(torch.empty(n, dtype=torch.int64, device=device) for _ in range(4)), ys)
     if n == 0:
-        return Solved(*results, ys)
+        return result
     step = tile.rows * (arrays.count * net.width + INPUT_ARRAYS * net.columns + method.arrays * method.columns)
     programs = program.programs(n, step, device)
     taken = torch.zeros(1, dtype=torch.int64, device=device)
@@ -321,52 +290,10 @@ def solve(
         torch.empty(programs * len(CLOCK) * tile.rows, dtype=torch.float64, device=device),
         torch.empty(programs * len(COUNTS) * tile.rows, dtype=torch.int64, device=device),
     )
-    program.launch(
-        _solve,
-        programs,
-        device,
-        # Of what there is none, another array's address: a kernel compiled without it reads none.
-        Queue(x0, x0.stride(0), taken, x0 if probes is None else probes),
-        n,
-        results,
-        Outputs(numbers(list(times) or [t0], device), results.x if ys is None else ys),
-        len(times),
-        scratch,
-        mlp.network,
-        numbers_of(options, t0, t1, device),
-        NET=net,
-        AT=arrays,
-        METHOD=method,
-    )
-    return Solved(*results, ys)
-
-
-def solve_reference(
-    potential: MLPPotential,
-    x0: Tensor,
-    t0: float,
-    t1: float,
-    options: SolveOptions,
-    probes: Tensor | None = None,
-) -> Solved:
-    """The naive twin of `solve`, in x0's dtype: the library's solver on x with an integral for each probe beside it.
-
-    With the axes as probes the integrals add up to the trace, whose kernel integrates the sum alone.
-    """
-    n, dimension = x0.shape
-    probes = x0.new_zeros(n, 0, dimension) if probes is None else probes
-
-    def slope(y: Tensor, t: Tensor, v: Tensor) -> Tensor:
-        x = y[:, :dimension]
-        a, c, r, position = (part.to(x.dtype)[:, None] for part in coefficients_reference(potential, t))
-        forward = forward_reference(potential, r * x, position[:, 0])
-        adjoint = adjoint_reference(potential, forward)
-        curvatures = [tangent_reference(potential, forward, adjoint, r * v[:, i]).curvature for i in range(v.shape[1])]
-        traces = [a[:, 0] * v[:, i].square().sum(1) + c[:, 0] * found for i, found in enumerate(curvatures)]
-        return torch.cat([a * x + c * r * adjoint.gradient, *(trace[:, None] for trace in traces)], dim=1)
-
-    start = torch.cat([x0, x0.new_zeros(n, probes.shape[1])], dim=1)
-    found = integrate(slope, start, t0, t1, options, (probes,))
-    ys = None if found.ys is None else found.ys[..., :dimension]
-    x, integrals = found.x[:, :dimension], found.x[:, dimension:]
-    return Solved(x, integrals, found.t, found.status, found.nfe, found.accepted, found.rejected, ys)
+    # Of what there is none, another array's address: a kernel that is compiled without it reads none.
+    queue = Queue(x0, x0.stride(0), taken, x0 if probes is None else probes)
+    written = result if ys is not None else result._replace(ys=x)
+    waypoints = numbers(list(times) or [t0], device)
+    arguments = (queue, n, written, waypoints, len(times), scratch, mlp.network, numbers_of(options, t0, t1, device))
+    program.launch(_solve, programs, device, *arguments, NET=net, AT=arrays, METHOD=method)
+    return result

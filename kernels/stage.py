@@ -56,14 +56,7 @@ def weighted(weights, rows, at, inside, STAGES: tl.constexpr, MASK: tl.constexpr
 
 @triton.jit
 def _stage(
-    rows,
-    numbers,
-    dimension,
-    METHOD: tl.constexpr,
-    INDEX: tl.constexpr,
-    MASK: tl.constexpr,
-    CLEARS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    rows, numbers, dimension, METHOD: tl.constexpr, INDEX: tl.constexpr, MASK: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
@@ -82,7 +75,7 @@ def _stage(
     tl.store(rows.point + at, new, mask=inside)
     if block == 0:
         tl.store(rows.time + one, t.to(rows.time.dtype.element_ty))
-    if CLEARS:
+    if METHOD.first_stage == INDEX:
         # Nothing is added to the flags before the end of the step.
         zero = tl.zeros((1,), tl.int64)
         if row + block == 0:
@@ -100,20 +93,10 @@ def stage(state: State, settings: Tensor, table: Tensor, plan: Plan, index: int)
     weights = plan.tableau.a[index - 1] if index else (1.0,)
     dimension = state.x[0].numel()
     block = block_for(dimension)
-    run(
-        _stage,
-        (state.rows, triton.cdiv(dimension, block)),
-        state.x.device,
-        rows_of(state),
-        Numbers(table, settings),
-        dimension,
-        METHOD=masked_method(plan),
-        INDEX=index,
-        MASK=mask_of(weights),
-        CLEARS=index == plan.first_stage,
-        BLOCK=block,
-        num_warps=4,
-    )
+    grid = (state.rows, triton.cdiv(dimension, block))
+    arguments = (rows_of(state), Numbers(table, settings), dimension)
+    constants = {"METHOD": masked_method(plan), "INDEX": index, "MASK": mask_of(weights), "BLOCK": block}
+    run(_stage, grid, state.x.device, *arguments, **constants, num_warps=4)
 
 
 def rows_of(state: State) -> Rows:
@@ -129,7 +112,7 @@ def masked_method(plan: Plan) -> MaskedMethod:
         stages=tableau.stages,
         adaptive=tableau.adaptive,
         degree=len(tableau.dense[0]),
-        evaluations=tableau.stages - plan.first_stage,
+        first_stage=plan.first_stage,
         weight_mask=mask_of(tableau.b),
         error_mask=mask_of(tableau.error),
         fsal=tableau.fsal,

@@ -12,16 +12,7 @@ import triton
 import triton.language as tl
 
 from . import controller
-from .controller import (
-    MAX_STEPS,
-    NON_FINITE,
-    RUNNING,
-    STEP_TOO_SMALL,
-    SUCCESS,
-    is_finite,
-    out_of_steps,
-    proposed_step,
-)
+from .controller import MAX_STEPS, NON_FINITE, RUNNING, STEP_TOO_SMALL, SUCCESS, is_finite, out_of_steps, proposed_step
 from .gauge import coefficients
 from .sweeps import GRADIENT, INPUTS, TANGENT, adjoint, forward, tangent
 from .tableau import ATOL, DIRECTION, ERROR_ORDER_INVERSE, FIRST_STEP, RTOL, SMALLEST_STEP, SPAN
@@ -52,21 +43,16 @@ _TINY = tl.constexpr(1.1754943508222875e-38)
 
 
 class Samples(NamedTuple):
-    """Pointers to a tile's samples: ``state``, [rows][columns] for each of the state, the point of evaluation (after
-    the last stage: the new state) and the stages; ``clock`` and ``counts``, [rows] for each of `CLOCK` and `COUNTS`."""
+    """Pointers to a tile's samples, and to the probes of all.
+
+    ``state`` has [rows][columns] for each of the state, the point of evaluation (after the last stage: the new state)
+    and the stages; ``clock`` and ``counts`` have [rows] for each of `CLOCK` and `COUNTS`.
+    """
 
     state: Any
     clock: Any
     counts: Any
-
-
-class Attempt(NamedTuple):
-    """The step that each sample is at, [rows] each: signed size, time before, time after, whether that is t1."""
-
-    step: Any
-    t: Any
-    end: Any
-    last: Any
+    probes: Any
 
 
 class Step(NamedTuple):
@@ -124,38 +110,28 @@ def count_of(samples, FIELD: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def attempt_of(samples, settings, TILE: tl.constexpr, METHOD: tl.constexpr):
-    """The step that each sample is at."""
+    """The step that each sample is at, [rows] each: (signed size, time before, time after, whether that is t1)."""
     t = tl.load(clock_of(samples, TIME, TILE))
     size = tl.load(clock_of(samples, SIZE, TILE))
     accepted = tl.load(count_of(samples, ACCEPTED, TILE))
     _size, step, end, last = proposed_step(t, size, accepted, settings, METHOD.adaptive)
-    return Attempt(step, t, end, last)
+    return step, t, end, last
 
 
 @triton.jit
 def evaluate(
-    samples,
-    tape,
-    network,
-    numbers,
-    probes,
-    NET: tl.constexpr,
-    AT: tl.constexpr,
-    TILE: tl.constexpr,
-    METHOD: tl.constexpr,
+    samples, tape, network, numbers, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr, METHOD: tl.constexpr
 ):
     """One evaluation of the field for every sample, at its slot's point and time, into its slot's stage."""
     lane = tl.arange(0, TILE.rows)
     coordinate = tl.arange(0, TILE.block_d)
     array = TILE.rows * METHOD.columns
-    sample = tl.load(count_of(samples, SAMPLE, TILE))
     slot = tl.load(count_of(samples, SLOT, TILE))
-    attempt = attempt_of(samples, numbers.settings, TILE, METHOD)
-    step = attempt.step
+    step, t, _end, _last = attempt_of(samples, numbers.settings, TILE, METHOD)
     if METHOD.adaptive:
         size = tl.load(clock_of(samples, SIZE, TILE))
         step = tl.where(slot == 1, tl.load(numbers.settings + DIRECTION) * size, step)
-    t = attempt.t + tl.load(numbers.table + METHOD.nodes + slot) * step
+    t += tl.load(numbers.table + METHOD.nodes + slot) * step
     a, c, r, position = coefficients(t.to(tl.float32), network.constants, NET)
     width = step.to(tl.float32)[:, None]
     row = numbers.table + slot * METHOD.stages
@@ -187,28 +163,18 @@ def evaluate(
         g = tl.load(tape.inputs + GRADIENT * tape.inputs_step + from_row, mask=inside)
         tl.store(place + column[None, :], a[:, None] * point + (c * r)[:, None] * g, mask=inside)
     if METHOD.trace != "none":
-        _traces(tape, network, place, sample, a, c, r, probes, NET, AT, TILE, METHOD)
+        _traces(samples, tape, network, place, a, c, r, NET, AT, TILE, METHOD)
     tl.debug_barrier()
 
 
 @triton.jit
 def _traces(
-    tape,
-    network,
-    place,
-    sample,
-    a,
-    c,
-    r,
-    probes,
-    NET: tl.constexpr,
-    AT: tl.constexpr,
-    TILE: tl.constexpr,
-    METHOD: tl.constexpr,
+    samples, tape, network, to, a, c, r, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr, METHOD: tl.constexpr
 ):
     """``v . Hessian(Phi) v`` into the columns behind the coordinates: for each probe, or summed over the axes."""
     lane = tl.arange(0, TILE.rows)
     coordinate = tl.arange(0, TILE.block_d)
+    sample = tl.load(count_of(samples, SAMPLE, TILE))
     tangents = tape.inputs + TANGENT * tape.inputs_step + lane[:, None] * NET.columns
     summed = tl.zeros((TILE.rows,), tl.float32)
     directions = NET.dimension if METHOD.trace == "exact" else METHOD.traces
@@ -221,7 +187,7 @@ def _traces(
                 v = tl.where((column == i)[None, :], 1.0, tl.zeros((TILE.rows, TILE.block_d), tl.float32))
             else:
                 at = (sample[:, None] * METHOD.traces + i) * NET.dimension + column[None, :]
-                v = tl.load(probes + at, mask=inside & (sample >= 0)[:, None], other=0.0)
+                v = tl.load(samples.probes + at, mask=inside & (sample >= 0)[:, None], other=0.0)
             squared_norm += tl.sum(v * v, axis=1)
             tl.store(tangents + column[None, :], v * r[:, None], mask=inside)
         tl.debug_barrier()
@@ -230,9 +196,9 @@ def _traces(
         if METHOD.trace == "exact":
             summed += along
         else:
-            tl.store(place + (NET.dimension + i), along[:, None])
+            tl.store(to + (NET.dimension + i), along[:, None])
     if METHOD.trace == "exact":
-        tl.store(place + NET.dimension, summed[:, None])
+        tl.store(to + NET.dimension, summed[:, None])
 
 
 @triton.jit
@@ -248,11 +214,11 @@ def decide(samples, numbers, NET: tl.constexpr, TILE: tl.constexpr, METHOD: tl.c
     nfe = tl.load(count_of(samples, NFE, TILE))
     accepted_steps = tl.load(count_of(samples, ACCEPTED, TILE))
     rejected_steps = tl.load(count_of(samples, REJECTED, TILE))
-    attempt = attempt_of(samples, numbers.settings, TILE, METHOD)
+    step, t, end, last = attempt_of(samples, numbers.settings, TILE, METHOD)
     starting, finishing = live & (slot == 0), live & (slot == METHOD.last_slot)
     progress = Progress(slot, starting, finishing, live & (slot == 1) & METHOD.adaptive)
-    norms = _norms(samples, numbers, attempt, progress, NET, TILE, METHOD)
-    decision = _decision(samples, numbers, attempt, progress, norms, TILE, METHOD)
+    norms = _norms(samples, numbers, step, progress, NET, TILE, METHOD)
+    decision = _decision(samples, numbers, step, progress, norms, TILE, METHOD)
     rejected = finishing & ~decision.accepted
     accepted_steps += decision.accepted.to(tl.int64)
     rejected_steps += rejected.to(tl.int64)
@@ -260,7 +226,7 @@ def decide(samples, numbers, NET: tl.constexpr, TILE: tl.constexpr, METHOD: tl.c
     if METHOD.adaptive:
         exhausted = out_of_steps(accepted_steps + rejected_steps, numbers.settings)
         status = tl.where(finishing & exhausted & (status == RUNNING), MAX_STEPS, status)
-    status = tl.where(decision.accepted & attempt.last, SUCCESS, status)
+    status = tl.where(decision.accepted & last, SUCCESS, status)
     unusable = starting & (norms.bad_state > 0)
     status = tl.where(unusable, NON_FINITE, status)
     accepted = decision.accepted & ~unusable
@@ -279,17 +245,17 @@ def decide(samples, numbers, NET: tl.constexpr, TILE: tl.constexpr, METHOD: tl.c
         tl.store(clock_of(samples, SIZE, TILE), decision.size)
         tl.store(clock_of(samples, PREVIOUS, TILE), decision.previous)
     tl.debug_barrier()
-    return Step(accepted, attempt.step, attempt.t, attempt.end)
+    return Step(accepted, step, t, end)
 
 
 @triton.jit
-def _norms(samples, numbers, attempt, progress, NET: tl.constexpr, TILE: tl.constexpr, METHOD: tl.constexpr):
+def _norms(samples, numbers, step, progress, NET: tl.constexpr, TILE: tl.constexpr, METHOD: tl.constexpr):
     """The new state of samples that complete a step, and `Norms` of all that are to be decided about."""
     lane = tl.arange(0, TILE.rows)
     coordinate = tl.arange(0, TILE.block_d)
     array = TILE.rows * METHOD.columns
     weights, errors = numbers.table + METHOD.weights, numbers.table + METHOD.errors
-    width = attempt.step.to(tl.float32)[:, None]
+    width = step.to(tl.float32)[:, None]
     rtol = tl.load(numbers.settings + RTOL).to(tl.float32)
     atol = tl.load(numbers.settings + ATOL).to(tl.float32)
     norm = tl.zeros((TILE.rows,), tl.float32)
@@ -339,7 +305,7 @@ def _norms(samples, numbers, attempt, progress, NET: tl.constexpr, TILE: tl.cons
 
 
 @triton.jit
-def _decision(samples, numbers, attempt, progress, norms, TILE: tl.constexpr, METHOD: tl.constexpr):
+def _decision(samples, numbers, step, progress, norms, TILE: tl.constexpr, METHOD: tl.constexpr):
     """Whether steps are accepted, the sizes of the next ones, and what every sample does next."""
     slot, starting, finishing, probing = progress
     status = tl.zeros((TILE.rows,), tl.int64) + RUNNING
@@ -347,8 +313,8 @@ def _decision(samples, numbers, attempt, progress, norms, TILE: tl.constexpr, ME
     previous = tl.load(clock_of(samples, PREVIOUS, TILE))
     size = tl.load(clock_of(samples, SIZE, TILE))
     if METHOD.adaptive:
-        span = tl.load(numbers.settings + SPAN) + tl.zeros_like(attempt.t)
-        first = tl.load(numbers.settings + FIRST_STEP) + tl.zeros_like(attempt.t)
+        span = tl.load(numbers.settings + SPAN) + tl.zeros_like(step)
+        first = tl.load(numbers.settings + FIRST_STEP) + tl.zeros_like(step)
         chosen = first <= 0.0
         # The start, and the probe of the first step.
         trial = controller.trial_step(norms.norm, norms.field_norm, span)
@@ -358,7 +324,7 @@ def _decision(samples, numbers, attempt, progress, norms, TILE: tl.constexpr, ME
         ratio = tl.where(norms.bad_new > 0, float("inf"), norms.norm)
         accepted = finishing & (ratio <= 1.0)
         after_rejection = tl.load(count_of(samples, REJECTED_LAST, TILE)) != 0
-        changed = tl.abs(attempt.step) * controller.factor(ratio, previous, after_rejection, numbers.settings)
+        changed = tl.abs(step) * controller.factor(ratio, previous, after_rejection, numbers.settings)
         next_size = tl.where(
             starting, tl.where(chosen, trial, first), tl.where(probing, begun, tl.where(finishing, changed, size))
         )

@@ -94,7 +94,7 @@ def _product(
 @triton.jit
 def _first_product(tape, ARRAY: tl.constexpr, network, n, NET: tl.constexpr, TILE: tl.constexpr):
     """The first layer's product with an array of the inputs, [rows, block_n]."""
-    weights = network.packed + NET.first_forward + n * NET.columns
+    weights = network.packed + NET.parts.first_forward + n * NET.columns
     source = tape.inputs + ARRAY * tape.inputs_step
     return _product(source, weights, NET.columns, NET.columns, NET.columns, TILE.block_n, TILE)
 
@@ -122,10 +122,10 @@ def _features(tape, network, position, NET: tl.constexpr, TILE: tl.constexpr):
     """Cosines and sines of the input's products with the frequencies, which are in turns."""
     inputs = tape.inputs + INPUTS * tape.inputs_step
     for n in tl.range(0, NET.features, TILE.block_k):
-        frequencies = network.packed + NET.frequencies + n * NET.inputs
+        frequencies = network.packed + NET.parts.frequencies + n * NET.inputs
         turns = _product(inputs, frequencies, NET.inputs, NET.columns, NET.inputs, TILE.block_k, TILE)
         if NET.time_dependent:
-            column = tl.load(network.packed + NET.frequencies_time + n + tl.arange(0, TILE.block_k))
+            column = tl.load(network.packed + NET.parts.frequencies_time + n + tl.arange(0, TILE.block_k))
             turns += position[:, None] * column[None, :]
         angle = (turns - tl.floor(turns + 0.5)) * _TWO_PI
         cosine = _block(inputs, NET.inputs + n, NET.columns, TILE.rows, TILE.block_k)
@@ -154,17 +154,17 @@ def forward(tape, network, position, NET: tl.constexpr, AT: tl.constexpr, TILE: 
     columns = tl.arange(0, TILE.block_n)
     for n in tl.range(0, tl.load(network.sizes), TILE.block_n):
         z = _first_product(tape, INPUTS, network, n, NET, TILE)
-        z += tl.load(network.packed + NET.bias + n + columns)[None, :]
+        z += tl.load(network.packed + NET.parts.bias + n + columns)[None, :]
         if NET.time_dependent:
-            z += position[:, None] * tl.load(network.packed + NET.time + n + columns)[None, :]
+            z += position[:, None] * tl.load(network.packed + NET.parts.time + n + columns)[None, :]
         _activate_block(z, tape, 0, n, NET, AT, TILE)
     tl.debug_barrier()
     for layer in tl.range(1, NET.layers):
-        weights = network.packed + NET.hidden_forward + (layer - 1) * (NET.width * NET.width)
+        weights = network.packed + NET.parts.hidden_forward + (layer - 1) * (NET.width * NET.width)
         terms = tl.load(network.sizes + layer - 1)
         for n in tl.range(0, tl.load(network.sizes + layer), TILE.block_n):
             z = _hidden_product(tape, AT.h, layer - 1, weights, n, terms, NET, TILE)
-            z += tl.load(network.packed + NET.bias + layer * NET.width + n + columns)[None, :]
+            z += tl.load(network.packed + NET.parts.bias + layer * NET.width + n + columns)[None, :]
             _activate_block(z, tape, layer, n, NET, AT, TILE)
         tl.debug_barrier()
 
@@ -178,14 +178,14 @@ def adjoint(tape, network, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constex
     columns = tl.arange(0, TILE.block_n)
     value = tl.zeros((TILE.rows,), tl.float32)
     for n in tl.range(0, tl.load(network.sizes + NET.layers - 1), TILE.block_n):
-        w = tl.load(network.packed + NET.output + n + columns)[None, :]
+        w = tl.load(network.packed + NET.parts.output + n + columns)[None, :]
         h = tl.load(_hidden_block(tape, AT.h, NET.layers - 1, n, NET, TILE))
         value += tl.sum(h * w, axis=1)
         _adjoint_block(w + tl.zeros_like(h), tape, NET.layers - 1, n, NET, AT, TILE)
     tl.debug_barrier()
     for i in tl.range(1, NET.layers):
         layer = NET.layers - i
-        weights = network.packed + NET.hidden_backward + (layer - 1) * (NET.width * NET.width)
+        weights = network.packed + NET.parts.hidden_backward + (layer - 1) * (NET.width * NET.width)
         terms = tl.load(network.sizes + layer)
         for n in tl.range(0, tl.load(network.sizes + layer - 1), TILE.block_n):
             g = _hidden_product(tape, AT.a, layer, weights, n, terms, NET, TILE)
@@ -194,7 +194,7 @@ def adjoint(tape, network, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constex
     gradient = tape.inputs + GRADIENT * tape.inputs_step
     terms = tl.load(network.sizes)
     for n in tl.range(0, NET.columns, TILE.block_k):
-        weights = network.packed + NET.first_backward + n * NET.width
+        weights = network.packed + NET.parts.first_backward + n * NET.width
         g = _product(_array(tape, AT.a, 0), weights, terms, NET.width, NET.width, TILE.block_k, TILE)
         tl.store(_block(gradient, n, NET.columns, TILE.rows, TILE.block_k), g)
     tl.debug_barrier()
@@ -228,7 +228,7 @@ def _features_adjoint(tape, network, NET: tl.constexpr, TILE: tl.constexpr):
         tl.store(_block(by_angle, at, NET.columns, TILE.rows, TILE.block_k), turn * _TWO_PI)
     tl.debug_barrier()
     for n in tl.range(0, NET.inputs, TILE.block_k):
-        frequencies = network.packed + NET.frequencies_transposed + n * NET.features
+        frequencies = network.packed + NET.parts.frequencies_transposed + n * NET.features
         source = by_angle + NET.inputs
         g = _product(source, frequencies, NET.features, NET.columns, NET.features, TILE.block_k, TILE)
         place = _block(gradient, n, NET.columns, TILE.rows, TILE.block_k)
@@ -252,7 +252,7 @@ def tangent(tape, network, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constex
         curvature += _tangent_block(y, tape, 0, n, NET, AT, TILE, KEEP)
     tl.debug_barrier()
     for layer in tl.range(1, NET.layers):
-        weights = network.packed + NET.hidden_forward + (layer - 1) * (NET.width * NET.width)
+        weights = network.packed + NET.parts.hidden_forward + (layer - 1) * (NET.width * NET.width)
         terms = tl.load(network.sizes + layer - 1)
         for n in tl.range(0, tl.load(network.sizes + layer), TILE.block_n):
             y = _hidden_product(tape, AT.t, layer - 1, weights, n, terms, NET, TILE)
@@ -279,7 +279,7 @@ def _features_tangent(tape, network, NET: tl.constexpr, TILE: tl.constexpr):
     tangents = tape.inputs + TANGENT * tape.inputs_step
     curvature = tl.zeros((TILE.rows,), tl.float32)
     for n in tl.range(0, NET.features, TILE.block_k):
-        frequencies = network.packed + NET.frequencies + n * NET.inputs
+        frequencies = network.packed + NET.parts.frequencies + n * NET.inputs
         turns_dot = _product(tangents, frequencies, NET.inputs, NET.columns, NET.inputs, TILE.block_k, TILE)
         angle_dot = _TWO_PI * turns_dot
         at = NET.inputs + n
@@ -304,12 +304,12 @@ def second_adjoint(tape, network, share, NET: tl.constexpr, AT: tl.constexpr, TI
     """
     columns = tl.arange(0, TILE.block_n)
     for n in tl.range(0, tl.load(network.sizes + NET.layers - 1), TILE.block_n):
-        w = tl.load(network.packed + NET.output + n + columns)
+        w = tl.load(network.packed + NET.parts.output + n + columns)
         _second_adjoint_block(share[:, None] * w[None, :], tape, NET.layers - 1, n, NET, AT, TILE)
     tl.debug_barrier()
     for i in tl.range(1, NET.layers):
         layer = NET.layers - i
-        weights = network.packed + NET.hidden_backward + (layer - 1) * (NET.width * NET.width)
+        weights = network.packed + NET.parts.hidden_backward + (layer - 1) * (NET.width * NET.width)
         terms = tl.load(network.sizes + layer)
         for n in tl.range(0, tl.load(network.sizes + layer - 1), TILE.block_n):
             q = _hidden_product(tape, AT.b, layer, weights, n, terms, NET, TILE)

@@ -6,6 +6,8 @@ For a sample at x = alpha x_data + beta noise with gradient ``A x + C r g``, g b
 innovation`` beside it. One launch makes the four sweeps that this takes (forward, adjoint, tangent along v, second
 adjoint) and leaves, for each layer, the pairs (activation h, tangent h') below and (second adjoint b, adjoint a)
 above: the gradient of its weights is ``b h + a h'``, one product over both halves, which is a library's.
+
+The twins are those of the sweeps, and for the whole `vapo_fast.loss.energy_loss`.
 """
 
 from __future__ import annotations
@@ -19,9 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vapo_fast.potentials.mlp import MLPPotential
-
-from .gauge import coefficients, coefficients_reference, path_at
+from .gauge import coefficients, path_at
 from .launch import Program, refuse_derivatives
 from .mlp import PackedMlp
 from .shapes import padded, training_arrays
@@ -32,18 +32,13 @@ from .sweeps import (
     TANGENT,
     Tape,
     adjoint,
-    adjoint_reference,
     clear_inputs,
     forward,
-    forward_reference,
     second_adjoint,
-    second_adjoint_reference,
     tangent,
-    tangent_reference,
 )
 
 ESTIMATORS = ("velocity", "covariance")
-WEIGHTS = ("inverse_variance", "uniform", "given")
 
 
 class Trained(NamedTuple):
@@ -208,20 +203,10 @@ def loss_and_gradients(
         torch.empty(INPUT_ARRAYS, rows, net.columns, dtype=torch.float32, device=device),
     )
     terms = Terms(x_data.new_empty(n), x_data.new_empty(n), x_data.new_empty(rows), x_data.new_empty(rows))
-    program.launch(
-        _train,
-        rows // tile.rows,
-        device,
-        TrainingBatch(x_data, t, noise, weight if isinstance(weight, Tensor) else t),
-        terms,
-        n,
-        sweeps,
-        mlp.network,
-        COVARIANCE=estimator == "covariance",
-        WEIGHT=weight if isinstance(weight, str) else "given",
-        NET=net,
-        AT=arrays,
-    )
+    batch = TrainingBatch(x_data, t, noise, weight if isinstance(weight, Tensor) else t)
+    constants = {"COVARIANCE": estimator == "covariance", "WEIGHT": weight if isinstance(weight, str) else "given"}
+    arguments = (batch, terms, n, sweeps, mlp.network)
+    program.launch(_train, rows // tile.rows, device, *arguments, **constants, NET=net, AT=arrays)
     exact = tile.precision in ("ieee", "tf32x3")
     with _float32_products() if exact else nullcontext():
         gradients = _weight_gradients(mlp, sweeps, terms)
@@ -272,31 +257,3 @@ def _weight_gradients(mlp: PackedMlp, sweeps: Sweeps, terms: Terms) -> dict[str,
     top, of_top = sweeps.hidden[2 * layers - 2], sweeps.hidden[2 * layers - 1]
     found["output.weight"] = (of_top.sum(0) + top.T @ terms.share)[: mlp.widths[-1]][None]
     return found
-
-
-def loss_and_gradients_reference(
-    potential: MLPPotential, x_data: Tensor, t: Tensor, noise: Tensor, estimator: str, weight: Tensor
-) -> Trained:
-    """The naive twin of `loss_and_gradients`, in x_data's dtype, for a weight (n,): the passes in plain PyTorch."""
-    x, velocity, innovation = potential.homotopy.perturb(x_data, t, noise)
-    a, c, r, position = coefficients_reference(potential, t)
-    forward = forward_reference(potential, r[:, None] * x, position)
-    adjoint = adjoint_reference(potential, forward)
-    gradient = a[:, None] * x + (c * r)[:, None] * adjoint.gradient
-    each = weight / len(t)
-    quadratic = 0.5 * weight * gradient.square().sum(1)
-    if estimator == "covariance":
-        linear = weight * (0.5 * a * x.square().sum(1) + c * adjoint.value) * innovation
-        rest, share = gradient, each * c * innovation
-    else:
-        linear = -weight * (gradient * velocity).sum(1)
-        rest, share = gradient - velocity, torch.zeros_like(t)
-    tangent = tangent_reference(potential, forward, adjoint, (each * c * r)[:, None] * rest)
-    b = second_adjoint_reference(potential, forward, tangent, share)
-    found: dict[str, Tensor] = {}
-    below = zip((forward.inputs, *forward.h), (tangent.inputs, *tangent.h), strict=True)
-    for layer, ((h, h_tangent), a_adjoint, second) in enumerate(zip(below, adjoint.a, b, strict=False)):
-        found[f"hidden.{layer}.weight"] = second.T @ h + a_adjoint.T @ h_tangent
-        found[f"hidden.{layer}.bias"] = second.sum(0)
-    found["output.weight"] = (tangent.h[-1].sum(0) + forward.h[-1].T @ share)[None]
-    return Trained(linear.mean(), quadratic.mean(), found)

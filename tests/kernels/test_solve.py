@@ -155,6 +155,17 @@ def test_max_steps(device, packed):
         assert_same_counts(solved, reference(model, x0, 0.0, 0.9, options), settled(model, x0, 0.0, 0.9, options))
 
 
+@pytest.mark.parametrize("tries", [1, 2, 3])
+def test_a_solve_that_is_cut_short(device, packed, tries):
+    """After so many attempted steps the samples are where the reference, stopped there, has them."""
+    model, x0 = NETWORK.build(torch.float32), states(4, 3, torch.float32)
+    x0[1, 2] = math.nan
+    options = SolveOptions("bosh3", rtol=1e-2, max_steps=tries)
+    solved, twin = run(device, packed(model), x0, 0.1, 0.6, options), reference(model, x0, 0.1, 0.6, options)
+    assert_same_counts(solved, twin)
+    torch.testing.assert_close(solved.x, twin.x, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
 def test_a_step_too_small(device, packed):
     model, x0 = cliff(), torch.tensor([[1e-3], [-0.5], [2.0]])
     options = SolveOptions("bosh3", rtol=1e-5)

@@ -1,11 +1,12 @@
 """What the compiler makes of every kernel, for devices that are not there: registers, spills, memory, instructions.
 
-    python tests/kernels/offline.py            compare with tests/kernels/limits.csv; 1 if anything got worse
-    python tests/kernels/offline.py --quick    the same for a choice of cases that has every kernel, precision, target
-    python tests/kernels/offline.py --write    write tests/kernels/limits.csv (20 to 40 minutes; with --jobs, less)
-    python tests/kernels/offline.py --write --missing   only what it does not have yet, or has of other sources
-    python tests/kernels/offline.py --current  whether the table is of these sources: nothing is compiled
-    python tests/kernels/offline.py --explore  many tiles instead of the rule's: benchmarks/results/offline_tiles.csv
+    python -m tests.kernels.offline            compare with tests/kernels/limits.csv; 1 if anything got worse
+    python -m tests.kernels.offline --quick    the same for a choice of cases that has every kernel, precision, target
+    python -m tests.kernels.offline --write    write tests/kernels/limits.csv (20 to 40 minutes on two cores)
+    python -m tests.kernels.offline --write --missing   only what it does not have yet, or has of other sources
+    python -m tests.kernels.offline --current  whether the table is of these sources: nothing is compiled
+    python -m tests.kernels.offline --batches  whether a launch is compiled anew for another batch, seed or stream
+    python -m tests.kernels.offline --explore  many tiles instead of the rule's: benchmarks/results/offline_tiles.csv
 
 A launcher is called as on a device, and the launch caught and compiled (`triton.compile` needs no device) for the
 target, with the tile that `vapo_fast.kernels.tuning.rule` gives it. A line of the table has a hash of what the compiler
@@ -17,6 +18,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import inspect
+import json
 import os
 import re
 import sys
@@ -26,14 +30,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
-from itertools import product
+from itertools import product, repeat
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import triton
 from vapo_fast.kernels.shapes import Tile
 
+from . import compiling, figures
+from .batches import compiled_again
 from .cases import PRODUCTS, SHARED_MEMORY, Case, every_case, quick_cases, ruled
 from .compiling import fingerprint
 from .figures import MARGINS, Figures, measure
@@ -98,34 +103,56 @@ def worse(case: Case, figures: Figures, limit: dict[str, str] | None) -> list[st
 # Commands ---------------------------------------------------------------------------------------------------------
 
 
-def _measured(case: Case, tile: Tile | None = None) -> tuple[Case, Tile | None, Figures | None, str, float]:
+def recalled(case: Case, tile: Tile | None, folder: Path | None) -> Figures:
+    """`measure`, or what it found before for the same sources, compiler, device and way of reading its output.
+
+    Results are kept in ``folder``, in files named by all of that: what has changed is measured anew.
+    """
+    if folder is None:
+        return measure(case, tile)
+    readers = "".join(inspect.getsource(module) for module in (compiling, figures))
+    given = (fingerprint(case, tile), str(case.target), triton.__version__, readers)
+    path = folder / f"{hashlib.sha256('|'.join(given).encode()).hexdigest()[:32]}.json"
+    if path.exists():
+        return Figures(**json.loads(path.read_text(encoding="utf-8")))
+    found = measure(case, tile)
+    written = path.with_suffix(f".{os.getpid()}")
+    written.write_text(json.dumps(asdict(found)), encoding="utf-8")
+    written.replace(path)
+    return found
+
+
+def _measured(case: Case, tile: Tile | None, folder: Path | None) -> tuple[Figures | None, str, float]:
     start = time.perf_counter()
     try:
-        figures, error = measure(case, tile), ""
+        found, error = recalled(case, tile, folder), ""
     except Exception as problem:  # whatever the compiler says is the result
-        figures, error = None, " ".join(f"{type(problem).__name__}: {problem.__cause__ or problem}".split())[:200]
-    return case, tile, figures, error, time.perf_counter() - start
+        found, error = None, " ".join(f"{type(problem).__name__}: {problem.__cause__ or problem}".split())[:200]
+    return found, error, time.perf_counter() - start
 
 
-def _all(jobs: int, work: Sequence[tuple[Case, Tile | None]]) -> Iterator[tuple[Any, ...]]:
-    """Results as they come, with a line for each."""
+def _all(
+    jobs: int, work: Sequence[tuple[Case, Tile | None]], folder: Path | None = None
+) -> Iterator[tuple[Case, Tile | None, Figures | None, str]]:
+    """Results of a pool of processes as they come, with a line for each."""
     cases, tiles = [case for case, _ in work], [tile for _, tile in work]
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TRITON_CACHE_DIR"] = folder  # so that every figure is fresh
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["TRITON_CACHE_DIR"] = temporary  # so that every figure is fresh
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-            for case, tile, figures, error, seconds in pool.map(_measured, cases, tiles):
+            results = pool.map(_measured, cases, tiles, repeat(folder))
+            for case, tile, (found, error, seconds) in zip(cases, tiles, results, strict=True):
                 shown = f" {[getattr(tile, name) for name in _TILE]}" if tile else ""
-                print(f"{case}{shown}: {figures or error} {seconds:.1f} s", flush=True)
-                yield case, tile, figures, error
+                print(f"{case}{shown}: {found or error} {seconds:.1f} s", flush=True)
+                yield case, tile, found, error
 
 
-def compare(cases: Sequence[Case], jobs: int) -> int:
+def compare(cases: Sequence[Case], jobs: int, folder: Path | None) -> int:
     """1 if a compilation exceeds its limits."""
     limits = {tuple(line[k] for k in _KEY_COLUMNS): line for line in read(LIMITS)}
     found = []
-    for case, _, figures, error in _all(jobs, [(case, None) for case in cases]):
+    for case, _, found, error in _all(jobs, [(case, None) for case in cases], folder):
         key = tuple(str(value) for value in asdict(case).values())
-        found += worse(case, figures, limits.get(key)) if figures else [f"{case}: {error}"]
+        found += worse(case, found, limits.get(key)) if found else [f"{case}: {error}"]
     print("\n".join(["", *found]) if found else f"{len(cases)} compilations within their limits")
     return int(bool(found))
 
@@ -135,11 +162,11 @@ def write(cases: Sequence[Case], jobs: int, keep: bool) -> int:
     if not keep:
         LIMITS.unlink(missing_ok=True)
     failed = 0
-    for case, _, figures, error in _all(jobs, [(case, None) for case in cases]):
+    for case, _, found, error in _all(jobs, [(case, None) for case in cases]):
         failed += bool(error)
-        if figures:
+        if found:
             tile = ruled(case)
-            merge(LIMITS, [row(case, tile, figures) | {"source": fingerprint(case)}], _KEY_COLUMNS, _COLUMNS)
+            merge(LIMITS, [row(case, tile, found) | {"source": fingerprint(case)}], _KEY_COLUMNS, _COLUMNS)
     _drop_what_is_no_case()
     return int(failed > 0)
 
@@ -167,7 +194,7 @@ def current(cases: Sequence[Case]) -> int:
     for line in extra:
         print(f"{line}: no case of this table")
     if old or extra:
-        print(f"\n{len(old)} of {len(cases)} lines to write: python tests/kernels/offline.py --write --missing")
+        print(f"\n{len(old)} of {len(cases)} lines to write: python -m tests.kernels.offline --write --missing")
     return int(bool(old or extra))
 
 
@@ -181,9 +208,9 @@ def explore(cases: Sequence[Case], tiles: Sequence[tuple[int, ...]], jobs: int) 
         for case, numbers in product(cases, tiles)
     ]
     known = ("date", "commit")
-    for case, tile, figures, error in _all(jobs, work):
+    for case, tile, found, error in _all(jobs, work):
         blank = dict.fromkeys(asdict(MARGINS), "")
-        line = {**row(case, tile, MARGINS), **(asdict(figures) if figures else blank), "error": error}
+        line = {**row(case, tile, MARGINS), **(asdict(found) if found else blank), "error": error}
         line |= {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit()}
         line["block_d"] = tile.block_d
         merge(TILES, [line], (*_KEY_COLUMNS, *_TILE, "block_d"), (*known, *_COLUMNS, "block_d", "error"))
@@ -201,11 +228,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tiles", default="", metavar="R,N,K,W,S;...", help="with --explore: these, not the usual ones"
     )
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--batches", action="store_true")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="of figures, for comparing: named by what they are of"
+    )
     options = parser.parse_args(arguments)
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
     cases = [case for case in (quick_cases() if options.quick else every_case()) if re.search(options.only, str(case))]
+    if options.batches:
+        again = compiled_again()
+        print("\n".join(again) or "every operation is compiled once")
+        return int(bool(again))
     if options.current:
         return current(cases)
     if options.missing:
@@ -215,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return explore([case for case in cases if case.kernel in PRODUCTS], tiles, options.jobs)
     if options.write:
         return write(cases, options.jobs, bool(options.only or options.quick or options.missing))
-    return compare(cases, options.jobs)
+    return compare(cases, options.jobs, options.cache)
 
 
 EXPLORED = [

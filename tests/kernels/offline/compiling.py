@@ -68,9 +68,8 @@ def compilations(target: int, stop: bool = False) -> Iterator[list[Bound]]:
             raise _EnoughError
 
     driver.set_active(Driver(target))
-    with mock.patch.object(JITFunction, "_do_compile", compile):
-        with suppress(_EnoughError):
-            yield found
+    with mock.patch.object(JITFunction, "_do_compile", compile), suppress(_EnoughError):
+        yield found
 
 
 def caught(case: Case, tile: Tile | None = None) -> Bound:
