@@ -14,7 +14,7 @@ from vapo_fast.ode.solution import Status
 from vapo_fast.ode.stages import STRETCH
 
 from . import elementary
-from .tableau import ACCEPTED_EXPONENT, DIRECTION, LARGEST_STEPS, PREVIOUS_EXPONENT, REJECTED_EXPONENT, STEPS, T0, T1
+from .tableau import ACCEPTED_EXPONENT, LARGEST_STEPS, PREVIOUS_EXPONENT, REJECTED_EXPONENT
 
 RUNNING = tl.constexpr(_RUNNING)
 SUCCESS = tl.constexpr(int(Status.SUCCESS))
@@ -49,26 +49,22 @@ def is_finite(x):
 
 
 @triton.jit
-def proposed_step(t, size, accepted, settings, ADAPTIVE: tl.constexpr):
-    """The step that samples at time t try, after so many accepted ones: (size, signed size, its end, whether t1).
+def proposed_step(t, size, t1, direction):
+    """The step that an adaptive method tries from (t, size): (size, signed size, its end, whether that is t1)."""
+    remaining = tl.abs(t1 - t)
+    last = size * _STRETCH >= remaining
+    size = tl.where(last, remaining, size)
+    signed = direction * size
+    return size, signed, tl.where(last, t1, t + signed), last
 
-    An adaptive method's ``size`` is stretched or cut to the end of the interval; a fixed-step method's is not read.
-    """
-    t1 = tl.load(settings + T1)
-    if ADAPTIVE:
-        direction = tl.load(settings + DIRECTION)
-        remaining = tl.abs(t1 - t)
-        last = size * _STRETCH >= remaining
-        size = tl.where(last, remaining, size)
-        signed = direction * size
-        return size, signed, tl.where(last, t1, t + signed), last
-    else:
-        t0, steps = tl.load(settings + T0), tl.load(settings + STEPS)
-        done = accepted.to(tl.float64)
-        last = done + 1.0 >= steps
-        end = tl.where(last, t1, t0 + (t1 - t0) * ((done + 1.0) / steps))
-        signed = end - (t0 + (t1 - t0) * (done / steps))
-        return signed, signed, end, last
+
+@triton.jit
+def proposed_fixed_step(accepted, t0, t1, steps):
+    """The step of a fixed-step method after so many: (signed size, its end, whether that is t1)."""
+    done = accepted.to(tl.float64)
+    last = done + 1.0 >= steps
+    end = tl.where(last, t1, t0 + (t1 - t0) * ((done + 1.0) / steps))
+    return end - (t0 + (t1 - t0) * (done / steps)), end, last
 
 
 @triton.jit

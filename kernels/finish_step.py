@@ -18,9 +18,9 @@ from vapo_fast.engines.graph.state import FAR_ROWS, RUNNING_ROWS, State
 from vapo_fast.engines.graph.step import Plan
 
 from . import controller
-from .controller import MAX_STEPS, NON_FINITE, RUNNING, STEP_TOO_SMALL, SUCCESS, is_finite, out_of_steps, proposed_step
+from .controller import MAX_STEPS, NON_FINITE, RUNNING, STEP_TOO_SMALL, SUCCESS, is_finite, out_of_steps
 from .launch import run
-from .stage import block_for, masked_method, rows_of, step_between, weighted
+from .stage import block_for, masked_method, row_step, rows_of, step_between, weighted
 from .tableau import ATOL, RTOL, SMALLEST_STEP, Numbers
 
 _RUNNING_ROWS, _FAR_ROWS = tl.constexpr(RUNNING_ROWS), tl.constexpr(FAR_ROWS)
@@ -56,7 +56,7 @@ def _tiny(like):
 
 
 @triton.jit
-def _new_state_and_norm(rows, base, width, numbers, dimension, METHOD: tl.constexpr, BLOCK: tl.constexpr):
+def _new_state_and_norm(rows, step, base, width, numbers, dimension, METHOD: tl.constexpr, BLOCK: tl.constexpr):
     """The new state, into ``point`` where no stage has put it there; (scaled error's sum of squares, numbers that are
     not finite), (1,) each."""
     dtype = rows.x.dtype.element_ty
@@ -72,11 +72,11 @@ def _new_state_and_norm(rows, base, width, numbers, dimension, METHOD: tl.conste
             new = tl.load(rows.point + at, mask=inside, other=0.0)
         else:
             weights = numbers.table + METHOD.weights
-            new = old + width * weighted(weights, rows, at, inside, METHOD.stages, METHOD.weight_mask)
+            new = old + width * weighted(weights, rows, step, at, inside, METHOD.stages, METHOD.weight_mask)
             tl.store(rows.point + at, new, mask=inside)
         bad += (inside & ~is_finite(new)).to(tl.int64)
         if METHOD.adaptive:
-            error = weighted(numbers.table + METHOD.errors, rows, at, inside, METHOD.stages, METHOD.error_mask)
+            error = weighted(numbers.table + METHOD.errors, rows, step, at, inside, METHOD.stages, METHOD.error_mask)
             # As PyTorch's maximum, NaN for NaN.
             size = tl.where((tl.abs(new) > tl.abs(old)) | (new != new), tl.abs(new), tl.abs(old))
             scale = atol + rtol * size
@@ -90,7 +90,7 @@ def _new_state_and_norm(rows, base, width, numbers, dimension, METHOD: tl.conste
 
 @triton.jit
 def _decide(rows, one, size, squares, bad, numbers, dimension, METHOD: tl.constexpr):
-    """Whether the step stands, and with which size the next one is tried."""
+    """Whether the step of this size (of a fixed-step method: unused) stands, and the size of the next one."""
     status = tl.full((1,), RUNNING, tl.int64)
     if METHOD.adaptive:
         mean = squares / dimension
@@ -105,16 +105,14 @@ def _decide(rows, one, size, squares, bad, numbers, dimension, METHOD: tl.conste
         return Decision(accepted, size, controller.remember(ratio, previous), status)
     else:
         accepted = bad == 0
-        h = tl.load(rows.h + one)
-        return Decision(accepted, h, h, tl.where(accepted, status, NON_FINITE))
+        return Decision(accepted, size, size, tl.where(accepted, status, NON_FINITE))
 
 
 @triton.jit
-def _output(rows, y, base, theta, width, arrived, numbers, dimension, METHOD: tl.constexpr, BLOCK: tl.constexpr):
+def _output(rows, step, y, base, theta, width, arrived, numbers, dimension, METHOD: tl.constexpr, BLOCK: tl.constexpr):
     """The continuous extension at one time, at ``y``; the new state itself at the end of the step."""
     dtype = rows.x.dtype.element_ty
     dense = numbers.table + METHOD.dense
-    step = tl.cast(rows.stage_step, tl.int64)
     for d in tl.range(0, dimension, BLOCK, num_stages=1):
         column = d + tl.arange(0, BLOCK)
         inside = column < dimension
@@ -132,16 +130,15 @@ def _output(rows, y, base, theta, width, arrived, numbers, dimension, METHOD: tl
 
 
 @triton.jit
-def _accept_state(rows, base, dimension, METHOD: tl.constexpr, BLOCK: tl.constexpr):
+def _accept_state(rows, step, base, dimension, METHOD: tl.constexpr, BLOCK: tl.constexpr):
     """The new state becomes the state and, in an adaptive method, the last stage the next first one."""
-    last = (METHOD.stages - 1) * tl.cast(rows.stage_step, tl.int64)
     for d in tl.range(0, dimension, BLOCK, num_stages=1):
         column = d + tl.arange(0, BLOCK)
         inside = column < dimension
         at = base + column
         tl.store(rows.x + at, tl.load(rows.point + at, mask=inside), mask=inside)
         if METHOD.adaptive:
-            f = tl.load(rows.stages + last + at, mask=inside)
+            f = tl.load(rows.stages + (METHOD.stages - 1) * step + at, mask=inside)
             tl.store(rows.stages + at, f, mask=inside)
 
 
@@ -150,14 +147,15 @@ def _finish_step(rows, outputs, numbers, dimension, METHOD: tl.constexpr, BLOCK:
     row = tl.program_id(0).to(tl.int64)
     if tl.load(rows.status + row) == RUNNING:
         dtype = rows.x.dtype.element_ty
+        step = tl.cast(rows.stage_step, tl.int64)
         base = row * dimension
         one = row + tl.arange(0, 1)
         t, h = tl.load(rows.t + one), tl.load(rows.h + one)
         accepted_before, rejected_before = tl.load(rows.accepted + one), tl.load(rows.rejected + one)
-        size, signed, end, last = proposed_step(t, h, accepted_before, numbers.settings, METHOD.adaptive)
+        size, signed, end, last = row_step(t, h, accepted_before, numbers.settings, METHOD)
         width = (size if METHOD.adaptive else signed).to(dtype)
-        squares, bad = _new_state_and_norm(rows, base, width, numbers, dimension, METHOD, BLOCK)
-        decision = _decide(rows, one, size, squares, bad, numbers, dimension, METHOD)
+        squares, bad = _new_state_and_norm(rows, step, base, width, numbers, dimension, METHOD, BLOCK)
+        decision = _decide(rows, one, size if METHOD.adaptive else h, squares, bad, numbers, dimension, METHOD)
         accepted = accepted_before + decision.accepted.to(tl.int64)
         rejected = rejected_before + (~decision.accepted).to(tl.int64)
         status = tl.where(decision.accepted & last, SUCCESS, decision.status)
@@ -173,13 +171,15 @@ def _finish_step(rows, outputs, numbers, dimension, METHOD: tl.constexpr, BLOCK:
                 if tl.max(due.to(tl.int32), axis=0) > 0:
                     y = outputs.ys + tl.cast(outputs.step, tl.int64) * k
                     theta = (time - t) / signed
-                    _output(rows, y, base, theta, signed.to(dtype), time == end, numbers, dimension, METHOD, BLOCK)
+                    _output(
+                        rows, step, y, base, theta, signed.to(dtype), time == end, numbers, dimension, METHOD, BLOCK
+                    )
             tl.debug_barrier()
-            _accept_state(rows, base, dimension, METHOD, BLOCK)
+            _accept_state(rows, step, base, dimension, METHOD, BLOCK)
         t = tl.where(decision.accepted, end, t)
         tl.store(rows.t + one, t)
         tl.store(rows.status + one, status)
-        tl.store(rows.nfe + one, tl.load(rows.nfe + one) + METHOD.stages - METHOD.first_stage)
+        tl.store(rows.nfe + one, tl.load(rows.nfe + one) + (METHOD.stages - METHOD.first_stage))
         tl.store(rows.accepted + one, accepted)
         tl.store(rows.rejected + one, rejected)
         if METHOD.adaptive:
@@ -187,9 +187,7 @@ def _finish_step(rows, outputs, numbers, dimension, METHOD: tl.constexpr, BLOCK:
             tl.store(rows.previous_ratio + one, decision.previous_ratio)
             tl.store(rows.after_rejection + one, (~decision.accepted).to(tl.int64))
         goes_on = status == RUNNING
-        _size, _signed, _end, next_is_last = proposed_step(
-            t, decision.size, accepted, numbers.settings, METHOD.adaptive
-        )
+        _size, _signed, _end, next_is_last = row_step(t, decision.size, accepted, numbers.settings, METHOD)
         more_than_one_step_left = goes_on & ~next_is_last
         tl.atomic_add(rows.flags + _RUNNING_ROWS + tl.arange(0, 1), goes_on.to(tl.int64))
         tl.atomic_add(rows.flags + _FAR_ROWS + tl.arange(0, 1), more_than_one_step_left.to(tl.int64))

@@ -17,10 +17,10 @@ from torch import Tensor
 from vapo_fast.engines.graph.state import State
 from vapo_fast.engines.graph.step import Plan
 
-from .controller import proposed_step
+from .controller import proposed_fixed_step, proposed_step
 from .launch import run
 from .shapes import MaskedMethod
-from .tableau import Numbers
+from .tableau import DIRECTION, STEPS, T0, T1, Numbers
 
 
 class Rows(NamedTuple):
@@ -43,14 +43,31 @@ class Rows(NamedTuple):
 
 
 @triton.jit
-def weighted(weights, rows, at, inside, STAGES: tl.constexpr, MASK: tl.constexpr):
-    """Sum of weight times stage, left to right, in the state's dtype; MASK has a bit for each weight that is not 0."""
+def row_step(t, h, accepted, settings, METHOD: tl.constexpr):
+    """The step of rows at (t, h) after so many accepted ones: (size, signed size, its end, whether that is t1)."""
+    t1 = tl.load(settings + T1) + tl.zeros_like(t)
+    if METHOD.adaptive:
+        return proposed_step(t, h, t1, tl.load(settings + DIRECTION))
+    else:
+        t0 = tl.load(settings + T0) + tl.zeros_like(t)
+        signed, end, last = proposed_fixed_step(accepted, t0, t1, tl.load(settings + STEPS) + tl.zeros_like(t))
+        return signed, signed, end, last
+
+
+@triton.jit
+def weighted(weights, rows, step, at, inside, STAGES: tl.constexpr, MASK: tl.constexpr):
+    """Sum of weight times stage, left to right, in the state's dtype.
+
+    The stages lie ``step`` apart, an int64. MASK has a bit for each weight that is not 0.
+    """
     dtype = rows.x.dtype.element_ty
-    step = tl.cast(rows.stage_step, tl.int64)
     for j in tl.static_range(STAGES):
         if (MASK >> j) & 1:
-            term = tl.load(weights + j).to(dtype) * tl.load(rows.stages + j * step + at, mask=inside, other=0.0)
-            total = term if MASK % (1 << j) == 0 else total + term  # noqa: F821
+            if MASK % (1 << j) == 0:
+                total = tl.load(weights + j).to(dtype) * tl.load(rows.stages + j * step + at, mask=inside, other=0.0)
+            else:
+                stage = tl.load(rows.stages + j * step + at, mask=inside, other=0.0)
+                total += tl.load(weights + j).to(dtype) * stage
     return total
 
 
@@ -65,11 +82,12 @@ def _stage(
     at = row * dimension + column  # [BLOCK]
     one = row + tl.arange(0, 1)
     t, h, accepted = tl.load(rows.t + one), tl.load(rows.h + one), tl.load(rows.accepted + one)
-    _size, signed, _end, _last = proposed_step(t, h, accepted, numbers.settings, METHOD.adaptive)
+    _size, signed, _end, _last = row_step(t, h, accepted, numbers.settings, METHOD)
     new = tl.load(rows.x + at, mask=inside)
     if INDEX > 0:
         slot = INDEX + 1
-        total = weighted(numbers.table + slot * METHOD.stages, rows, at, inside, METHOD.stages, MASK)
+        step, weights = tl.cast(rows.stage_step, tl.int64), numbers.table + slot * METHOD.stages
+        total = weighted(weights, rows, step, at, inside, METHOD.stages, MASK)
         new += signed.to(rows.x.dtype.element_ty) * total
         t += tl.load(numbers.table + METHOD.nodes + slot) * signed
     tl.store(rows.point + at, new, mask=inside)

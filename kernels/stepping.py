@@ -12,10 +12,20 @@ import triton
 import triton.language as tl
 
 from . import controller
-from .controller import MAX_STEPS, NON_FINITE, RUNNING, STEP_TOO_SMALL, SUCCESS, is_finite, out_of_steps, proposed_step
+from .controller import (
+    MAX_STEPS,
+    NON_FINITE,
+    RUNNING,
+    STEP_TOO_SMALL,
+    SUCCESS,
+    is_finite,
+    out_of_steps,
+    proposed_fixed_step,
+    proposed_step,
+)
 from .gauge import coefficients
 from .sweeps import GRADIENT, INPUTS, TANGENT, adjoint, forward, tangent
-from .tableau import ATOL, DIRECTION, ERROR_ORDER_INVERSE, FIRST_STEP, RTOL, SMALLEST_STEP, SPAN
+from .tableau import ATOL, DIRECTION, ERROR_ORDER_INVERSE, FIRST_STEP, RTOL, SMALLEST_STEP, SPAN, STEPS, T0, T1
 
 CLOCK = ("time", "size", "previous")
 """float64: time; size of the next step (at slot 1 the probe's); the error ratio of the last accepted step (at slot 1
@@ -66,18 +76,20 @@ class Step(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where each sample is, [rows] each: its slot; whether that is its first evaluation, the last of a step, or the
-    probe of the initial step."""
+    """Where each sample is, [rows] each: its slot; `CLOCK`'s size and previous; whether the slot is its first, the last
+    of a step, or the probe of the initial step."""
 
     slot: Any
+    size: Any
+    previous: Any
     starting: Any
     finishing: Any
     probing: Any
 
 
 class Norms(NamedTuple):
-    """What `decide` looks at, [rows] each: scaled norms (of the state, the change to the probe, or the error; of the
-    field), and how many numbers of state, new state and field are not finite."""
+    """What `decide` looks at, [rows] each: sums of scaled squares (of the state, the change to the probe, or the error;
+    of the field), and how many numbers of state, new state and field are not finite."""
 
     norm: Any
     field_norm: Any
@@ -110,12 +122,16 @@ def count_of(samples, FIELD: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def attempt_of(samples, settings, TILE: tl.constexpr, METHOD: tl.constexpr):
-    """The step that each sample is at, [rows] each: (signed size, time before, time after, whether that is t1)."""
+    """The step that each sample is at, [rows] each: (signed size, time at its end, whether that is t1)."""
     t = tl.load(clock_of(samples, TIME, TILE))
-    size = tl.load(clock_of(samples, SIZE, TILE))
-    accepted = tl.load(count_of(samples, ACCEPTED, TILE))
-    _size, step, end, last = proposed_step(t, size, accepted, settings, METHOD.adaptive)
-    return step, t, end, last
+    t1 = tl.load(settings + T1)
+    if METHOD.adaptive:
+        size = tl.load(clock_of(samples, SIZE, TILE))
+        _size, step, end, last = proposed_step(t, size, t1, tl.load(settings + DIRECTION))
+        return step, end, last
+    else:
+        t0, steps = tl.load(settings + T0), tl.load(settings + STEPS)
+        return proposed_fixed_step(tl.load(count_of(samples, ACCEPTED, TILE)), t0, t1, steps)
 
 
 @triton.jit
@@ -126,12 +142,13 @@ def evaluate(
     lane = tl.arange(0, TILE.rows)
     coordinate = tl.arange(0, TILE.block_d)
     array = TILE.rows * METHOD.columns
+    sample = tl.load(count_of(samples, SAMPLE, TILE))
     slot = tl.load(count_of(samples, SLOT, TILE))
-    step, t, _end, _last = attempt_of(samples, numbers.settings, TILE, METHOD)
+    step, _end, _last = attempt_of(samples, numbers.settings, TILE, METHOD)
     if METHOD.adaptive:
         size = tl.load(clock_of(samples, SIZE, TILE))
         step = tl.where(slot == 1, tl.load(numbers.settings + DIRECTION) * size, step)
-    t += tl.load(numbers.table + METHOD.nodes + slot) * step
+    t = tl.load(clock_of(samples, TIME, TILE)) + tl.load(numbers.table + METHOD.nodes + slot) * step
     a, c, r, position = coefficients(t.to(tl.float32), network.constants, NET)
     width = step.to(tl.float32)[:, None]
     row = numbers.table + slot * METHOD.stages
@@ -159,22 +176,32 @@ def evaluate(
         inside = (column < NET.dimension)[None, :]
         at = lane[:, None] * METHOD.columns + column[None, :]
         point = tl.load(samples.state + _POINT * array + at)
-        from_row = lane[:, None] * NET.columns + column[None, :]
-        g = tl.load(tape.inputs + GRADIENT * tape.inputs_step + from_row, mask=inside)
+        by_z = tape.inputs + GRADIENT * tape.inputs_step + lane[:, None] * NET.columns + column[None, :]
+        g = tl.load(by_z, mask=inside)
         tl.store(place + column[None, :], a[:, None] * point + (c * r)[:, None] * g, mask=inside)
     if METHOD.trace != "none":
-        _traces(samples, tape, network, place, a, c, r, NET, AT, TILE, METHOD)
+        _traces(samples.probes, sample, tape, network, place, a, c, r, NET, AT, TILE, METHOD)
     tl.debug_barrier()
 
 
 @triton.jit
 def _traces(
-    samples, tape, network, to, a, c, r, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr, METHOD: tl.constexpr
+    probes,
+    sample,
+    tape,
+    network,
+    to,
+    a,
+    c,
+    r,
+    NET: tl.constexpr,
+    AT: tl.constexpr,
+    TILE: tl.constexpr,
+    METHOD: tl.constexpr,
 ):
     """``v . Hessian(Phi) v`` into the columns behind the coordinates: for each probe, or summed over the axes."""
     lane = tl.arange(0, TILE.rows)
     coordinate = tl.arange(0, TILE.block_d)
-    sample = tl.load(count_of(samples, SAMPLE, TILE))
     tangents = tape.inputs + TANGENT * tape.inputs_step + lane[:, None] * NET.columns
     summed = tl.zeros((TILE.rows,), tl.float32)
     directions = NET.dimension if METHOD.trace == "exact" else METHOD.traces
@@ -187,7 +214,7 @@ def _traces(
                 v = tl.where((column == i)[None, :], 1.0, tl.zeros((TILE.rows, TILE.block_d), tl.float32))
             else:
                 at = (sample[:, None] * METHOD.traces + i) * NET.dimension + column[None, :]
-                v = tl.load(samples.probes + at, mask=inside & (sample >= 0)[:, None], other=0.0)
+                v = tl.load(probes + at, mask=inside & (sample >= 0)[:, None], other=0.0)
             squared_norm += tl.sum(v * v, axis=1)
             tl.store(tangents + column[None, :], v * r[:, None], mask=inside)
         tl.debug_barrier()
@@ -211,14 +238,18 @@ def decide(samples, numbers, NET: tl.constexpr, TILE: tl.constexpr, METHOD: tl.c
     """
     live = tl.load(count_of(samples, SAMPLE, TILE)) >= 0
     slot = tl.load(count_of(samples, SLOT, TILE))
+    t = tl.load(clock_of(samples, TIME, TILE))
+    previous = tl.load(clock_of(samples, PREVIOUS, TILE))
+    size = tl.load(clock_of(samples, SIZE, TILE))
     nfe = tl.load(count_of(samples, NFE, TILE))
     accepted_steps = tl.load(count_of(samples, ACCEPTED, TILE))
     rejected_steps = tl.load(count_of(samples, REJECTED, TILE))
-    step, t, end, last = attempt_of(samples, numbers.settings, TILE, METHOD)
+    step, end, last = attempt_of(samples, numbers.settings, TILE, METHOD)
     starting, finishing = live & (slot == 0), live & (slot == METHOD.last_slot)
-    progress = Progress(slot, starting, finishing, live & (slot == 1) & METHOD.adaptive)
+    probing = live & (slot == 1) & METHOD.adaptive
+    progress = Progress(slot, size, previous, starting, finishing, probing)
     norms = _norms(samples, numbers, step, progress, NET, TILE, METHOD)
-    decision = _decision(samples, numbers, step, progress, norms, TILE, METHOD)
+    decision = _decision(samples, numbers, step, progress, norms, NET, TILE, METHOD)
     rejected = finishing & ~decision.accepted
     accepted_steps += decision.accepted.to(tl.int64)
     rejected_steps += rejected.to(tl.int64)
@@ -254,7 +285,7 @@ def _norms(samples, numbers, step, progress, NET: tl.constexpr, TILE: tl.constex
     lane = tl.arange(0, TILE.rows)
     coordinate = tl.arange(0, TILE.block_d)
     array = TILE.rows * METHOD.columns
-    weights, errors = numbers.table + METHOD.weights, numbers.table + METHOD.errors
+    weights = numbers.table + METHOD.weights
     width = step.to(tl.float32)[:, None]
     rtol = tl.load(numbers.settings + RTOL).to(tl.float32)
     atol = tl.load(numbers.settings + ATOL).to(tl.float32)
@@ -279,7 +310,7 @@ def _norms(samples, numbers, step, progress, NET: tl.constexpr, TILE: tl.constex
                 stage = tl.load(samples.state + (_STAGES + j) * array + at, mask=ends, other=0.0)
                 change += tl.load(weights + j).to(tl.float32) * stage
                 if METHOD.adaptive:
-                    error += tl.load(errors + j).to(tl.float32) * stage
+                    error += tl.load(numbers.table + METHOD.errors + j).to(tl.float32) * stage
             new = x + width * change
             tl.store(samples.state + _POINT * array + at, new, mask=ends)
             bad_state += tl.sum((inside & ~is_finite(x)).to(tl.int32), axis=1)
@@ -295,42 +326,38 @@ def _norms(samples, numbers, step, progress, NET: tl.constexpr, TILE: tl.constex
                 norm += tl.sum(tl.where(inside, measured * measured, 0.0), axis=1)
                 slope = tl.where(inside, f / scale, 0.0)
                 field_norm += tl.sum(slope * slope, axis=1)
-    if METHOD.adaptive:
-        entries = 1.0 * (NET.dimension + METHOD.traces)
-        norms = tl.sqrt_rn(norm / entries).to(tl.float64)
-        field_norms = tl.sqrt_rn(field_norm / entries).to(tl.float64)
-        return Norms(norms, field_norms, bad_state, bad_new, bad_field)
-    else:
-        return Norms(norm, field_norm, bad_state, bad_new, bad_field)
+    return Norms(norm, field_norm, bad_state, bad_new, bad_field)
 
 
 @triton.jit
-def _decision(samples, numbers, step, progress, norms, TILE: tl.constexpr, METHOD: tl.constexpr):
+def _decision(samples, numbers, step, progress, norms, NET: tl.constexpr, TILE: tl.constexpr, METHOD: tl.constexpr):
     """Whether steps are accepted, the sizes of the next ones, and what every sample does next."""
-    slot, starting, finishing, probing = progress
+    slot, size, previous, starting, finishing, probing = progress
     status = tl.zeros((TILE.rows,), tl.int64) + RUNNING
     next_slot = tl.where(slot == 0, 2, slot + 1)
-    previous = tl.load(clock_of(samples, PREVIOUS, TILE))
-    size = tl.load(clock_of(samples, SIZE, TILE))
     if METHOD.adaptive:
+        entries = 1.0 * (NET.dimension + METHOD.traces)
+        norm = tl.sqrt_rn(norms.norm / entries).to(tl.float64)
+        field_norm = tl.sqrt_rn(norms.field_norm / entries).to(tl.float64)
         span = tl.load(numbers.settings + SPAN) + tl.zeros_like(step)
         first = tl.load(numbers.settings + FIRST_STEP) + tl.zeros_like(step)
         chosen = first <= 0.0
         # The start, and the probe of the first step.
-        trial = controller.trial_step(norms.norm, norms.field_norm, span)
+        trial = controller.trial_step(norm, field_norm, span)
         order_inverse = tl.load(numbers.settings + ERROR_ORDER_INVERSE)
-        begun = controller.initial_step(previous, norms.norm, size, span, order_inverse)
+        begun = controller.initial_step(previous, norm, size, span, order_inverse)
         # The end of a step.
-        ratio = tl.where(norms.bad_new > 0, float("inf"), norms.norm)
+        ratio = tl.where(norms.bad_new > 0, float("inf"), norm)
         accepted = finishing & (ratio <= 1.0)
         after_rejection = tl.load(count_of(samples, REJECTED_LAST, TILE)) != 0
-        changed = tl.abs(step) * controller.factor(ratio, previous, after_rejection, numbers.settings)
+        change = controller.factor(ratio, previous, after_rejection, numbers.settings)
+        changed = tl.abs(step) * change
         next_size = tl.where(
             starting, tl.where(chosen, trial, first), tl.where(probing, begun, tl.where(finishing, changed, size))
         )
         next_previous = tl.where(
             starting & chosen,
-            norms.field_norm,
+            field_norm,
             tl.where(finishing, controller.remember(ratio, previous), tl.where(probing | starting, 1.0, previous)),
         )
         next_slot = tl.where(starting & chosen, 1, tl.where(probing | finishing, 2, next_slot))

@@ -94,8 +94,8 @@ def _product(
 @triton.jit
 def _first_product(tape, ARRAY: tl.constexpr, network, n, NET: tl.constexpr, TILE: tl.constexpr):
     """The first layer's product with an array of the inputs, [rows, block_n]."""
-    weights = network.packed + NET.parts.first_forward + n * NET.columns
     source = tape.inputs + ARRAY * tape.inputs_step
+    weights = network.packed + NET.parts.first_forward + n * NET.columns
     return _product(source, weights, NET.columns, NET.columns, NET.columns, TILE.block_n, TILE)
 
 
@@ -194,8 +194,9 @@ def adjoint(tape, network, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constex
     gradient = tape.inputs + GRADIENT * tape.inputs_step
     terms = tl.load(network.sizes)
     for n in tl.range(0, NET.columns, TILE.block_k):
+        source = _array(tape, AT.a, 0)
         weights = network.packed + NET.parts.first_backward + n * NET.width
-        g = _product(_array(tape, AT.a, 0), weights, terms, NET.width, NET.width, TILE.block_k, TILE)
+        g = _product(source, weights, terms, NET.width, NET.width, TILE.block_k, TILE)
         tl.store(_block(gradient, n, NET.columns, TILE.rows, TILE.block_k), g)
     tl.debug_barrier()
     if NET.features > 0:
@@ -228,8 +229,8 @@ def _features_adjoint(tape, network, NET: tl.constexpr, TILE: tl.constexpr):
         tl.store(_block(by_angle, at, NET.columns, TILE.rows, TILE.block_k), turn * _TWO_PI)
     tl.debug_barrier()
     for n in tl.range(0, NET.inputs, TILE.block_k):
-        frequencies = network.packed + NET.parts.frequencies_transposed + n * NET.features
         source = by_angle + NET.inputs
+        frequencies = network.packed + NET.parts.frequencies_transposed + n * NET.features
         g = _product(source, frequencies, NET.features, NET.columns, NET.features, TILE.block_k, TILE)
         place = _block(gradient, n, NET.columns, TILE.rows, TILE.block_k)
         tl.store(place, tl.load(place) + g)

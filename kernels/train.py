@@ -103,9 +103,9 @@ def _train(
     there = row < n
     # The arrays are those of the whole batch, side by side; this tile has its rows in each.
     hidden = sweeps.hidden + program * (TILE.rows * NET.width)
-    rows = tl.cast(sweeps.rows, tl.int64)
+    hidden_step = tl.cast(sweeps.rows, tl.int64) * NET.width
     inputs = sweeps.inputs + program * (TILE.rows * NET.columns)
-    tape = Tape(hidden, rows * NET.width, inputs, rows * NET.columns)
+    tape = Tape(hidden, hidden_step, inputs, tl.cast(sweeps.rows, tl.int64) * NET.columns)
     clear_inputs(tape, NET, TILE)
     t = tl.load(batch.t + row, mask=there, other=0.0)
     a, c, r, position = coefficients(t, network.constants, NET)
