@@ -174,9 +174,9 @@ def _write(samples, ended, results, NET: tl.constexpr, TILE: tl.constexpr, METHO
     for d in tl.range(0, METHOD.columns, TILE.block_d, num_stages=1):
         column = d + coordinate
         at = lane[:, None] * METHOD.columns + column[None, :]
+        mine = ended[:, None] & (column < NET.dimension)[None, :]
         inside = ended[:, None] & (column < NET.dimension + METHOD.traces)[None, :]
         x = tl.load(samples.state + at, mask=inside, other=0.0)  # [rows, block_d]
-        mine = ended[:, None] & (column < NET.dimension)[None, :]
         tl.store(results.x + sample[:, None] * NET.dimension + column[None, :], x, mask=mine)
         if METHOD.traces > 0:
             trace = column - NET.dimension
