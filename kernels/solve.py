@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vapo_fast.ode import SolveOptions
+from vapo_fast.ode.settings import numbers
 
 from .controller import RUNNING
 from .launch import Program, refuse_derivatives, scratch_for
@@ -42,7 +43,7 @@ from .stepping import (
     evaluate,
 )
 from .sweeps import INPUT_ARRAYS, clear_inputs, tape_in
-from .tableau import DIRECTION, FIRST_OUTPUT, T0, numbers, numbers_of
+from .tableau import DIRECTION, FIRST_OUTPUT, T0, numbers_of
 
 _CLOCKS, _COUNTS, _INPUT_ARRAYS = tl.constexpr(len(CLOCK)), tl.constexpr(len(COUNTS)), tl.constexpr(INPUT_ARRAYS)
 
@@ -278,7 +279,8 @@ def solve(
     x = torch.empty(n, dimension, dtype=x0.dtype, device=device)
     integrals = torch.empty(n, traces, dtype=x0.dtype, device=device)
     t = torch.empty(n, dtype=torch.float64, device=device)
-    result = Solved(x, integrals, t, *(torch.empty(n, dtype=torch.int64, device=device) for _ in range(4)), ys)
+    status, nfe, accepted, rejected = (torch.empty(n, dtype=torch.int64, device=device) for _ in range(4))
+    result = Solved(x, integrals, t, status, nfe, accepted, rejected, ys)
     if n == 0:
         return result
     step = tile.rows * (arrays.count * net.width + INPUT_ARRAYS * net.columns + method.arrays * method.columns)

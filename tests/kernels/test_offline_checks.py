@@ -15,6 +15,7 @@ pytest.importorskip("triton", reason="triton is not installed: nothing to compil
 
 offline = importlib.import_module("tests.kernels.offline.__main__")
 figures = importlib.import_module("tests.kernels.offline.figures")
+recall = importlib.import_module("tests.kernels.offline.recall")
 
 _ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.offline
@@ -86,15 +87,15 @@ def test_figures_are_recalled_only_for_the_same_sources_compiler_and_device(tmp_
     monkeypatch.setattr(offline, "fingerprint", lambda case, tile: sources[0])
     monkeypatch.setattr(offline, "measure", lambda case, tile: (measured.append(case), FIGURES)[1])
     for _ in range(2):
-        assert offline.recalled(CASE, None, tmp_path) == FIGURES
+        assert recall.recalled(CASE, None, tmp_path) == FIGURES
     assert len(measured) == 1
-    offline.recalled(replace(CASE, target=80), None, tmp_path)
+    recall.recalled(replace(CASE, target=80), None, tmp_path)
     sources[0] = "b"
-    offline.recalled(CASE, None, tmp_path)
-    monkeypatch.setattr(offline.triton, "__version__", "3.0.0")
-    offline.recalled(CASE, None, tmp_path)
+    recall.recalled(CASE, None, tmp_path)
+    monkeypatch.setattr(recall.triton, "__version__", "3.0.0")
+    recall.recalled(CASE, None, tmp_path)
     assert len(measured) == 4
-    offline.recalled(CASE, None, None)
+    recall.recalled(CASE, None, None)
     assert len(measured) == 5
 
 

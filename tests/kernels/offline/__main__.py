@@ -18,14 +18,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
-import inspect
-import json
 import os
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, fields, replace
@@ -37,11 +33,11 @@ from pathlib import Path
 import triton
 from vapo_fast.kernels.shapes import Tile
 
-from . import compiling, figures
 from .batches import compiled_again
 from .cases import PRODUCTS, SHARED_MEMORY, Case, every_case, quick_cases, ruled
 from .compiling import fingerprint
-from .figures import MARGINS, Figures, measure
+from .figures import MARGINS, Figures
+from .recall import attempted
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMITS = Path(__file__).parents[1] / "limits.csv"
@@ -103,34 +99,6 @@ def worse(case: Case, figures: Figures, limit: dict[str, str] | None) -> list[st
 # Commands ---------------------------------------------------------------------------------------------------------
 
 
-def recalled(case: Case, tile: Tile | None, folder: Path | None) -> Figures:
-    """`measure`, or what it found before for the same sources, compiler, device and way of reading its output.
-
-    Results are kept in ``folder``, in files named by all of that: what has changed is measured anew.
-    """
-    if folder is None:
-        return measure(case, tile)
-    readers = "".join(inspect.getsource(module) for module in (compiling, figures))
-    given = (fingerprint(case, tile), str(case.target), triton.__version__, readers)
-    path = folder / f"{hashlib.sha256('|'.join(given).encode()).hexdigest()[:32]}.json"
-    if path.exists():
-        return Figures(**json.loads(path.read_text(encoding="utf-8")))
-    found = measure(case, tile)
-    written = path.with_suffix(f".{os.getpid()}")
-    written.write_text(json.dumps(asdict(found)), encoding="utf-8")
-    written.replace(path)
-    return found
-
-
-def _measured(case: Case, tile: Tile | None, folder: Path | None) -> tuple[Figures | None, str, float]:
-    start = time.perf_counter()
-    try:
-        found, error = recalled(case, tile, folder), ""
-    except Exception as problem:  # whatever the compiler says is the result
-        found, error = None, " ".join(f"{type(problem).__name__}: {problem.__cause__ or problem}".split())[:200]
-    return found, error, time.perf_counter() - start
-
-
 def _all(
     jobs: int, work: Sequence[tuple[Case, Tile | None]], folder: Path | None = None
 ) -> Iterator[tuple[Case, Tile | None, Figures | None, str]]:
@@ -139,7 +107,7 @@ def _all(
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["TRITON_CACHE_DIR"] = temporary  # so that every figure is fresh
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-            results = pool.map(_measured, cases, tiles, repeat(folder))
+            results = pool.map(attempted, cases, tiles, repeat(folder))
             for case, tile, (found, error, seconds) in zip(cases, tiles, results, strict=True):
                 shown = f" {[getattr(tile, name) for name in _TILE]}" if tile else ""
                 print(f"{case}{shown}: {found or error} {seconds:.1f} s", flush=True)
@@ -150,9 +118,9 @@ def compare(cases: Sequence[Case], jobs: int, folder: Path | None) -> int:
     """1 if a compilation exceeds its limits."""
     limits = {tuple(line[k] for k in _KEY_COLUMNS): line for line in read(LIMITS)}
     found = []
-    for case, _, found, error in _all(jobs, [(case, None) for case in cases], folder):
+    for case, _, figures, error in _all(jobs, [(case, None) for case in cases], folder):
         key = tuple(str(value) for value in asdict(case).values())
-        found += worse(case, found, limits.get(key)) if found else [f"{case}: {error}"]
+        found += worse(case, figures, limits.get(key)) if figures else [f"{case}: {error}"]
     print("\n".join(["", *found]) if found else f"{len(cases)} compilations within their limits")
     return int(bool(found))
 
@@ -162,11 +130,11 @@ def write(cases: Sequence[Case], jobs: int, keep: bool) -> int:
     if not keep:
         LIMITS.unlink(missing_ok=True)
     failed = 0
-    for case, _, found, error in _all(jobs, [(case, None) for case in cases]):
+    for case, _, figures, error in _all(jobs, [(case, None) for case in cases]):
         failed += bool(error)
-        if found:
+        if figures:
             tile = ruled(case)
-            merge(LIMITS, [row(case, tile, found) | {"source": fingerprint(case)}], _KEY_COLUMNS, _COLUMNS)
+            merge(LIMITS, [row(case, tile, figures) | {"source": fingerprint(case)}], _KEY_COLUMNS, _COLUMNS)
     _drop_what_is_no_case()
     return int(failed > 0)
 
@@ -208,9 +176,9 @@ def explore(cases: Sequence[Case], tiles: Sequence[tuple[int, ...]], jobs: int) 
         for case, numbers in product(cases, tiles)
     ]
     known = ("date", "commit")
-    for case, tile, found, error in _all(jobs, work):
+    for case, tile, figures, error in _all(jobs, work):
         blank = dict.fromkeys(asdict(MARGINS), "")
-        line = {**row(case, tile, MARGINS), **(asdict(found) if found else blank), "error": error}
+        line = {**row(case, tile, MARGINS), **(asdict(figures) if figures else blank), "error": error}
         line |= {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit()}
         line["block_d"] = tile.block_d
         merge(TILES, [line], (*_KEY_COLUMNS, *_TILE, "block_d"), (*known, *_COLUMNS, "block_d", "error"))
