@@ -20,7 +20,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_STAMP := $(VENV)/.torch-$(TORCH)
 PACKAGE_STAMP := $(VENV)/.package
-SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(wildcard csrc/*.h csrc/*.cpp)
+CPP_FILES := $(wildcard $(foreach folder,csrc/* csrc/testing/programs,$(folder)/*.h $(folder)/*.cpp))
+SOURCES := setup.py pyproject.toml constraints.txt kernels/__init__.py $(CPP_FILES) \
+    csrc/solver/generate_methods.py vapo_fast/ode/tableaus.py
 
 .PHONY: help setup demo test test-all lint types sanitize gpu on-device clean
 .PHONY: bench bench-quick bench-table bench-curves bench-report bench-setup bench-peers bench-jax bench-jax-cuda
@@ -44,23 +46,26 @@ test: lint types  ## lint, types and the tests, but for those marked slow
 test-all: lint types  ## lint, types and every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: setup  ## ruff: rules and formatting
+lint: setup  ## ruff: rules and formatting; clang-format: formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 
 types: setup  ## mypy --strict on vapo_fast/, and on what the host calls in kernels/
 	$(BIN)/mypy
 
-# The extension is built apart, in build/sanitize, and its package put before the tree's; VAPO_FAST_NATIVE_FROM has the
-# tests look whether it is really that one. Leaks are not looked for: an
-# interpreter leaves much behind on purpose. A test asks for more memory than there is and wants NULL for it, as malloc
-# gives it. libstdc++ is loaded first, so that exceptions are seen from the start.
+# Both extensions are built apart, in build/sanitize, and that package comes before the tree's; VAPO_FAST_NATIVE_FROM makes
+# the tests check that they have loaded it. Leaks are not reported: the interpreter leaves much behind on purpose. A test
+# asks for more memory than there is and expects NULL, as from malloc. libstdc++ is loaded first, so that the sanitizers
+# see its exceptions.
 SANITIZED := $(CURDIR)/build/sanitize
-NATIVE_TESTS := $(filter-out %_cpp.py %_assembly.py,$(wildcard tests/*/test_native*.py tests/*/*/test_native*.py)) tests/conformance
+NATIVE_TESTS := $(filter-out %_cpp.py %_assembly.py,$(wildcard tests/*/test_native*.py tests/*/*/test_native*.py)) \
+    tests/core/test_extension.py tests/conformance
 preloaded = $(foreach library,asan ubsan stdc++,$(shell $${CXX:-g++} -print-file-name=lib$(library).so))
 
 sanitize: export OMP_NUM_THREADS ?= 1
 sanitize: export VAPO_FAST_REQUIRE_NATIVE := 1
+sanitize: export VAPO_FAST_BUILD_TESTING := 1
 sanitize: setup  ## the native tests under AddressSanitizer and UBSan; the threads' under ThreadSanitizer too
 	VAPO_FAST_SANITIZE=thread $(BIN)/python -m pytest tests/native/test_native_cpp.py $(PYTEST_ARGS)
 	VAPO_FAST_SANITIZE=address,undefined $(BIN)/python -m pytest tests/native/test_native_cpp.py $(PYTEST_ARGS)
@@ -84,7 +89,7 @@ bench-table: bench-setup  ## what native must show, in one run and held against 
 bench-curves: bench-setup  ## error against time, for the plots
 	$(BIN)/python -m benchmarks run --select curves $(BENCH_ARGS)
 
-bench-report: setup  ## write docs/benchmarks.md, its plots and the README's table from benchmarks/results/bench.csv
+bench-report: setup  ## write docs/benchmarks.md, all tables, plots and the README's table from benchmarks/results/
 	$(BIN)/python -m benchmarks report
 
 bench-setup: setup bench-peers bench-jax
@@ -114,7 +119,7 @@ $(JAX_CUDA_VENV)/.installed: benchmarks/peers/jax-constraints.txt
 # GPU_PYTHON: an interpreter that has torch for CUDA, triton and pytest; it is used as it is and nothing is installed.
 # GPU_PYTHON names an interpreter to use as it is; else the environment in VENV gets torch for CUDA and the peers.
 # GPU_ARGS="--out DIR" leaves results and logs in DIR; --only STEP runs some of it; python -m benchmarks.gpu --help.
-gpu:  ## on a CUDA machine: conformance, sanitizer, benchmarks in 9 minutes (GPU_PYTHON=python3: nothing is installed)
+gpu:  ## on a CUDA machine: conformance, sanitizer, benchmarks in 8 minutes (GPU_PYTHON=python3: nothing is installed)
 ifneq ($(GPU_PYTHON),)
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 else
@@ -128,7 +133,7 @@ on-device: setup bench-peers
 
 clean:  ## remove what was built; the environment in VENV and out/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f vapo_fast/_native.*.so vapo_fast/_native_build.json $(PACKAGE_STAMP)
+	rm -f vapo_fast/_native*.so vapo_fast/_native_build.json $(PACKAGE_STAMP)
 
 # pip, and not python, is what tells that an environment is whole: a creation that fails midway leaves only the latter.
 $(BIN)/pip:

@@ -1,4 +1,11 @@
-"""Builds what pyproject.toml cannot say: the optional C++ extension, and kernels/ as ``vapo_fast.kernels``."""
+"""Builds what pyproject.toml cannot say: the optional C++ extension, and kernels/ as ``vapo_fast.kernels``.
+
+There are two extensions. ``vapo_fast._native`` is the engine's. ``vapo_fast._native_testing`` (csrc/testing) holds what
+only tests and benchmarks call. It is built for development, and no wheel holds it: an editable install
+(``pip install -e .``) or ``build_ext --inplace`` builds it, and so does any build with VAPO_FAST_BUILD_TESTING=1.
+
+VAPO_FAST_NO_NATIVE=1 leaves both out. VAPO_FAST_REQUIRE_NATIVE=1 makes a failed build an error.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,7 @@ import io
 import json
 import os
 import platform
+import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -15,20 +23,30 @@ from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.cpp"))
-HEADERS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.h"))
+CSRC = ROOT / "csrc"
+HEADERS = sorted(path.relative_to(ROOT).as_posix() for path in CSRC.rglob("*.h"))
+METHODS = ["csrc/solver/generate_methods.py", "vapo_fast/ode/tableaus.py"]  # what solver/methods.h is made of
 BUILD_RECORD = "_native_build.json"
+TESTING = "vapo_fast._native_testing"
+
+
+def sources(*folders: str) -> list[str]:
+    """The C++ sources that lie in these folders of csrc/, not below them."""
+    found = [path for folder in folders for path in (CSRC / folder).glob("*.cpp")]
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 
 class OptionalBuildExt(build_ext):
-    """Builds the extension if it can; if not, installs the package without it and records why.
+    """Builds the extensions if it can; if not, installs the package without them and records why.
 
-    The record goes into the package as ``_native_build.json``, where ``vapo-fast info`` reads it. Set
-    VAPO_FAST_REQUIRE_NATIVE=1 to make a failed build an error, VAPO_FAST_NO_NATIVE=1 to leave the extension out.
+    The record goes into the package as ``_native_build.json``, where ``vapo-fast info`` reads it.
     """
 
     def run(self) -> None:
         error = None
+        # setuptools builds in place for an editable install.
+        if not self.inplace and os.environ.get("VAPO_FAST_BUILD_TESTING") != "1":
+            self.extensions = [extension for extension in self.extensions if extension.name != TESTING]
         if os.environ.get("VAPO_FAST_NO_NATIVE") == "1":
             error = "left out because VAPO_FAST_NO_NATIVE=1 was set when the package was built"
             self._remove_stale()
@@ -47,6 +65,10 @@ class OptionalBuildExt(build_ext):
         try:
             # The compiler writes to file descriptor 2, past sys.stderr: keep a copy of it for the record.
             with _copy_of_stderr(diagnostics):
+                generated = Path(self.build_temp) / "generated"
+                generate = runpy.run_path(str(ROOT / METHODS[0]))["generate"]
+                generate(generated / "solver" / "methods.h")
+                self.include_dirs = [str(CSRC), str(generated), *self.include_dirs]
                 super().run()
         except (Exception, SystemExit) as error:
             if os.environ.get("VAPO_FAST_REQUIRE_NATIVE") == "1":
@@ -63,11 +85,7 @@ class OptionalBuildExt(build_ext):
     def _remove_stale(self) -> None:
         # An extension left by an earlier build would be imported although it no longer matches its sources.
         for directory in self._package_directories():
-            for stale in [
-                *directory.glob("_native.*.so"),
-                *directory.glob("_native.so"),
-                *directory.glob("_native*.pyd"),
-            ]:
+            for stale in [*directory.glob("_native*.so"), *directory.glob("_native*.pyd")]:
                 stale.unlink()
 
     def _package_directories(self) -> list[Path]:
@@ -115,22 +133,39 @@ else:
         link_args += [f"-fsanitize={sanitizers}"]
         compile_args += [*link_args, "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"]
 
-extension = Pybind11Extension(
-    "vapo_fast._native",
-    SOURCES,
-    include_dirs=["csrc"],
-    depends=HEADERS,
-    cxx_std=17,
-    extra_compile_args=compile_args,
-    extra_link_args=link_args,
-)
+compiled: set[str] = set()
 
-with ParallelCompile("VAPO_FAST_BUILD_JOBS", default=0):
+
+def first_compilation(object_file: str, source: str) -> bool:
+    """Whether this run has not compiled the object yet: the two extensions share most of theirs."""
+    known = object_file in compiled
+    compiled.add(object_file)
+    return not known
+
+
+def extension(name: str, names_of_sources: list[str]) -> Pybind11Extension:
+    return Pybind11Extension(
+        name,
+        names_of_sources,
+        depends=[*HEADERS, *METHODS],
+        cxx_std=17,
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+    )
+
+
+NATIVE = extension(
+    "vapo_fast._native", sources("core", "simd", "solver", "mlp", "image", "random", "graph", "bindings")
+)
+NATIVE_TESTING = extension(TESTING, sources("core", "simd", "solver", "mlp", "testing"))
+
+with ParallelCompile("VAPO_FAST_BUILD_JOBS", default=0, needs_recompile=first_compilation):
     setup(
         packages=[*find_packages(include=["vapo_fast", "vapo_fast.*"]), "vapo_fast.kernels"],
         package_dir={"vapo_fast": "vapo_fast", "vapo_fast.kernels": "kernels"},
-        package_data={"vapo_fast": ["py.typed", "*.pyi"], "vapo_fast.engines.graph": ["condition.cu", "condition.ptx"]},
-        ext_modules=[extension],
+        package_data={"vapo_fast": ["py.typed", "_native.pyi"]},
+        exclude_package_data={"vapo_fast": ["_native_testing.pyi"]},  # setuptools would add every stub file
+        ext_modules=[NATIVE, NATIVE_TESTING],
         cmdclass={"build_ext": OptionalBuildExt},
         zip_safe=False,
     )

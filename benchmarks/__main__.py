@@ -1,4 +1,4 @@
-"""The benchmark kit's command line: python -m benchmarks run, table, roofline, gpu, gate, report, merge, ..."""
+"""The benchmark kit's command line: python -m benchmarks run, table, images, kernels, gpu, report, merge, ..."""
 
 from __future__ import annotations
 
@@ -9,32 +9,18 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import (
-    conformance,
-    convolutions,
-    gpu,
-    graph_loops,
-    image_precision,
-    images,
-    kernels,
-    left_out,
-    passes_report,
-    provenance,
-    records,
-    report,
-    roofline,
-    runs,
-)
+from benchmarks import conformance, gpu, pages, provenance, records, report, tables
 from benchmarks.cases import SELECTIONS, SHAPES, UNEVEN, Case, matching, on, solve
 from benchmarks.devices import OURS, usable
-from benchmarks.measure import CaseResult, Limits, arms_for, default_cache, measure
-from benchmarks.peers import ARMS
+from benchmarks.measure import CaseResult, Limits, default_cache, measure
+from benchmarks.peers import ARMS, arms_for, names
 from benchmarks.peers.base import DisagreementError
-from benchmarks.records import Record
-from benchmarks.targets import GPU_TARGETS, TARGETS, cases_of_targets, findings
+from benchmarks.provenance import RESULTS, now
+from benchmarks.records import CSV, EVERY_ARM, Record, Run, beside
+from benchmarks.studies import convolutions, explicit_passes, image_precision, kernels, roofline
+from benchmarks.targets import GPU_TARGETS, IMAGE_TARGETS, TARGETS, cases_of_targets, findings
 from benchmarks.workloads import Workloads
 from vapo_fast.core import extension
 
@@ -48,30 +34,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options))
     except (conformance.ConformanceError, DisagreementError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _error(str(error))
+
+
+def _error(text: str, code: int = 1) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return code
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure a selection and append it to the results."""
+    """Measure a selection, append it to the results, and hold it against its targets."""
     cases = matching(on(options.device, SELECTIONS[options.select](options.threads)), options.match)
     reason = usable(options.device)
     if reason and not options.list:
-        print(f"error: {reason}", file=sys.stderr)
-        return 1
+        return _error(reason)
     if not cases:
-        print(f"error: no case of {options.select!r} matches {options.match}; --list shows them", file=sys.stderr)
-        return 2
+        return _error(f"no case of {options.select!r} matches {options.match}; --list shows them", 2)
     if options.list:
         print("\n".join(case.name for case in cases))
         return 0
-    _measure_all(cases, options)
-    if options.select in _TARGETS_OF:
+    wrong = _measure_all(cases, options)
+    rows = provenance.read(options.results / CSV.name, Record)
+    if options.select.startswith("gpu-"):
+        found = findings(records.latest([row for row in rows if row.peers]), options.threads, IMAGE_TARGETS)
+        print(f"\n{report.targets_text(found)}\n\n{report.counts_text(found)}")
+    elif options.select in _TARGETS_OF:
         targets = _TARGETS_OF[options.select]
-        held = cases_of_targets(records.load(options.csv), options.threads, targets)
-        print()
-        print(report.targets_text(findings(held, options.threads, targets)))
-    return 0
+        held = cases_of_targets(rows, options.threads, targets)
+        print(f"\n{report.targets_text(findings(held, options.threads, targets))}")
+    return int(bool(wrong))
 
 
 _TARGETS_OF = {"table": TARGETS, "gpu": GPU_TARGETS}
@@ -83,13 +74,98 @@ def table(options: argparse.Namespace) -> int:
     return run(options)
 
 
+def images(options: argparse.Namespace) -> int:
+    """Measure the cases of images for a device."""
+    selections = ("images",) if options.device == "cpu" else ("gpu-sampling", "gpu-training")
+    codes = []
+    for options.select in selections:
+        codes.append(run(options))
+    return max(codes)
+
+
+def _measure_all(cases: Sequence[Case], options: argparse.Namespace) -> list[str]:
+    """Measure cases and append them; names of those in which an arm of ours computes something else."""
+    begin = time.perf_counter()
+    provenance.commit()  # that of the code which is loaded now
+    gate = conformance.GATES[options.gate] if options.gate else conformance.gate_of(options.select, options.device)
+    if gate != conformance.FULL:
+        print(f"conformance: only the {gate.name} gate, not the whole suite", flush=True)
+    said = conformance.require(options.cache, gate=gate)
+    of_conformance = time.perf_counter() - begin
+    print(f"conformance: {said} ({of_conformance:.0f} s)", flush=True)
+    writer = _Writer(options.results / CSV.name, now(), said, options)
+    limits = Limits(options.rounds, options.round_seconds, options.run_seconds, options.case_seconds)
+    workloads, wrong = Workloads(options.cache, options.root), list[str]()
+    for i, case in enumerate(cases, 1):
+        elapsed = time.perf_counter() - begin
+        left = options.budget_seconds - elapsed
+        if left <= case.least_seconds:
+            writer.leave_out(case, f"{max(0.0, left):.0f} s of the run's {options.budget_seconds:.0f} were left")
+            continue
+        print(f"[{i}/{len(cases)}, {elapsed:.0f} s] {case.name}", flush=True)
+        try:
+            writer.append(measure(case, workloads, limits, writer.arms))
+        except DisagreementError as error:
+            _error(str(error))
+            writer.leave_out(case, str(error))
+            wrong.append(case.name)
+    writer.end(len(cases), of_conformance, time.perf_counter() - begin)
+    return wrong
+
+
+class _Writer:
+    """Appends what a run measured, what it left out, and how long it took.
+
+    Attributes:
+        arms: those that were asked for, None for all.
+    """
+
+    def __init__(self, path: Path, stamp: str, said: str, options: argparse.Namespace) -> None:
+        self._path, self._stamp, self._said, self._options = path, stamp, said, options
+        self._rows = self._cases = 0
+        self.arms: list[str] | None = options.arms
+        self._unasked = "not among those of --arms"
+        if options.select == "quick" and options.arms is None:
+            self.arms = [name for name in ARMS if name not in SLOW_TO_PREPARE]
+            self._unasked = "compiles for long, so the quick selection leaves it out unless --arms names it"
+            slow = ", ".join(SLOW_TO_PREPARE)
+            print(f"left out because they compile for long: {slow} (--arms names them)", flush=True)
+
+    def append(self, result: CaseResult) -> None:
+        """A case's rows, and the arms that are missing from it with the reasons."""
+        rows = records.records(result, self._stamp, self._said)
+        provenance.write(rows, self._path)
+        able = [arm.name for arm in arms_for(result.case)]
+        reasons = {name: self._unasked for name in able if name not in result.arms} | result.skipped
+        self._leave_out(result.case, reasons)
+        self._rows, self._cases = self._rows + len(rows), self._cases + 1
+        if rows:
+            print(tables.case_text(rows), flush=True)
+
+    def leave_out(self, case: Case, reason: str) -> None:
+        """A case that is not measured at all."""
+        print(f"not measured: {case.name}: {reason}", flush=True)
+        self._leave_out(case, {EVERY_ARM: reason})
+
+    def _leave_out(self, case: Case, reasons: dict[str, str]) -> None:
+        provenance.write(records.left_out(case, self._stamp, reasons), beside(self._path, "left_out"))
+
+    def end(self, cases: int, of_conformance: float, seconds: float) -> None:
+        """The run itself."""
+        options, counts = self._options, (self._cases, cases - self._cases)
+        one = Run(
+            self._stamp, options.select, options.device, *counts, of_conformance, seconds, threads=options.threads
+        )
+        provenance.write([one], beside(self._path, "runs"))
+        print(f"{self._rows} rows appended to {self._path}, {seconds:.0f} s in all")
+
+
 def gate(options: argparse.Namespace) -> int:
     """Run a gate of the conformance suite."""
     chosen = conformance.GATES[options.gate]
     reason = usable(chosen.device)
     if reason:
-        print(f"error: {reason}", file=sys.stderr)
-        return 1
+        return _error(reason)
     try:
         print(conformance.require(options.cache, gate=chosen))
     except conformance.ConformanceError as error:
@@ -102,78 +178,52 @@ def measure_rooflines(options: argparse.Namespace) -> int:
     """Measure how near to the device's limits each kernel comes, and append it."""
     reason = usable(options.device) if options.device == "cuda" else "rooflines are of CUDA's kernels: --device cuda"
     if reason:
-        print(f"error: {reason}", file=sys.stderr)
-        return 1
-    stamp = _now()
-    rows = roofline.measure(stamp, Workloads(options.cache), options.threads)
-    roofline.write(rows, options.roofline_csv)
-    print(f"{len(rows)} rows appended to {options.roofline_csv}")
-    if rows:
-        print(report.roofline_text(roofline.load(options.roofline_csv)))
-    return 0 if rows else 1
+        return _error(reason)
+    rows = roofline.measure(now(), Workloads(options.cache), options.threads)
+    return _append(rows, options.results / "roofline.csv", roofline.table)
 
 
 def measure_kernels(options: argparse.Namespace) -> int:
     """Measure the native engine's kernels one by one against the processor's multiply-adds, and append that."""
     reason = extension.unavailable_reason()
     if reason:
-        print(f"error: the native extension is missing: {reason}", file=sys.stderr)
-        return 1
-    stamp = _now()
+        return _error(f"the native extension is missing: {reason}")
+    stamp = now()
     # The larger number of threads last: the threads that it leaves spinning disturb nobody.
     rows = [
         row
         for threads in sorted({1, options.threads})
         for row in kernels.measure(stamp, threads, options.rounds, options.round_seconds)
     ]
-    kernels.write(rows, options.kernels_csv)
-    print(report.kernels_text(kernels.load(options.kernels_csv)))
-    print(f"{len(rows)} rows appended to {options.kernels_csv}")
-    return 0
+    return _append(rows, options.results / "kernels.csv", kernels.table)
+
+
+def _append(rows: Sequence[object], path: Path, table: object) -> int:
+    provenance.write(rows, path)
+    if rows and callable(table):
+        print(pages.markdown(table(rows)))
+    print(f"{len(rows)} rows appended to {path}")
+    return 0 if rows else 1
 
 
 def merge(options: argparse.Namespace) -> int:
-    """Append the rows of results files from another machine."""
+    """Append the rows of results files from another machine to those of the same names."""
     for path in options.files:
-        target = _file_for(path, options)
+        target = options.results / path.name
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
         columns = tuple(reader.fieldnames or ())
         if target.exists() and len(columns) < len(target.read_text(encoding="utf-8").split("\n", 1)[0].split(",")):
-            print(f"error: {path} has fewer columns than {target}: it is from an older version", file=sys.stderr)
-            return 1
+            return _error(f"{path} has fewer columns than {target}: it is from an older version")
         provenance.append_rows(target, columns, rows)
         print(f"{len(rows)} rows of {path} appended to {target}")
     return 0
 
 
-def _file_for(path: Path, options: argparse.Namespace) -> Path:
-    """The results file that a file of another machine goes to, by its name."""
-    targets: dict[str, Path] = {
-        "roofline": options.roofline_csv,
-        "kernels": options.kernels_csv,
-        left_out.beside(Path("bench.csv")).stem: left_out.beside(options.csv),
-        runs.beside(Path("bench.csv")).stem: runs.beside(options.csv),
-        "images": options.images_csv,
-        images.beside(Path("images.csv")).stem: images.beside(options.images_csv),
-        graph_loops.CSV.stem: options.graph_loops_csv,
-    }
-    return targets.get(path.stem, options.csv)
-
-
 def write_report(options: argparse.Namespace) -> int:
     """Write the tables and plots from the results files alone."""
-    results = report.Results(
-        records.load(options.csv),
-        left_out.load(left_out.beside(options.csv)),
-        roofline.load(options.roofline_csv),
-        kernels.load(options.kernels_csv),
-        images.latest_cases(options.images_csv),
-        images.load(images.beside(options.images_csv)),
-        graph_loops.load(options.graph_loops_csv),
-    )
-    for path in report.write(results, options.docs, options.readme):
+    for path in report.write(report.Results.load(options.results), options.docs, options.readme):
         print(f"wrote {path}")
     return 0
 
@@ -185,10 +235,8 @@ def prepare(options: argparse.Namespace) -> int:
         begin = time.perf_counter()
         problem = workloads.problem(solve(workload, 8192, options.threads, 1e-5, shape))
         rows = len(problem.reference)
-        print(
-            f"{workload} {problem.case.shape}: {rows} rows of reference, {time.perf_counter() - begin:.1f} s",
-            flush=True,
-        )
+        seconds = time.perf_counter() - begin
+        print(f"{workload} {problem.case.shape}: {rows} rows of reference, {seconds:.1f} s", flush=True)
     return 0
 
 
@@ -202,75 +250,12 @@ def arms(options: argparse.Namespace) -> int:
     return 0
 
 
-def _measure_all(cases: Sequence[Case], options: argparse.Namespace) -> list[Record]:
-    begin = time.perf_counter()
-    provenance.commit()  # that of the code which is loaded now
-    gate = conformance.GATES[options.gate or _gate_of(options.select, options.device)]
-    if gate != conformance.FULL:
-        print(f"conformance: only the {gate.name} gate, not the whole suite", flush=True)
-    said = conformance.require(options.cache, gate=gate)
-    of_conformance = time.perf_counter() - begin
-    print(f"conformance: {said} ({of_conformance:.0f} s)", flush=True)
-    stamp = _now()
-    limits = Limits(options.rounds, options.round_seconds, options.run_seconds, options.case_seconds)
-    workloads, written, arms = Workloads(options.cache), list[Record](), options.arms or list(ARMS)
-    unasked = "not among those of --arms"
-    if options.select == "quick" and options.arms is None:
-        arms = [name for name in arms if name not in SLOW_TO_PREPARE]
-        unasked = "compiles for long, so the quick selection leaves it out unless --arms names it"
-        print(f"left out because they compile for long: {', '.join(SLOW_TO_PREPARE)} (--arms names them)", flush=True)
-    done = 0
-    for i, case in enumerate(cases, 1):
-        elapsed = time.perf_counter() - begin
-        if elapsed > options.budget_seconds:
-            reason = f"the {options.budget_seconds:.0f} s of the run were up"
-            print(f"not measured, {reason}: {', '.join(c.name for c in cases[i - 1 :])}")
-            for other in cases[i - 1 :]:
-                left_out.write(
-                    left_out.left_out(other, stamp, {left_out.EVERY_ARM: reason}), left_out.beside(options.csv)
-                )
-            break
-        print(f"[{i}/{len(cases)}, {elapsed:.0f} s] {case.name}", flush=True)
-        result = measure(case, workloads, limits, arms)
-        rows = _write(result, stamp, said, unasked, options.csv)
-        written += rows
-        done += 1
-        if rows:
-            print(report.case_text(rows), flush=True)
-    seconds = time.perf_counter() - begin
-    runs.write(
-        runs.Run(stamp, options.select, options.device, done, len(cases) - done, of_conformance, seconds), options.csv
-    )
-    print(f"{len(written)} rows appended to {options.csv}, {seconds:.0f} s in all")
-    return written
-
-
-def _write(result: CaseResult, stamp: str, said: str, unasked: str, path: Path) -> list[Record]:
-    """Append a case's rows, and the arms that are missing from it with the reasons."""
-    rows = records.records(result, stamp, said)
-    records.write(rows, path)
-    able = {arm.name for arm in arms_for(result.case, list(ARMS))}
-    reasons = {name: unasked for name in ARMS if name in able - set(result.arms)} | result.skipped
-    left_out.write(left_out.left_out(result.case, stamp, reasons), left_out.beside(path))
-    return rows
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _gate_of(selection: str, device: str) -> str:
-    if device == "cuda":
-        return "cuda"
-    return "quick" if selection == "quick" else "full"
-
-
 def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in ARMS]
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in names()]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no arm {unknown[0]!r}; the arms are: {', '.join(ARMS)}")
-    return names
+        raise argparse.ArgumentTypeError(f"no arm {unknown[0]!r}; the arms are: {', '.join(names())}")
+    return wanted
 
 
 def _rounds(text: str) -> int:
@@ -280,73 +265,68 @@ def _rounds(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--csv", type=Path, default=records.CSV, help="the results file (default: %(default)s)")
-    common.add_argument(
-        "--roofline-csv", type=Path, default=roofline.CSV, help="that of rooflines (default: %(default)s)"
-    )
-    common.add_argument("--kernels-csv", type=Path, default=kernels.CSV, help="that of kernels (default: %(default)s)")
-    common.add_argument(
-        "--graph-loops-csv", type=Path, default=graph_loops.CSV, help="that of the graph engine's loops"
-    )
-    common.add_argument("--images-csv", type=Path, default=images.CSV, help="that of images (default: %(default)s)")
-    common.add_argument("--device", choices=list(OURS), default="cpu", help="what cases run on (default: cpu)")
-    common.add_argument("--cache", type=Path, default=default_cache(), help="trained potentials and float64 solutions")
-    common.add_argument(
+def _common() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results files")
+    parser.add_argument("--device", choices=list(OURS), default="cpu", help="what cases run on (default: cpu)")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="trained potentials and float64 solutions")
+    parser.add_argument(
         "--threads", type=int, default=min(2, os.cpu_count() or 1), help="of every arm (default: %(default)s)"
     )
-    measuring = argparse.ArgumentParser(add_help=False)
-    measuring.add_argument("--match", action="append", default=[], help="only cases whose name holds these words")
-    measuring.add_argument("--arms", type=_names, help="arms, separated by commas (default: all)")
-    measuring.add_argument("--rounds", type=_rounds, default=7, help="interleaved rounds, at least 5 (default 7)")
-    measuring.add_argument("--round-seconds", type=float, default=0.1, help="repeat short arms up to this in a round")
-    measuring.add_argument(
-        "--run-seconds", type=float, default=60.0, help="leave out an arm one run of which is longer"
+    return parser
+
+
+def _in_rounds(seconds: float = 0.1) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--rounds", type=_rounds, default=7, help="interleaved rounds, at least 5 (default 7)")
+    parser.add_argument("--round-seconds", type=float, default=seconds, help="repeat short arms up to this in a round")
+    return parser
+
+
+def _measuring(run_seconds: float = 60.0, case_seconds: float = math.inf) -> list[argparse.ArgumentParser]:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--match", action="append", default=[], help="only cases whose name holds these words")
+    parser.add_argument("--arms", type=_names, help="arms, separated by commas (default: all)")
+    parser.add_argument("--run-seconds", type=float, default=run_seconds, help="leave out an arm whose run is longer")
+    parser.add_argument(
+        "--case-seconds", type=float, default=case_seconds, help="then make no further arm of a case ready"
     )
-    measuring.add_argument(
-        "--case-seconds", type=float, default=math.inf, help="after this, make no further arm of a case ready"
-    )
-    measuring.add_argument("--budget-seconds", type=float, default=math.inf, help="after this, begin no further case")
-    measuring.add_argument("--gate", choices=list(conformance.GATES), help="part of the conformance suite to run first")
-    measuring.add_argument("--list", action="store_true", help="print the cases and stop")
+    parser.add_argument("--budget-seconds", type=float, default=math.inf, help="after this, begin no further case")
+    parser.add_argument("--gate", choices=list(conformance.GATES), help="part of the conformance suite to run first")
+    parser.add_argument("--root", type=Path, help="folder with Fashion-MNIST's idx files, for images")
+    parser.add_argument("--list", action="store_true", help="print the cases and stop")
+    return [_common(), _in_rounds(), parser]
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("run", parents=[common, measuring], help="measure a selection of cases")
+
+    def add(name: str, command: object, what: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, parents=list(parents), help=what)
+        one.set_defaults(command=command)
+        return one
+
+    one = add("run", run, "measure a selection of cases", *_measuring())
     one.add_argument("--select", choices=list(SELECTIONS), default="quick", help="which cases (default: quick)")
-    one.set_defaults(command=run)
-    one = commands.add_parser("table", parents=[common, measuring], help="measure and print the table of targets")
-    one.set_defaults(command=table)
-    one = commands.add_parser(
-        "kernels", parents=[common], help="the native engine's kernels against the processor's multiply-adds"
-    )
-    one.add_argument("--rounds", type=_rounds, default=7, help="interleaved rounds, at least 5 (default 7)")
-    one.add_argument("--round-seconds", type=float, default=0.05, help="of a kernel in a round (default %(default)s)")
-    one.set_defaults(command=measure_kernels)
-    one = commands.add_parser("roofline", parents=[common], help="each CUDA kernel's rate against the device's limits")
-    one.set_defaults(command=measure_rooflines)
-    one = commands.add_parser(
-        "gate", parents=[common], help="run a part of the conformance suite, or recall its result"
-    )
+    add("table", table, "measure and print the table of targets", *_measuring())
+    add("images", images, "image potentials: time, memory, error of every arm", *_measuring(600.0, 3600.0))
+    what = "the native kernels against the processor's multiply-adds"
+    add("kernels", measure_kernels, what, _common(), _in_rounds(0.05))
+    add("roofline", measure_rooflines, "each CUDA kernel's rate against the device's limits", _common())
+    one = add("gate", gate, "run a part of the conformance suite, or recall its result", _common())
     one.add_argument("--gate", choices=list(conformance.GATES), default="full", help="which part (default: full)")
-    one.set_defaults(command=gate)
-    one = commands.add_parser("merge", parents=[common], help="append the rows of another machine's results files")
+    one = add("merge", merge, "append the rows of another machine's results files", _common())
     one.add_argument("files", nargs="+", type=Path, help="bench.csv, roofline.csv and what lies beside them")
-    one.set_defaults(command=merge)
     gpu.add_arguments(commands.add_parser("gpu", help=gpu.SUMMARY))
-    images.add_arguments(commands.add_parser("images", help=images.SUMMARY))
-    graph_loops.add_arguments(commands.add_parser("graph-loops", help=graph_loops.SUMMARY))
     convolutions.add_arguments(commands.add_parser("convolutions", help=convolutions.SUMMARY))
     image_precision.add_arguments(commands.add_parser("image-precision", help=image_precision.SUMMARY))
-    passes_report.add_arguments(commands.add_parser("passes-report", help=passes_report.SUMMARY))
-    one = commands.add_parser("report", parents=[common], help="write tables and plots from the results file")
+    explicit_passes.add_arguments(commands.add_parser("passes-report", help=explicit_passes.SUMMARY))
+    one = add("report", write_report, "write tables and plots from the results files", _common())
     one.add_argument("--docs", type=Path, default=report.DOCS, help="default: %(default)s")
     one.add_argument("--readme", type=Path, default=report.README, help="default: %(default)s")
-    one.set_defaults(command=write_report)
-    one = commands.add_parser("prepare", parents=[common], help="train the potentials and make the float64 solutions")
-    one.set_defaults(command=prepare)
-    one = commands.add_parser("arms", parents=[common], help="what can run here, and why not the rest")
-    one.set_defaults(command=arms)
+    add("prepare", prepare, "train the potentials and make the float64 solutions", _common())
+    add("arms", arms, "what can run here, and why not the rest", _common())
     return parser
 
 

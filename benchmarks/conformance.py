@@ -20,7 +20,7 @@ SUITE = ROOT / "tests" / "conformance"
 _SOURCES = (
     "vapo_fast/**/*.py",
     "vapo_fast/*.so",
-    "csrc/*",
+    "csrc/**/*",
     "kernels/**/*.py",
     "tests/conformance/**/*.py",
     "tests/engines/explicit/*.py",
@@ -29,11 +29,17 @@ _SOURCES = (
 
 @dataclass(frozen=True)
 class Gate:
-    """A part of the suite: its name, pytest's ``-k`` expression, and the device whose engines it is about."""
+    """A part of the tests: its name, pytest's ``-k`` expression, the device whose engines it is about, its folder."""
 
     name: str
     expression: str = ""
     device: str = "cpu"
+    folder: str = ""
+
+    @property
+    def suite(self) -> Path:
+        """The tests: the conformance suite, unless ``folder`` names others."""
+        return ROOT / self.folder if self.folder else SUITE
 
 
 FULL = Gate("full")
@@ -67,7 +73,22 @@ GRAPH = Gate(
     "cuda",
 )
 """The graph engine on a CUDA device, before images are measured there."""
-GATES = {gate.name: gate for gate in (FULL, QUICK, CUDA, GRAPH)}
+PASSES = Gate(
+    "passes",
+    "test_equality or test_contract or test_native_winograd or (test_pointwise and not triton)",
+    folder="tests/engines/explicit",
+)
+"""The explicit passes, before images are measured on the CPU."""
+GATES = {gate.name: gate for gate in (FULL, QUICK, CUDA, GRAPH, PASSES)}
+
+
+def gate_of(selection: str, device: str) -> Gate:
+    """What must pass before a selection of cases is measured on a device."""
+    if selection.startswith(("images", "gpu-")):
+        return GRAPH if device == "cuda" else PASSES
+    if device == "cuda":
+        return CUDA
+    return QUICK if selection == "quick" else FULL
 
 
 class ConformanceError(RuntimeError):
@@ -78,31 +99,26 @@ class ConformanceError(RuntimeError):
         self.output = output
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the suite said: ``passed``, its last line, and all of it if it did not pass."""
+def require(cache: Path, suite: Path | None = None, gate: Gate = FULL) -> str:
+    """The last line of a gate's part of the suite (all but what is marked slow; default `Gate.suite`) if it is green.
 
-    passed: bool
-    said: str
-    output: str = ""
+    It is recalled if it, or the whole, passed on these very sources on this device.
 
-
-def verdict(cache: Path, suite: Path, gate: Gate = FULL) -> Verdict:
-    """Run a gate's part of the suite (all but what is marked slow), or recall that it, or the whole, passed on these
-    very sources on this device.
-
-    Raises: ConformanceError if there is no suite.
+    Raises: ConformanceError if it is red or missing.
     """
+    suite = suite or gate.suite
     if not suite.is_dir():
         raise ConformanceError(f"there is no conformance suite at {suite}; without it no speed is printed")
     key = {"sources": _sources_hash(), "suite": str(suite), "device": accelerator(gate.device).accelerator}
     # The whole suite is more than a part of it, on the CPU.
-    for file in dict.fromkeys((_file(gate), _file(FULL)) if gate.device == "cpu" else (_file(gate),)):
+    whole = gate.device == "cpu" and gate.folder == FULL.folder
+    for file in dict.fromkeys((_file(gate), _file(FULL)) if whole else (_file(gate),)):
         remembered = cache / file
         if remembered.exists():
             kept = json.loads(remembered.read_text(encoding="utf-8"))
             if {name: kept.get(name, "") for name in key} == key:
-                return Verdict(True, kept["said"])
+                said: str = kept["said"]
+                return said
     # An engine that the environment forces on everyone would be compared with itself.
     environment = {name: value for name, value in os.environ.items() if name != "VAPO_FAST_ENGINE"}
     # Its tensors are small: more threads would only wait for one another.
@@ -115,10 +131,11 @@ def verdict(cache: Path, suite: Path, gate: Gate = FULL) -> Verdict:
         said = "; ".join([said, *failed[:3]])[:400]
     said = said if gate == FULL else f"{gate.name} gate: {said}"
     if done.returncode:
-        return Verdict(False, said, done.stdout + done.stderr)
+        reason = f"the conformance suite is red, so no speed is printed: {said}"
+        raise ConformanceError(reason, done.stdout + done.stderr)
     cache.mkdir(parents=True, exist_ok=True)
     (cache / _file(gate)).write_text(json.dumps({"said": said, **key}), encoding="utf-8")
-    return Verdict(True, said)
+    return said
 
 
 def command(suite: Path, gate: Gate) -> list[str]:
@@ -130,18 +147,6 @@ def command(suite: Path, gate: Gate) -> list[str]:
     if gate.device != "cpu" and importlib.util.find_spec("xdist"):
         parts += ["-n", str(min(8, os.cpu_count() or 1))]
     return parts
-
-
-def require(cache: Path, suite: Path | None = None, gate: Gate = FULL) -> str:
-    """The last line of a gate's part of the suite (default `SUITE`) if it is green.
-
-    Raises: ConformanceError if it is red or missing.
-    """
-    result = verdict(cache, suite or SUITE, gate)
-    if not result.passed:
-        reason = f"the conformance suite is red, so no speed is printed: {result.said}"
-        raise ConformanceError(reason, result.output)
-    return result.said
 
 
 def _file(gate: Gate) -> str:

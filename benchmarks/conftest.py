@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import conformance, left_out, records
+from benchmarks import conformance, provenance, records
 from benchmarks.cases import SELECTIONS, Case, on
 from benchmarks.devices import OURS
-from benchmarks.measure import CaseResult, Limits, arms_for, default_cache, measure
-from benchmarks.peers import ARMS
-from benchmarks.provenance import RESULTS, append
+from benchmarks.measure import CaseResult, Limits, default_cache, measure
+from benchmarks.peers import arms_for
+from benchmarks.provenance import RESULTS, append, now
 from benchmarks.workloads import Workloads
 
 _DETAILS = ("ratio", "share", "gflops", "evaluations_mean", "evaluations_max", "error_rms", "failed", "warmup_s")
@@ -28,18 +27,19 @@ class Kit:
         self._config = config
         self._results: dict[Case, CaseResult] = {}
         self._rows: dict[tuple[Case, str], records.Record] = {}
-        self._run = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._run = now()
 
     def result(self, case: Case) -> CaseResult:
         """The measurements of a case."""
         if case not in self._results:
             said = self._conformance
             limits = Limits(int(self._config.getoption("--bench-rounds")))
-            result = measure(case, self._workloads, limits, list(ARMS), say=lambda line: None)
+            result = measure(case, self._workloads, limits, say=lambda line: None)
             rows = records.records(result, self._run, said)
             path = Path(self._config.getoption("--bench-csv"))
-            records.write(rows, path)
-            left_out.write(left_out.left_out(case, self._run, result.skipped), left_out.beside(path))
+            provenance.write(rows, path)
+            missing = records.left_out(case, self._run, result.skipped)
+            provenance.write(missing, records.beside(path, "left_out"))
             self._rows |= {(case, row.arm): row for row in rows}
             self._results[case] = result
         return self._results[case]
@@ -52,8 +52,11 @@ class Kit:
     @cached_property
     def _conformance(self) -> str:
         try:
-            device = self._config.getoption("--bench-device")
-            return conformance.require(self._cache, gate=conformance.FULL if device == "cpu" else conformance.CUDA)
+            option = self._config.getoption
+            selection = "full" if option("--bench-full") else option("--bench-select")
+            device = option("--bench-device")
+            gate = conformance.gate_of("default" if selection == "quick" else selection, device)
+            return conformance.require(self._cache, gate=gate)
         except conformance.ConformanceError as error:
             pytest.exit(f"error: {error}", returncode=1)
 
@@ -84,7 +87,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pairs = [
             pytest.param(case, arm.name, id=f"{case.name}-{arm.name}".replace(" ", "_"))
             for case in on(option("--bench-device"), SELECTIONS[selection](option("--bench-threads")))
-            for arm in arms_for(case, list(ARMS))
+            for arm in arms_for(case)
         ]
         metafunc.parametrize(("case", "arm"), pairs)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -49,13 +48,6 @@ def _event_seconds(call: Callable[[], object]) -> float:
     end.record()
     end.synchronize()
     return 1e-3 * begin.elapsed_time(end)
-
-
-def median_event_seconds(call: Callable[[], object], repeats: int = 7) -> float:
-    """Median time of a call on CUDA, after two that are not counted."""
-    for _ in range(2):
-        call()
-    return statistics.median(_event_seconds(call) for _ in range(repeats))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Everything that needs a CUDA device, in steps that each have a limit on their time, in under nine minutes.
+"""Everything that needs a CUDA device, in steps that each have a limit on their time, in under eight minutes.
 
     python -m benchmarks.gpu              # what `make gpu` runs; --help lists the options
     python -m benchmarks.gpu --out DIR    # leave the results and the logs in DIR instead of benchmarks/results
     python -m benchmarks.gpu --only device --only graph --only images-sampling --only images-training --scale 5
 
-What tests comes first, side by side: the facts that a profiler tells, conformance, the kernels' own tests, a sanitizer.
+What tests comes first, side by side: conformance, a sanitizer, the facts that a profiler tells, the kernels' own tests.
 They mostly wait for compilers. What measures has the device to itself; an engine without conformance is not measured.
 Nothing is installed or built, and no network is used: any Python with torch for CUDA, triton, pytest and the
 package's small dependencies will do. Where vapo_fast is not installed in it, the steps get a folder of links that looks
@@ -14,6 +14,7 @@ as if it were (kernels/ is the package ``vapo_fast.kernels``). Peers that are mi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import shutil
@@ -24,10 +25,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SUMMARY = "on a CUDA device: conformance, sanitizer, benchmarks of MLPs and images, rooflines, in under nine minutes"
+SUMMARY = "on a CUDA device: conformance, sanitizer, benchmarks of MLPs and images, rooflines, in under eight minutes"
 PASSED, FAILED, LEFT_OUT = "passed", "FAILED", "left out"
 # What a sanitizer says of a device that it cannot attach to, some virtual machines' for instance.
 _NO_SANITIZER = ("Device not supported", "Unable to initialize", "not supported on this")
@@ -67,58 +67,43 @@ class Result:
 def steps(python: str, results: Path, cache: Path, docs: Path | None, scale: float) -> list[Step]:
     """What is run, in order; ``scale`` stretches the limits, ``results`` is the folder of the results' files."""
     run = (python, "-m", "benchmarks")
-    files = (
-        "--csv",
-        str(results / "bench.csv"),
-        "--roofline-csv",
-        str(results / "roofline.csv"),
-        "--cache",
-        str(cache),
-    )
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    cuda = ("--device", "cuda", "--results", str(results), "--cache", str(cache))
     sanitizer = shutil.which("compute-sanitizer")
     memcheck = ("--tool", "memcheck", "--error-exitcode", str(_SANITIZER_ERROR))
+    rounds = ("--rounds", "5", "--round-seconds", "0.03", "--budget-seconds", BUDGET)
+    of_mlps = (*rounds, "--run-seconds", "3", "--case-seconds", "60")
+    of_images = (*rounds, "--run-seconds", f"{2.0 * scale:g}", "--case-seconds", f"{45 * scale:g}")
 
-    def step(name: str, *command: str, **more: Any) -> Step:
-        return Step(name, command, scale * SECONDS[name], kept=scale * KEPT.get(name, 0.0), **more)
+    def tests(name: str, seconds: float, *command: str, missing: str = "") -> Step:
+        return Step(name, command, seconds, together=True, missing=missing)
 
-    def tests(name: str, *command: str, missing: str = "") -> Step:
-        return step(name, *command, together=True, missing=missing)
+    def cases(name: str, seconds: float, select: str, gate: str, *limits: str, kept: float, slack: float) -> Step:
+        command = (*run, "run", "--select", select, *cuda, *limits)
+        return Step(name, command, seconds, ("device", gate), kept, slack)
 
-    def images(name: str, job: str) -> Step:
-        limits = ("--rounds", "5", "--run-seconds", f"{2.0 * scale:g}", "--case-seconds", f"{45 * scale:g}")
-        where = ("--csv", str(results / "images.csv"), "--cache", str(cache), "--budget-seconds", BUDGET)
-        command = (*run, "images", "--device", "cuda", "--jobs", job, *limits, *where)
-        return step(name, *command, needs=("device", "graph"), slack=20.0)
-
-    loops = ("--csv", str(results / "graph_loops.csv"), "--cache", str(cache), "--budget-seconds", BUDGET)
-    measuring = ("--rounds", "5", "--round-seconds", "0.03", "--run-seconds", "3", "--case-seconds", "60")
-    cases = (*run, "run", "--device", "cuda", "--select", "gpu", *measuring, "--budget-seconds", BUDGET, *files)
-    needs = ("device", "conformance")
     found = [
-        step("device", python, "-c", _DEVICE, needs=()),
-        tests("conformance", *run, "gate", "--gate", "cuda", "--cache", str(cache)),
-        tests("graph", *run, "gate", "--gate", "graph", "--cache", str(cache)),
-        tests("facts", *pytest, "tests/engines/test_triton_cuda.py"),
-        tests("graph-facts", *pytest, "-m", "not slow", *GRAPH_TESTS),
-        tests("kernels", *pytest, *KERNEL_TESTS),
+        Step("device", (python, "-c", _DEVICE), 30, needs=()),
+        tests("conformance", 180, *run, "gate", "--gate", "cuda", "--cache", str(cache)),
+        tests("graph", 180, *run, "gate", "--gate", "graph", "--cache", str(cache)),
         tests(
             "sanitizer",
+            180,
             *(sanitizer or "compute-sanitizer", *memcheck),
-            *(python, "-P", str(ROOT / "benchmarks" / "sanitize_case.py")),
+            *(python, "-P", str(ROOT / "tests" / "kernels" / "sanitize_case.py")),
             missing="" if sanitizer else "compute-sanitizer is not on the PATH",
         ),
-        step("benchmarks", *cases, needs=needs, slack=40.0),
-        images("images-sampling", "sample"),
-        images("images-training", "train"),
-        step("graph-loops", *run, "graph-loops", "--device", "cuda", *loops, needs=("device", "graph"), slack=15.0),
-        step("roofline", *run, "roofline", "--device", "cuda", *files, needs=needs),
+        tests("facts", 180, *pytest, "tests/engines/test_triton_cuda.py"),
+        tests("graph-facts", 180, *pytest, "-m", "not slow", *GRAPH_TESTS),
+        tests("kernels", 150, *pytest, *KERNEL_TESTS),
+        cases("benchmarks", 150, "gpu", "conformance", *of_mlps, kept=0, slack=40),
+        cases("images-sampling", 130, "gpu-sampling", "graph", *of_images, kept=60, slack=20),
+        cases("images-training", 90, "gpu-training", "graph", *of_images, kept=40, slack=20),
+        Step("roofline", (*run, "roofline", *cuda), 75, ("device", "conformance"), kept=40),
     ]
     if docs is not None:
-        others = ("--images-csv", str(results / "images.csv"), "--graph-loops-csv", str(results / "graph_loops.csv"))
-        pages = (*others, "--docs", str(docs))
-        found.append(step("report", *run, "report", *files, *pages))
-    return found
+        found.append(Step("report", (*run, "report", *cuda, "--docs", str(docs)), 30, kept=15))
+    return [replace(step, seconds=scale * step.seconds, kept=scale * step.kept) for step in found]
 
 
 BUDGET = "{seconds}"
@@ -142,25 +127,8 @@ GRAPH_TESTS = (
     "tests/engines/explicit/test_equality.py",
 )
 """Of the graph engine and the explicit passes: waiting, recording and precision on the device, and their kernels."""
-SECONDS = {
-    "device": 40,
-    "conformance": 200,
-    "graph": 200,
-    "facts": 180,
-    "graph-facts": 200,
-    "kernels": 150,
-    "sanitizer": 180,
-    "benchmarks": 160,
-    "images-sampling": 130,
-    "images-training": 90,
-    "graph-loops": 60,
-    "roofline": 75,
-    "report": 30,
-}
-"""Limits; the whole is held to `TOTAL` as well: a step gets what those before it left, less what is kept for later."""
-KEPT = {"images-sampling": 70, "images-training": 45, "graph-loops": 15, "roofline": 48, "report": 20}
-"""Of these, what is kept for each step."""
-TOTAL = 530.0
+TOTAL = 470.0
+"""Seconds of the whole; a step gets what those before it left, less what is kept for later ones, up to its limit."""
 
 _DEVICE = """
 import sys, torch
@@ -190,7 +158,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=Path, default=ROOT / "out" / "benchmarks", help="as of python -m benchmarks run"
     )
-    parser.add_argument("--only", action="append", default=[], choices=list(SECONDS), help="only these steps")
+    parser.add_argument("--only", action="append", default=[], help="only these steps")
     parser.add_argument("--scale", type=float, default=1.0, help="stretch every limit, for a slower device")
     parser.set_defaults(command=run)
 
@@ -203,9 +171,11 @@ def run(options: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     docs = ROOT / "docs" / "benchmarks.md" if options.out is None else None
     todo = steps(options.python, results, options.cache.resolve(), docs, options.scale)
+    unknown = set(options.only) - {step.name for step in todo}
+    if unknown:
+        print(f"error: no step {min(unknown)!r}; the steps are: {', '.join(step.name for step in todo)}")
+        return 2
     todo = [step for step in todo if not options.only or step.name in options.only]
-    for line in without_peers(options.python) if any(step.name == "benchmarks" for step in todo) else ():
-        print(line, flush=True)
     environment = environment_for(options.python)
     ended = run_steps(todo, lambda planned: execute(planned, environment, logs), TOTAL * options.scale)
     text = summary(ended)
@@ -260,16 +230,6 @@ def _run_beside(
     ]
 
 
-def without_peers(python: str) -> list[str]:
-    """What is left out of the benchmarks, and how it would be there."""
-    code = "from benchmarks.peers import jax_client; print(jax_client.missing('cuda') or '')"
-    done = subprocess.run(
-        [python, "-c", code], cwd=ROOT, env=environment_for(python), capture_output=True, text=True, check=False
-    )
-    reason = done.stdout.strip()
-    return [f"diffrax and JAX are left out: {reason}"] if reason else []
-
-
 def execute(planned: Sequence[Planned], environment: dict[str, str], logs: Path) -> list[Result]:
     """Run the steps' commands at once, each one's output kept in ``logs`` and shown when it ends; past its limit a
     command and its children are ended."""
@@ -319,7 +279,13 @@ class _Running:
 
     def end(self) -> None:
         """End what is left of it."""
-        _end_group(self._process)
+        for signal_ in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self._process.pid, signal_)
+            except ProcessLookupError:
+                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5)
 
 
 def judge(step: Step, code: int | None, text: str) -> tuple[str, str]:
@@ -376,18 +342,6 @@ def linked(folder: Path) -> Path:
             (package / entry.name).symlink_to(entry)
     (package / "kernels").symlink_to(ROOT / "kernels")
     return folder
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    for signal_ in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, signal_)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            continue
 
 
 if __name__ == "__main__":

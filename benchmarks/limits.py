@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.flops import field_flops, loss_flops
-from benchmarks.measure import PEAK
-from benchmarks.records import Record, of_arm
+from benchmarks.peers.machine import PEAK
+from benchmarks.records import Key, Record, of_arm
 from benchmarks.targets import TARGETS, Finding, Target, findings, key_of
 
 
@@ -38,9 +38,7 @@ class Limit:
     possible: float | None
 
 
-def limits(
-    cases: Mapping[tuple[object, ...], Sequence[Record]], threads: int, targets: Sequence[Target] = TARGETS
-) -> list[Limit]:
+def limits(cases: Mapping[Key, Sequence[Record]], threads: int, targets: Sequence[Target] = TARGETS) -> list[Limit]:
     """Of every target whose case has our engine and the peak; the others are left out."""
     found = [
         _limit(finding, cases.get(key_of(finding.target, threads), ())) for finding in findings(cases, threads, targets)

@@ -5,32 +5,25 @@ from __future__ import annotations
 import gc
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-import vapo_fast as vf
-from benchmarks.cases import JOBS, Case
-from benchmarks.devices import usable
-from benchmarks.flops import PRODUCT_SIZE, field_flops, product_flops, product_shapes
-from benchmarks.peers import ARMS
-from benchmarks.peers.base import Arm, DisagreementError, LocalRunner, Outcome, Runner, UnavailableError
+from benchmarks.cases import Case
+from benchmarks.devices import usable, wait
+from benchmarks.flops import field_flops, product_flops
+from benchmarks.peers import arms_for
+from benchmarks.peers.base import Arm, DisagreementError, Outcome, Runner, UnavailableError
 from benchmarks.peers.jax_client import JAX_PRODUCT
-from benchmarks.workloads import Problem, Workloads
-from vapo_fast.core import extension
+from benchmarks.peers.machine import PEAK, PRODUCT, peak_flops
+from benchmarks.spread import Error, Quartiles, paired_ratio, rotated
+from benchmarks.workloads import ImageProblem, Problem, Workloads
 
-PRODUCT = "matrix product"
-"""The arm of a field's case that measures the machine: a square float32 product in PyTorch; on CUDA, cuBLAS's float32
-products of the field's own shapes, one after the other."""
-PEAK = "multiply-adds in registers"
-"""The arm of every case on the CPU that measures its limit: the multiply-adds of our kernels, without any memory."""
-# A run of it, in thousands of multiply-adds for each chain: some milliseconds.
-_PEAK_TURNS = 1000
 # Threads that an arm leaves spinning go to sleep before the next one starts.
 _PAUSE_SECONDS = 0.003
 # No round runs an arm more often than this, however short it is.
@@ -59,36 +52,6 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Quartiles:
-    """Median and quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-    @staticmethod
-    def of(values: Sequence[float]) -> Quartiles:
-        """Of at least two values."""
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return Quartiles(median, low, high)
-
-
-@dataclass(frozen=True)
-class Error:
-    """Distance from the float64 solution: root mean square over a sample's coordinates, for the samples compared."""
-
-    rms: float
-    median: float
-    largest: float
-
-    @staticmethod
-    def of(x: np.ndarray, reference: np.ndarray) -> Error:
-        """Of the first rows of x (n, d), as many as ``reference`` has."""
-        rows = np.sqrt(np.square(x[: len(reference)] - reference).mean(axis=1))
-        return Error(float(np.sqrt(np.square(rows).mean())), float(np.median(rows)), float(rows.max()))
-
-
-@dataclass(frozen=True)
 class Measured:
     """One arm of one case.
 
@@ -96,6 +59,8 @@ class Measured:
         rounds: seconds of each round. repeats: runs in a round. warmup_seconds: making ready, compilation included.
         cpu_per_wall: processors kept busy. outcome: of a run that was not timed. error: of its end states, or the
             relative error of a gradient as ``rms``. flops: operations of one run, where they are counted.
+        peak_bytes: the most memory at once: on CUDA the allocator's, from before the arm is made ready to the end of
+            its first run; on the CPU counted, where it is.
     """
 
     arm: str
@@ -108,6 +73,7 @@ class Measured:
     outcome: Outcome
     error: Error | None = None
     flops: int | None = None
+    peak_bytes: int | None = None
 
     @property
     def seconds(self) -> Quartiles:
@@ -117,34 +83,29 @@ class Measured:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """All arms of a case, and why others are not among them."""
+    """All arms of a case, and why others are not among them; of images also the data, and the network's size."""
 
     case: Case
     arms: dict[str, Measured]
     skipped: dict[str, str] = field(default_factory=dict)
+    data: str = ""
+    parameters: int | None = None
 
-    def ratio(self, arm: str, base: str | None = None) -> Quartiles | None:
-        """How many times as long as ``base`` (default: `Case.ours`) an arm took, paired by round; None if either was
-        not measured."""
-        base = base or self.case.ours
+    def ratio(self, arm: str, base: str) -> Quartiles | None:
+        """How many times as long as ``base`` an arm took, paired by round; None if either was not measured."""
         if arm not in self.arms or base not in self.arms:
             return None
         return paired_ratio(self.arms[arm].rounds, self.arms[base].rounds)
-
-
-def paired_ratio(values: Sequence[float], bases: Sequence[float]) -> Quartiles:
-    """Quartiles of the ratios of values taken in the same rounds: what a machine's moods do to both cancels."""
-    return Quartiles.of([value / base for value, base in zip(values, bases, strict=True)])
 
 
 def measure(
     case: Case,
     workloads: Workloads,
     limits: Limits,
-    arms: Sequence[str],
+    arms: Sequence[str] | None = None,
     say: Callable[[str], None] = print,
 ) -> CaseResult:
-    """Measure a case with those of the named arms that can do its job on its device.
+    """Measure a case with those arms, all or the named ones, that can do its job on its device.
 
     Raises: DisagreementError if an arm of ours computes something else. A peer that does is left out, by name.
     """
@@ -155,36 +116,22 @@ def measure(
     problem = workloads.problem(case)
     if case.job in ("solve", "solve_fixed", "sample"):
         _ = problem.reference  # made before anything is warm
-    begin = time.perf_counter()
     ready: dict[str, _Ready] = {}
-    skipped: dict[str, str] = {}
     try:
-        for arm in arms_for(case, arms):
-            try:
-                reason = arm.missing()
-                if reason:
-                    raise UnavailableError(reason)
-                if time.perf_counter() - begin > limits.case_seconds and arm.name not in (case.ours, PEAK):
-                    raise UnavailableError(f"the case's {limits.case_seconds:.0f} s are up")
-                ready[arm.name] = _make_ready(arm, problem, limits)
-            except Exception as error:
-                if isinstance(error, DisagreementError) and not arm.peer:
-                    raise
-                # One arm's trouble, such as a peer that runs out of memory, must not cost the others their hours.
-                reason = str(error) if isinstance(error, UnavailableError) else f"{type(error).__name__}: {error}"
-                skipped[arm.name] = _one_line(reason or type(error).__name__)
-                say(f"  skipped {arm.name}: {skipped[arm.name]}")
+        skipped = _make_all_ready(problem, limits, arms, ready, say)
         rounds, cpu = _interleave(ready, limits)
         measured = {name: _measured(name, ready[name], rounds[name], cpu[name], problem) for name in ready}
     finally:
         for one in ready.values():
             one.runner.close()
+        # What was compiled and captured goes before the next case's memory is asked for.
+        problem.shared.clear()
+        if "torch._dynamo" in sys.modules:  # which is slow to import
+            torch.compiler.reset()
+        _free(case.device)
+    if isinstance(problem, ImageProblem):
+        return CaseResult(case, measured, skipped, problem.data_name, problem.parameters)
     return CaseResult(case, measured, skipped)
-
-
-def _one_line(text: str, longest: int = 160) -> str:
-    line = text.splitlines()[0]
-    return line if len(line) <= longest else line[: longest - 3] + "..."
 
 
 @dataclass(frozen=True)
@@ -193,21 +140,46 @@ class _Ready:
     runner: Runner
     warmup_seconds: float
     repeats: int
+    peak_bytes: int | None = None
 
 
-def arms_for(case: Case, names: Sequence[str]) -> list[Arm]:
-    """Those of the named arms that do a case's job on its device, and what measures the machine beside them."""
-    chosen = [ARMS[name] for name in names if case.job in ARMS[name].jobs and case.device in ARMS[name].devices]
-    products = [_product_arm()] if case.job == "field" else []
-    peaks = [_peak_arm(case.threads)] if case.device == "cpu" else []
-    return [*chosen, *products, *peaks]
+def _make_all_ready(
+    problem: Problem | ImageProblem,
+    limits: Limits,
+    names: Sequence[str] | None,
+    ready: dict[str, _Ready],
+    say: Callable[[str], None],
+) -> dict[str, str]:
+    """Make the arms ready, into ``ready``; why others are not among them."""
+    case, begin, skipped = problem.case, time.perf_counter(), dict[str, str]()
+    for arm in arms_for(case, names):
+        try:
+            reason = arm.missing()
+            if reason:
+                raise UnavailableError(reason)
+            if time.perf_counter() - begin > limits.case_seconds and arm.name not in (case.ours, PEAK):
+                raise UnavailableError(f"the case's {limits.case_seconds:.0f} s are up")
+            ready[arm.name] = _make_ready(arm, problem, limits)
+        except Exception as error:
+            if isinstance(error, DisagreementError) and not arm.peer:
+                raise
+            # One arm's trouble, such as a peer that runs out of memory, must not cost the others their hours.
+            reason = str(error) if isinstance(error, UnavailableError) else f"{type(error).__name__}: {error}"
+            skipped[arm.name] = _one_line(reason or type(error).__name__)
+            say(f"  skipped {arm.name}: {skipped[arm.name]}")
+            del error
+            _free(case.device)
+    return skipped
 
 
-def _make_ready(arm: Arm, problem: Problem, limits: Limits) -> _Ready:
+def _make_ready(arm: Arm, problem: Problem | ImageProblem, limits: Limits) -> _Ready:
+    device = problem.case.device
+    before = _reset_peak(device)
     begin = time.perf_counter()
     runner = arm.prepare(problem)
     (once,) = runner.run(1).seconds
     warmup = time.perf_counter() - begin
+    peak = None if before is None else torch.cuda.max_memory_allocated() - before
     if once <= 2 * limits.run_seconds:
         # The first warm run, which also tells how often to repeat.
         (once,) = runner.run(1).seconds
@@ -215,7 +187,26 @@ def _make_ready(arm: Arm, problem: Problem, limits: Limits) -> _Ready:
         runner.close()
         raise UnavailableError(f"one run took {once:.0f} s, over the limit of {limits.run_seconds:.0f} s")
     repeats = max(1, min(_MOST_REPEATS, round(limits.round_seconds / once)))
-    return _Ready(arm, runner, warmup, repeats)
+    return _Ready(arm, runner, warmup, repeats, peak)
+
+
+def _reset_peak(device: str) -> int | None:
+    if device != "cuda":
+        return None
+    wait(device)
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def _free(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _one_line(text: str, longest: int = 160) -> str:
+    line = text.splitlines()[0]
+    return line if len(line) <= longest else line[: longest - 3] + "..."
 
 
 def _interleave(ready: Mapping[str, _Ready], limits: Limits) -> tuple[dict[str, list[float]], dict[str, float]]:
@@ -242,74 +233,34 @@ def _interleave(ready: Mapping[str, _Ready], limits: Limits) -> tuple[dict[str, 
     return values, {name: cpu[name] / wall[name] for name in names if wall[name]}
 
 
-def rotated(names: Sequence[str], by: int) -> list[str]:
-    """The names, starting with another one."""
-    start = by % len(names) if names else 0
-    return [*names[start:], *names[:start]]
-
-
-def _measured(name: str, one: _Ready, rounds: list[float], cpu: float, problem: Problem) -> Measured:
-    case, outcome = problem.case, one.runner.outcome()
-    error, flops = None, None
-    if outcome.x is not None:
-        error = Error.of(outcome.x, problem.reference)
-    elif outcome.gradient is not None:
-        exact = problem.exact_gradient
-        relative = float(np.linalg.norm(outcome.gradient - exact) / np.linalg.norm(exact))
-        error = Error(relative, relative, relative)
-    elif outcome.field is not None:
-        exact = problem.exact_field[: len(outcome.field)]
-        rows = np.abs(outcome.field - exact).max(axis=1) / np.abs(exact).max()
-        error = Error(float(np.sqrt(np.square(rows).mean())), float(np.median(rows)), float(rows.max()))
+def _measured(name: str, one: _Ready, rounds: list[float], cpu: float, problem: Problem | ImageProblem) -> Measured:
+    case, outcome, arm = problem.case, one.runner.outcome(), one.arm
+    error = outcome.error if isinstance(problem, ImageProblem) else _error(outcome, problem)
+    flops = None
     if name == JAX_PRODUCT or (name == PRODUCT and case.device == "cpu"):
         flops = product_flops()
     elif name == PEAK:
         flops = peak_flops(case.threads)
     elif case.job == "field":
         flops = field_flops(case.n, case.dimension, case.widths)
-    arm = one.arm
+    peak = one.runner.peak_bytes() if one.peak_bytes is None else one.peak_bytes
     version = one.runner.version or arm.version()
-    return Measured(name, arm.peer, version, rounds, one.repeats, one.warmup_seconds, cpu, outcome, error, flops)
+    took = one.warmup_seconds
+    return Measured(name, arm.peer, version, rounds, one.repeats, took, cpu, outcome, error, flops, peak)
 
 
-def _product_arm() -> Arm:
-    def square(problem: Problem) -> Runner:
-        a, b = torch.ones(2, PRODUCT_SIZE, PRODUCT_SIZE)
-        out = torch.empty_like(a)
-        return LocalRunner(lambda: torch.mm(a, b, out=out), Outcome)
-
-    def of_the_field(problem: Problem) -> Runner:
-        if torch.get_float32_matmul_precision() != "highest":
-            raise UnavailableError("float32 products are set to be computed with less precision")
-        case, products = problem.case, []
-        for rows, inner, columns in product_shapes(case.n, case.dimension, case.widths):
-            a, b = (torch.randn(shape, device=problem.device) for shape in ((rows, inner), (inner, columns)))
-            products.append((a, b, torch.empty(rows, columns, device=problem.device)))
-
-        def call() -> None:
-            for a, b, out in products:
-                torch.mm(a, b, out=out)
-
-        return LocalRunner(call, Outcome, case.device)
-
-    def prepare(problem: Problem) -> Runner:
-        return (square if problem.case.device == "cpu" else of_the_field)(problem)
-
-    return Arm(PRODUCT, False, ("field",), "torch", prepare, lambda: None, lambda: f"torch {torch.__version__}")
-
-
-def peak_flops(threads: int) -> int:
-    """Operations of a run of the arm `PEAK`."""
-    rates: Any = extension.load().rates
-    return int(rates.multiply_adds(extension.chosen_instruction_set(), _PEAK_TURNS, threads))
-
-
-def _peak_arm(threads: int) -> Arm:
-    def prepare(problem: Problem) -> Runner:
-        return LocalRunner(lambda: peak_flops(threads), Outcome)
-
-    reason = extension.unavailable_reason
-    return Arm(PEAK, False, JOBS, "vapo_fast", prepare, reason, lambda: f"vapo_fast {vf.__version__}")
+def _error(outcome: Outcome, problem: Problem) -> Error | None:
+    """Of the end states, of the gradient relative to its norm, or of the field relative to its largest entry."""
+    if outcome.x is not None:
+        return Error.of(outcome.x, problem.reference)
+    if outcome.gradient is not None:
+        exact = problem.exact_gradient
+        relative = float(np.linalg.norm(outcome.gradient - exact) / np.linalg.norm(exact))
+        return Error(relative, relative, relative)
+    if outcome.field is not None:
+        exact = problem.exact_field[: len(outcome.field)]
+        return Error.of_rows(np.abs(outcome.field - exact).max(axis=1) / np.abs(exact).max())
+    return None
 
 
 def default_cache() -> Path:

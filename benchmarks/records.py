@@ -1,24 +1,26 @@
-"""The results file: one row for each arm of each case of each run, appended and never changed."""
+"""The results files: a row for each arm of each case of each run, for what was left out, and for each run."""
 
 from __future__ import annotations
 
-import csv
 import os
 import platform
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import Case
+from benchmarks.cases import OURS_OF_IMAGES, Case
 from benchmarks.devices import OURS, accelerator
-from benchmarks.measure import PRODUCT, CaseResult, Measured, Quartiles, paired_ratio
-from benchmarks.provenance import COLUMNS, RESULTS, append
+from benchmarks.measure import CaseResult, Measured
+from benchmarks.peers.image_arms import EAGER_ARM
+from benchmarks.peers.machine import PRODUCT
+from benchmarks.provenance import RESULTS, processor
+from benchmarks.spread import Quartiles, paired_ratio
 
 CSV = RESULTS / "bench.csv"
-Row = TypeVar("Row")
+Key = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Record:
         conformance: what the suite said before the run. load: of the machine when the run began.
         device: of the case. accelerator, driver, triton: its name and versions, where it is not the processor.
         precision: of the products, where the arm tells.
+        peers, precisions: of a case of images, see `benchmarks.cases.Case`; empty for MLPs. data: what its images were.
+            parameters: of its network. speedup, speedup_low, speedup_high: eager PyTorch's time over this arm's, paired
+            by round. peak_mib, memory_ratio: the most memory at once, in MiB, without the weights, and over eager's.
+        each_ms: of every round, with spaces between them.
 
     Columns are only ever added, at the end, with a default: a file may have rows from before.
     """
@@ -57,7 +63,7 @@ class Record:
     rounds: int
     repeats: int
     warmup_s: float
-    cpu_per_wall: float
+    cpu_per_wall: float | None
     ratio: float | None = None
     ratio_low: float | None = None
     ratio_high: float | None = None
@@ -87,22 +93,111 @@ class Record:
     driver: str = ""
     triton: str = ""
     precision: str = ""
+    peers: str = ""
+    precisions: str = ""
+    data: str = ""
+    parameters: int | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    peak_mib: float | None = None
+    memory_ratio: float | None = None
+    each_ms: str = ""
 
     @property
-    def case(self) -> tuple[object, ...]:
+    def case(self) -> Key:
         """What tells cases apart. The host's threads are no part of it on another device."""
         threads = self.threads if self.device == "cpu" else None
-        return self.job, self.workload, self.dimension, self.hidden, self.n, self.rtol, self.steps, threads, self.device
+        shape = self.job, self.workload, self.dimension, self.hidden, self.n, self.rtol, self.steps
+        return *shape, threads, self.device, self.peers, self.precisions
 
     @property
     def ours(self) -> str:
-        """The engine of ours that everybody is compared with on this device."""
-        return OURS[self.device]
+        """The engine of ours that everybody is compared with in this case."""
+        return OURS_OF_IMAGES[self.job] if self.peers else OURS[self.device]
+
+    @property
+    def name(self) -> str:
+        """The arm's name, without its precision."""
+        return self.arm.partition(", ")[0]
+
+    @property
+    def asked(self) -> str:
+        """Of images: the precision that the arm was asked for."""
+        return self.arm.partition(", ")[2] or "float32"
+
+    @property
+    def of_ours(self) -> bool:
+        """Whether this is our engine, in whatever precision."""
+        return self.name == self.ours
 
     @property
     def shape(self) -> str:
         """The network's shape."""
         return f"d {self.dimension}, {self.hidden.replace('x', '×')}"
+
+    @property
+    def each(self) -> list[float]:
+        """Milliseconds of every round; none in rows from before they were kept."""
+        return [float(value) for value in self.each_ms.split()]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An arm that did not take part in a case, with the reason; the columns are those of `Record`."""
+
+    run: str
+    job: str
+    workload: str
+    dimension: int
+    hidden: str
+    n: int
+    rtol: float | None
+    steps: int | None
+    threads: int
+    device: str
+    arm: str
+    reason: str
+    date: str = ""
+    commit: str = ""
+    machine: str = ""
+    torch: str = ""
+    peers: str = ""
+    precisions: str = ""
+
+    case = Record.case
+
+
+EVERY_ARM = "every arm"
+"""``arm`` of a case that was not measured at all."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the kit.
+
+    Attributes:
+        run: when it began measuring, as in the rows of its results. measured, left_out: cases. conformance_s, seconds:
+            of the conformance suite's part (next to nothing if its result was remembered), and of everything.
+    """
+
+    run: str
+    selection: str
+    device: str
+    measured: int
+    left_out: int
+    conformance_s: float
+    seconds: float
+    date: str = ""
+    commit: str = ""
+    machine: str = ""
+    threads: int = 0
+    torch: str = ""
+
+
+def beside(results: Path, what: str) -> Path:
+    """A file that goes with a results file: ``bench_left_out.csv`` or ``bench_runs.csv`` for ``bench.csv``."""
+    return results.with_name(f"{results.stem}_{what}.csv")
 
 
 def records(result: CaseResult, run: str, conformance: str) -> list[Record]:
@@ -110,74 +205,51 @@ def records(result: CaseResult, run: str, conformance: str) -> list[Record]:
     return [_record(result, one, run, conformance) for one in result.arms.values()]
 
 
-def write(rows: Iterable[Record], path: Path = CSV) -> None:
-    """Append rows with their provenance."""
-    append_rows_of(path, Record, rows)
+def left_out(case: Case, run: str, reasons: Mapping[str, str]) -> list[LeftOut]:
+    """The rows of what a case was measured without, from each arm's reason."""
+    common = {name: value for name, value in _of_case(case).items() if name != "device"}
+    return [LeftOut(run=run, device=case.device, arm=arm, reason=why, **common) for arm, why in reasons.items()]
 
 
-def load(path: Path = CSV) -> list[Record]:
-    """Every row of the file.
-
-    Raises: ValueError naming the line of a row that cannot be read.
-    """
-    if not path.exists():
-        raise FileNotFoundError(path)
-    return read(path, Record)
+def reasons_of(rows: Sequence[LeftOut], case: Key, run: str) -> dict[str, str]:
+    """Arms and reasons of a case of a run."""
+    return {row.arm: row.reason for row in rows if row.case == case and row.run == run}
 
 
-def append_rows_of(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
-    """Append rows of a dataclass with their provenance, of which ``threads`` is the row's own."""
-    columns = [column.name for column in fields(kind) if column.name not in COLUMNS]  # type: ignore[arg-type]
-    own = (*columns, "threads")
-    append(path, columns, [{name: cell(getattr(row, name)) for name in own} for row in rows])
+def key_of(case: Case) -> Key:
+    """`Record.case` of a case."""
+    return left_out(case, "", {"": ""})[0].case
 
 
-def read(path: Path, kind: type[Row]) -> list[Row]:
-    """Every row of a file whose columns are the fields of a dataclass; none if there is no file.
-
-    Raises: ValueError naming the line of a row that cannot be read.
-    """
-    if not path.exists():
-        return []
-    kinds = {column.name: str(column.type) for column in fields(kind)}  # type: ignore[arg-type]
-    with path.open(newline="", encoding="utf-8") as file:
-        reader, rows = csv.DictReader(file), []
-        for cells in reader:
-            try:
-                # A line from before a column was added ends early.
-                filled = {name: value_of(kinds[name], text) for name, text in cells.items() if text is not None}
-                rows.append(kind(**filled))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
-        return rows
+def _of_case(case: Case) -> dict[str, Any]:
+    names = ("job", "workload", "dimension", "hidden", "n", "rtol", "steps", "threads", "device", "peers")
+    return {name: getattr(case, name) for name in names} | {"precisions": "+".join(case.precisions)}
 
 
-def latest(rows: Sequence[Record]) -> dict[tuple[object, ...], list[Record]]:
+def latest(rows: Sequence[Record]) -> dict[Key, list[Record]]:
     """For each case the rows of its newest run, preferring runs that measured our engine.
 
     Rows of different runs are never mixed: their times are not comparable.
     """
-    runs: dict[tuple[object, ...], dict[str, list[Record]]] = {}
+    runs: dict[Key, dict[str, list[Record]]] = {}
     for row in rows:
         runs.setdefault(row.case, {}).setdefault(row.run, []).append(row)
     chosen = {}
     for case, by_run in runs.items():
-        with_ours = [run for run, its in by_run.items() if any(row.arm == row.ours for row in its)]
+        with_ours = [run for run, its in by_run.items() if any(row.of_ours for row in its)]
         chosen[case] = by_run[max(with_ours or by_run)]
     return chosen
 
 
-def whole_run(
-    rows: Sequence[Record], cases: Sequence[tuple[object, ...]]
-) -> dict[tuple[object, ...], list[Record]] | None:
+def whole_run(rows: Sequence[Record], cases: Sequence[Key]) -> dict[Key, list[Record]] | None:
     """For each of these cases the rows of the newest run that measured our engine in all of them; None if none did."""
-    runs: dict[str, dict[tuple[object, ...], list[Record]]] = {}
+    runs: dict[str, dict[Key, list[Record]]] = {}
     for row in rows:
         if row.case in cases:
             runs.setdefault(row.run, {}).setdefault(row.case, []).append(row)
 
-    def measured(its: dict[tuple[object, ...], list[Record]], case: tuple[object, ...]) -> bool:
-        return any(row.arm == row.ours for row in its.get(case, ()))
+    def measured(its: dict[Key, list[Record]], case: Key) -> bool:
+        return any(row.of_ours for row in its.get(case, ()))
 
     whole = [run for run, its in runs.items() if all(measured(its, case) for case in cases)]
     return runs[max(whole)] if whole else None
@@ -194,53 +266,43 @@ def of_arm(rows: Sequence[Record], arm: str) -> Record | None:
     return next((row for row in rows if row.arm == arm), None)
 
 
-def hidden_name(case: Case) -> str:
-    """``128x3``."""
-    return case.shape.split(" ", 1)[1]
+def when(rows: Sequence[Record]) -> str:
+    """How often, when, and how busy the machine was, in words."""
+    loads = [row.load for row in rows if row.load is not None]
+    busy = f"{min(loads):.1f} – {max(loads):.1f}" if loads else "unknown"
+    rounds = ", ".join(str(count) for count in sorted({row.rounds for row in rows}))
+    threads = ", ".join(str(count) for count in sorted({row.threads for row in rows}))
+    dates = ", ".join(sorted({f"{row.date} at commit {row.commit}" for row in rows}))
+    return f"Threads: {threads}; rounds: {rounds}; load: {busy}; {dates}." if rows else ""
 
 
-def processor() -> str:
-    """The processor's model name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def paired(peer: Record, ours: Record) -> Quartiles | None:
+    """A peer's time over ours, paired by round, of rows of one case and run; None where the rounds are not known."""
+    if peer.each and ours.each:
+        return paired_ratio(peer.each, ours.each)
+    if peer.ratio is None or peer.ratio_low is None or peer.ratio_high is None or ours.arm != ours.ours:
+        return None
+    return Quartiles(peer.ratio, peer.ratio_low, peer.ratio_high)
 
 
 def _record(result: CaseResult, one: Measured, run: str, conformance: str) -> Record:
-    case, seconds, outcome = result.case, one.seconds, one.outcome
-    ratio = result.ratio(one.arm)
-    share = _share(result, one)
-    evaluations = outcome.evaluations
+    case, outcome, evaluations = result.case, one.outcome, one.outcome.evaluations
+    eager = result.arms.get(EAGER_ARM)
+    shared = eager.peak_bytes if eager is not None else None
     return Record(
         run=run,
-        job=case.job,
-        workload=case.workload,
-        dimension=case.dimension,
-        hidden=hidden_name(case),
-        n=case.n,
-        rtol=case.rtol,
-        steps=case.steps,
-        threads=case.threads,
+        **_of_case(case),
         arm=one.arm,
         peer=one.peer,
         version=one.version,
-        median_ms=1e3 * seconds.median,
-        low_ms=1e3 * seconds.low,
-        high_ms=1e3 * seconds.high,
+        median_ms=1e3 * one.seconds.median,
+        low_ms=1e3 * one.seconds.low,
+        high_ms=1e3 * one.seconds.high,
         rounds=len(one.rounds),
         repeats=one.repeats,
         warmup_s=one.warmup_seconds,
         cpu_per_wall=one.cpu_per_wall,
-        ratio=ratio and ratio.median,
-        ratio_low=ratio and ratio.low,
-        ratio_high=ratio and ratio.high,
-        gflops=None if one.flops is None else 1e-9 * one.flops / seconds.median,
-        share=share and share.median,
-        share_low=share and share.low,
-        share_high=share and share.high,
+        gflops=None if one.flops is None else 1e-9 * one.flops / one.seconds.median,
         evaluations_mean=None if evaluations is None else float(evaluations.mean()),
         evaluations_max=None if evaluations is None else float(evaluations.max()),
         field_share=outcome.field_share,
@@ -254,10 +316,21 @@ def _record(result: CaseResult, one: Measured, run: str, conformance: str) -> Re
         python=platform.python_version(),
         numpy=np.__version__,
         load=os.getloadavg()[0],
-        device=case.device,
         precision=outcome.precision,
+        data=result.data,
+        parameters=result.parameters,
+        peak_mib=None if one.peak_bytes is None else one.peak_bytes / 2**20,
+        memory_ratio=None if one.peak_bytes is None or not shared else one.peak_bytes / shared,
+        each_ms=" ".join(f"{1e3 * value:.6g}" for value in one.rounds),
+        **_quartiles("ratio", result.ratio(one.arm, case.ours)),
+        **_quartiles("share", _share(result, one)),
+        **_quartiles("speedup", result.ratio(EAGER_ARM, one.arm) if case.of_images else None),
         **asdict(accelerator(case.device)),
     )
+
+
+def _quartiles(name: str, found: Quartiles | None) -> dict[str, Any]:
+    return {} if found is None else {name: found.median, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def _share(result: CaseResult, one: Measured) -> Quartiles | None:
@@ -268,19 +341,3 @@ def _share(result: CaseResult, one: Measured) -> Quartiles | None:
     times = paired_ratio(product.rounds, one.rounds)
     scale = one.flops / product.flops
     return Quartiles(scale * times.median, scale * times.low, scale * times.high)
-
-
-def cell(value: object) -> object:
-    """As it stands in a results file."""
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def value_of(kind: str, text: str) -> Any:
-    """What stands in a results file, for a column of a type."""
-    if kind.endswith("| None") and text == "":
-        return None
-    if kind.startswith("bool"):
-        return {"True": True, "False": False}[text]
-    return {"int": int, "float": float, "str": str}[kind.removesuffix(" | None")](text)

@@ -1,25 +1,36 @@
-"""Tables and plots of the results file, and of nothing else."""
+"""The benchmarks' pages: tables and plots of the results files, and of nothing else."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import graph_loops_table, image_tables
-from benchmarks.cases import JOBS, THREADS
-from benchmarks.curves import ERRORS, Curve, curves, plot, time_at_error
-from benchmarks.kernels import KernelRate
-from benchmarks.kernels import newest as newest_kernels
-from benchmarks.left_out import LeftOut, of_run
+from benchmarks import pages, provenance
+from benchmarks.cases import JOBS
 from benchmarks.limits import Limit, limits
-from benchmarks.measure import PEAK
+from benchmarks.pages import html_table, markdown, number, paragraph, spread, times
+from benchmarks.peers.machine import PEAK
 from benchmarks.provenance import ROOT
-from benchmarks.records import Record, latest
-from benchmarks.roofline import Roof, newest
+from benchmarks.records import CSV, LeftOut, Record, beside, latest
+from benchmarks.studies import curves as error_against_time
+from benchmarks.studies import kernels, roofline
+from benchmarks.studies.curves import Curve, curves, plot
+from benchmarks.studies.kernels import KernelRate
+from benchmarks.studies.roofline import Roof
+from benchmarks.tables import (
+    JOB_TITLES,
+    Cases,
+    cases_html,
+    flat,
+    left_out_text,
+    measured_when,
+    measured_where,
+    threads_of_targets,
+)
 from benchmarks.targets import (
     GPU_TARGETS,
+    IMAGE_TARGETS,
     MILLISECONDS,
     RATE,
     TARGETS,
@@ -28,102 +39,82 @@ from benchmarks.targets import (
     Target,
     cases_of_targets,
     findings,
-    of_equal_error,
 )
 
 DOCS = ROOT / "docs" / "benchmarks.md"
+TABLES = "benchmark_tables.html"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-
-Cases = Mapping[tuple[object, ...], Sequence[Record]]
-
-_JOB_TITLES = {
-    "solve": "Solves to a tolerance",
-    "solve_fixed": "Solves with equal steps",
-    "sample": "Samples, from the call to the result",
-    "field": "The field alone",
-    "loss": "Loss and all parameter gradients",
-    "trainer": "Whole training steps",
-}
-_WORKLOAD_TITLES = {
-    "random": "weights as drawn",
-    "eight": "trained on eight Gaussians",
-    "eight_static": "trained on eight Gaussians, without time",
-    "digits": "trained on digits",
-    "stiff5": "5 % of the samples need ten times the steps",
-}
 
 
 @dataclass(frozen=True)
 class Results:
-    """All that a page is made of: rows of the results files.
+    """All that the pages are made of: rows of the results files.
 
     Attributes:
         rows: measured arms. left_out: those that were not, with reasons. roofs, kernels: of single kernels, on a GPU
-            and on the CPU. images: of images on a GPU, by case. images_left_out: what was not measured there.
-        graph_loops: of the graph engine's two loops.
+            and on the CPU.
     """
 
     rows: Sequence[Record]
     left_out: Sequence[LeftOut] = ()
     roofs: Sequence[Roof] = ()
     kernels: Sequence[KernelRate] = ()
-    images: image_tables.Cases = field(default_factory=dict)
-    images_left_out: Sequence[Mapping[str, str]] = ()
-    graph_loops: Sequence[Mapping[str, str]] = ()
+
+    @classmethod
+    def load(cls, folder: Path = provenance.RESULTS) -> Results:
+        """Of the files in a folder."""
+        main = folder / CSV.name
+        return cls(
+            provenance.read(main, Record),
+            provenance.read(beside(main, "left_out"), LeftOut),
+            provenance.read(folder / "roofline.csv", Roof),
+            provenance.read(folder / "kernels.csv", KernelRate),
+        )
+
+    @property
+    def mlps(self) -> list[Record]:
+        """Rows that are not of images."""
+        return [row for row in self.rows if not row.peers]
 
 
 def write(results: Results, docs: Path = DOCS, readme: Path | None = README) -> list[Path]:
-    """Write the tables between the markers of both pages and the plots beside the first; returns the files written.
+    """Write both pages between their marks, and beside the first the plots and all tables; the files written.
 
-    Raises: ValueError if a page lacks the markers.
+    Raises: ValueError if a page lacks the marks.
     """
     drawn = curves(results.rows)
-    plots = [plot(curve, _curve_title(curve), docs.parent / "images" / curve.file_name) for curve in drawn]
-    _replace(docs, docs_text(results, drawn))
-    if readme is not None:
-        _replace(readme, readme_text(results.rows))
-    return [docs, *plots, *([readme] if readme is not None else [])]
+    pages.write(docs, {"benchmarks": docs_text(results, drawn)})
+    plots = [plot(curve, docs.parent / "images" / curve.file_name) for curve in drawn]
+    everything = docs.with_name(TABLES)
+    everything.write_text(tables_text(results, drawn), encoding="utf-8")
+    of_readme = [] if readme is None else [pages.write(readme, {"benchmarks": readme_text(results.mlps)})]
+    return [docs, everything, *plots, *of_readme]
 
 
 def docs_text(results: Results, drawn: Sequence[Curve] = ()) -> str:
-    """Everything that docs/benchmarks.md has between its markers."""
-    rows, cases = results.rows, latest(results.rows)
-    threads = _threads_of_targets(cases)
-    parts = [_measured_where(rows)]
+    """Everything that docs/benchmarks.md has between its marks."""
+    rows = results.mlps
+    threads = threads_of_targets(latest(rows))
+    parts = [measured_where(rows)]
     for title, targets in (("Targets", TARGETS), ("Targets on a GPU", GPU_TARGETS)):
         held = cases_of_targets(rows, threads, targets)
         if targets == TARGETS or held:
-            parts += ["", f"## {title}", "", targets_text(findings(held, threads, targets)), ""]
-            parts += [_measured_when(_flat(held)), _of_which_runs(_flat(held)), *_left_out_text(held, results.left_out)]
+            parts += ["", f"## {title}", "", targets_text(findings(held, threads, targets)), "", measured_when(held)]
+            parts += [*left_out_text(held, results.left_out)]
         within = limits(held, threads, targets)
         if within:
             parts += ["", "## Limits", "", *_LIMITS_INTRODUCTION, "", limits_text(within)]
-    if results.images:
-        parts += ["", *image_tables.section(results.images, results.images_left_out)]
-    if results.graph_loops:
-        parts += ["", *graph_loops_table.section(results.graph_loops)]
-    if results.kernels:
-        parts += ["", "## Kernels", "", *_KERNELS_INTRODUCTION, "", kernels_text(results.kernels)]
-    if results.roofs:
-        parts += ["", "## Rooflines", "", *_ROOFLINE_INTRODUCTION, "", roofline_text(results.roofs)]
+    images = _of_images(results, "cuda")
+    if images:
+        parts += ["", "## Targets of images on a GPU", "", counts_text(findings(images, threads, IMAGE_TARGETS))]
     if drawn:
-        parts += ["", "## Error against time", "", *_CURVES_INTRODUCTION, ""]
-        for curve in drawn:
-            title = _curve_title(curve)
-            parts += [f"![{title}](images/{curve.file_name})", "", f"**{title}**: milliseconds to an error", ""]
-            parts += [_markdown(_times_to_errors(curve)), "", _measured_when(curve.rows), ""]
-    for job in JOBS:
-        chosen = {case: rows for case, rows in cases.items() if case[0] == job}
-        if chosen:
-            parts += ["", f"## {_JOB_TITLES[job]}", ""]
-            parts += _job_text(chosen, results.left_out)
+        parts += ["", "## Error against time", "", *error_against_time.page(drawn, TABLES)]
     return "\n".join(parts)
 
 
 def readme_text(rows: Sequence[Record]) -> str:
     """The table of targets, for the README."""
-    threads, parts = _threads_of_targets(latest(rows)), list[str]()
+    threads, parts = threads_of_targets(latest(rows)), list[str]()
     for targets in (TARGETS, GPU_TARGETS):
         held = cases_of_targets(rows, threads, targets)
         found = [finding for finding in findings(held, threads, targets) if finding.ratio is not None]
@@ -131,30 +122,89 @@ def readme_text(rows: Sequence[Record]) -> str:
             continue
         table = [["case", "compared with", "speed at equal tolerance", "at equal error"]]
         for finding in found:
-            table.append([finding.target.title, _against(finding), _amount(finding), _times(finding.equal_error)])
-        measured = _flat(held)
-        parts += ["", _markdown(table), "", _measured_where(measured), _measured_when(measured)]
-        parts += [_of_which_runs(measured)]
+            table.append([finding.target.title, _against(finding), _amount(finding), times(finding.equal_error)])
+        parts += ["", markdown(table), "", measured_where(flat(held)), measured_when(held)]
     return "\n".join(parts[1:]) or "No run of the native engine is in `benchmarks/results/bench.csv` yet."
+
+
+def tables_text(results: Results, drawn: Sequence[Curve] = ()) -> str:
+    """All tables, as a page of HTML whose cases open at a click."""
+    parts = [_HTML_HEAD]
+    images = _of_images(results, "cuda")
+    if images:
+        found = findings(images, 0, IMAGE_TARGETS)
+        parts += ["<h2>Images on a GPU</h2>", paragraph(*_IMAGES_INTRODUCTION), html_table(_targets_table(found))]
+        parts += [paragraph(counts_text(found)), *cases_html(images, results.left_out)]
+    if results.kernels:
+        parts += ["<h2>Kernels</h2>", *kernels.section(provenance.last_run(results.kernels))]
+    if results.roofs:
+        parts += ["<h2>Rooflines</h2>", *roofline.section(provenance.last_run(results.roofs))]
+    if drawn:
+        parts += ["<h2>Error against time</h2>", *error_against_time.section(drawn)]
+    cases = latest(results.mlps)
+    for job in JOBS:
+        chosen = {case: rows for case, rows in cases.items() if case[0] == job}
+        if chosen:
+            parts += [f"<h2>{JOB_TITLES[job]}</h2>", *cases_html(chosen, results.left_out)]
+    return "\n".join([*parts, "</html>", ""])
+
+
+def _of_images(results: Results, device: str) -> Cases:
+    return latest([row for row in results.rows if row.peers and row.device == device])
+
+
+_IMAGES_INTRODUCTION = (
+    "32×32 colours, networks of at least as many parameters as their names say, rtol = atol. Arms of a table took",
+    "turns in one run; a target counts only where ours is as exact as the peer's, or within the tolerance. The error",
+    "of sampling is the root mean square distance from a float64 solution at 1e-7; that of training steps is",
+    "relative, of all gradients. Memory is the allocator's peak while an arm was made ready and run once, without the",
+    "weights.",
+)
+_HTML_HEAD = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>vapo_fast: all tables of the benchmarks</title>
+<style>
+body { font: 14px sans-serif; margin: 2em; }
+table { border-collapse: collapse; margin: .5em 0; }
+td, th { border: 1px solid #ccc; padding: 1px 6px; text-align: left; }
+details { margin: .4em 0; }
+</style>
+<h1>All tables of the benchmarks</h1>
+<p>Written by <code>make bench-report</code> from <code>benchmarks/results/</code>; <code>docs/benchmarks.md</code>
+has the rules and the targets. A case opens at a click.</p>"""
 
 
 def targets_text(found: Iterable[Finding]) -> str:
     """The table of targets."""
+    return markdown(_targets_table(found))
+
+
+def _targets_table(found: Iterable[Finding]) -> list[list[str]]:
     rows = [["case", "target", "equal tolerance (quartiles)", "equal error", "against", "error, ours / peer", ""]]
     for finding in found:
         target = finding.target
+        title = target.title + (f", {finding.n} images" if finding.n else "")
         if finding.ratio is None:
-            rows.append([target.title, _aim(target), "–", "–", "–", "–", finding.note])
+            if not target.of_images:
+                rows.append([title, _aim(target), "–", "–", "–", "–", finding.note])
             continue
         measured = _amount(finding)
         if not isinstance(target.against, str) and finding.low and finding.high:
             measured += f" ({finding.low:.2f} – {finding.high:.2f})"
-        errors = "–" if finding.error is None else _number(finding.error)
-        errors += f" / {_number(finding.peer_error)}" if finding.peer_error is not None else ""
-        verdict = "pass" if finding.passed else "**miss**"
-        equal = _times(finding.equal_error)
-        rows.append([target.title, _aim(target), measured, equal, _against(finding), errors, verdict])
-    return _markdown(rows)
+        errors = "–" if finding.error is None else number(finding.error)
+        errors += f" / {number(finding.peer_error)}" if finding.peer_error is not None else ""
+        verdict = ("pass" if finding.passed else "**miss**") + (f": {finding.note}" if finding.note else "")
+        rows.append([title, _aim(target), measured, times(finding.equal_error), _against(finding), errors, verdict])
+    return rows
+
+
+def counts_text(found: Sequence[Finding]) -> str:
+    """How many targets of images are met, and which were not measured."""
+    passed, missed, unknown = (sum(one.passed is kind for one in found) for kind in (True, False, None))
+    missing = [f"{one.target.title} against {one.target.against[0]}" for one in found if one.passed is None]
+    told = f"Targets of images: {passed} met, {missed} missed, {unknown} not measured"
+    return f"{told} ({'; '.join(missing)})." if 0 < len(missing) < len(found) else f"{told}."
 
 
 def _aim(target: Target) -> str:
@@ -169,9 +219,9 @@ def _amount(finding: Finding) -> str:
     """What was measured, in the target's unit."""
     against, ratio = finding.target.against, finding.ratio or 0.0
     if against == RATE:
-        return _percent(finding)
+        return spread(finding.ratio, finding.low, finding.high, percent=True)
     if isinstance(against, str):
-        return f"{_number(ratio)} {against} ({_number(finding.low)} – {_number(finding.high)})"
+        return f"{number(ratio)} {against} ({number(finding.low)} – {number(finding.high)})"
     return f"{ratio:.2f}×"
 
 
@@ -181,319 +231,30 @@ def _against(finding: Finding) -> str:
     return "–" if finding.target.against in (MILLISECONDS, TERAFLOPS) else finding.against
 
 
-_ROOFLINE_INTRODUCTION = (
-    "Operations and bytes of each kernel are counted from the shapes (`benchmarks/roofline.py` says how), the time is",
-    "the kernel's own, without the launch. The roofs are measured in the same run: products of 8192×8192 matrices by",
-    "cuBLAS, and copies of memory; split TF32 does three products for one.",
-)
-
-
-def roofline_text(roofs: Sequence[Roof]) -> str:
-    """The newest run's table, and the roofs that it was held against."""
-    last = newest(roofs)
-    titles = ["kernel", "case", "precision", "ms", "TFLOP/s", "of its roof", "of float32's"]
-    rows = [[*titles, "GB/s through L2", "of L2's"]]
-    for row in last:
-        rows.append(
-            [
-                row.kernel,
-                row.case,
-                row.precision or "–",
-                _number(row.ms),
-                _number(row.tflops),
-                _share(row.share),
-                _share(row.share_float32),
-                _number(row.l2_gbs),
-                _share(row.share_l2),
-            ]
-        )
-    one = last[0]
-    peaks = f"float32 {_number(one.float32_tflops)}, TF32 {_number(one.tf32_tflops)}, bf16 {_number(one.bf16_tflops)}"
-    memory = f"L2 {_number(one.l2_peak_gbs)}, device memory {_number(one.memory_peak_gbs)}"
-    where = f"{one.accelerator}, driver {one.driver}, torch {one.torch}, triton {one.triton}"
-    when = f"{one.date} at commit {one.commit}"
-    return "\n".join([_markdown(rows), "", f"<sub>Roofs: {peaks} TFLOP/s; {memory} GB/s. {where}; {when}.</sub>"])
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %"
-
-
-def case_text(rows: Sequence[Record]) -> str:
-    """One case as a table."""
-    job = rows[0].job if rows else ""
-    return _markdown(_arm_rows(rows, job))
-
-
-def _arm_rows(rows: Sequence[Record], job: str) -> list[list[str]]:
-    columns = [*_COMMON, *_COLUMNS.get(job, ())]
-    ordered = sorted((row for row in rows if row.arm != PEAK), key=lambda row: (row.arm != row.ours, row.median_ms))
-    titles = [title.format(ours=rows[0].ours) if rows else title for title, _ in columns]
-    return [titles, *([cell(row) for _, cell in columns] for row in ordered)]
-
-
-def _time_per_evaluation(row: Record) -> str:
-    return "–" if not row.evaluations_mean else _number(1e3 * row.median_ms / row.evaluations_mean)
-
-
-def _own(row: Record) -> str:
-    if row.field_share is None:
-        return "–"
-    estimated = "~" if row.field_how == "estimated" else ""
-    return f"{estimated}{100 * (1 - row.field_share):.0f} %"
-
-
-def _evaluations(row: Record) -> str:
-    if row.evaluations_mean is None or row.evaluations_max is None:
-        return "–"
-    alike = row.evaluations_mean == row.evaluations_max
-    return f"{row.evaluations_mean:.0f}" if alike else f"{row.evaluations_mean:.0f} (≤ {row.evaluations_max:.0f})"
-
-
-def _ratio(row: Record) -> str:
-    if row.ratio is None:
-        return "–"
-    return "1" if row.arm == row.ours else f"{row.ratio:.2f} ({row.ratio_low:.2f} – {row.ratio_high:.2f})"
-
-
-Column = tuple[str, Callable[[Record], str]]
-_COMMON: tuple[Column, ...] = (
-    ("arm", lambda row: row.arm),
-    ("ms", lambda row: _number(row.median_ms)),
-    ("quartiles", lambda row: f"{_number(row.low_ms)} – {_number(row.high_ms)}"),
-    ("time / {ours}'s", _ratio),
-)
-_ERROR: Column = ("error", lambda row: _number(row.error_rms))
-_WARM: Column = ("warm-up s", lambda row: f"{row.warmup_s:.2f}")
-_SOLVE: tuple[Column, ...] = (
-    ("evaluations", _evaluations),
-    ("µs per mean evaluation", _time_per_evaluation),
-    ("solver's own", _own),
-    ("error rms", lambda row: _number(row.error_rms)),
-    ("median", lambda row: _number(row.error_median)),
-    ("largest", lambda row: _number(row.error_max)),
-    ("failed", lambda row: str(row.failed)),
-    _WARM,
-)
-_COLUMNS: dict[str, tuple[Column, ...]] = {
-    "solve": _SOLVE,
-    "solve_fixed": _SOLVE,
-    "sample": _SOLVE,
-    "field": (
-        ("GFLOP/s", lambda row: _number(row.gflops)),
-        ("of the product's rate", lambda row: _share(row.share)),
-        ("largest error", lambda row: _number(row.error_max)),
-        _WARM,
-    ),
-    "loss": (_ERROR, _WARM),
-    "trainer": (_WARM,),
-}
-
-
-def _job_text(cases: Cases, left_out: Sequence[LeftOut] = ()) -> list[str]:
-    parts = []
-    for rows in sorted(cases.values(), key=lambda its: _order(its[0])):
-        missing = _left_out_of(rows[0].case, rows[0].run, left_out)
-        parts += [
-            f"**{_case_title(rows[0])}**",
-            "",
-            case_text([row for row in rows if row.arm == row.ours or row.arm not in of_equal_error(row.ours)]),
-            "",
-            _measured_when(rows),
-            *([f"<sub>{missing}</sub>"] if missing else []),
-            "",
-        ]
-    return parts
-
-
-def _case_title(row: Record) -> str:
-    how = "" if row.rtol is None else f", rtol = atol = {row.rtol:.0e}"
-    how += "" if row.steps is None else f", {row.steps} steps of rk4"
-    where = f"{row.threads} thread{'s' if row.threads > 1 else ''}" if row.device == "cpu" else "CUDA"
-    size = f"{row.n:,}".replace(",", " ")
-    return f"{row.shape}, n {size}, {_WORKLOAD_TITLES[row.workload]}{how}, {where}"
-
-
-def _order(row: Record) -> tuple[object, ...]:
-    order = row.workload != "random", row.workload, row.dimension, row.threads, row.rtol or 0.0, row.n
-    return row.device != "cpu", *order
-
-
-def _measured_where(rows: Sequence[Record]) -> str:
-    """The machine and the versions."""
-    places = sorted({f"{row.processor} ({row.machine})" for row in rows})
-    places += sorted({f"{row.accelerator}, driver {row.driver}" for row in rows if row.accelerator})
-    libraries = {name for row in rows for name in (f"torch {row.torch}", f"numpy {row.numpy}", f"Python {row.python}")}
-    libraries |= {f"triton {row.triton}" for row in rows if row.triton}
-    versions = ", ".join(sorted({row.version for row in rows} | libraries))
-    return f"<sub>{'; '.join(places)}; {versions}.</sub>" if rows else ""
-
-
-def _measured_when(rows: Sequence[Record]) -> str:
-    """How often, when, and how busy the machine was."""
-    loads = [row.load for row in rows if row.load is not None]
-    busy = f"{min(loads):.1f} – {max(loads):.1f}" if loads else "unknown"
-    rounds = ", ".join(str(count) for count in sorted({row.rounds for row in rows}))
-    threads = ", ".join(str(count) for count in sorted({row.threads for row in rows}))
-    when = ", ".join(sorted({f"{row.date} at commit {row.commit}" for row in rows}))
-    return f"<sub>Threads: {threads}; rounds: {rounds}; load: {busy}; {when}.</sub>" if rows else ""
-
-
-def _threads_of_targets(cases: Cases) -> int:
-    """The larger number of threads that the CPU's cases were measured with."""
-    counts = [rows[0].threads for rows in cases.values() if rows[0].device == "cpu"]
-    return max(counts, default=max(THREADS))
-
-
-def _flat(cases: Cases) -> list[Record]:
-    return [row for rows in cases.values() for row in rows]
-
-
-def _of_which_runs(rows: Sequence[Record]) -> str:
-    """Whether a table is of one run; the arms of one row of it always are."""
-    runs = sorted({row.run for row in rows})
-    if len(runs) == 1:
-        return f"<sub>Everything in this table was measured in one run, {runs[0]}.</sub>"
-    if not runs:
-        return ""
-    return (
-        f"<sub>The arms of a row were measured in one run, the rows in {len(runs)} of them, because no run holds all "
-        "of these cases: the machine was not equally fast in all rows.</sub>"
-    )
-
-
-def _left_out_text(cases: Cases, left_out: Sequence[LeftOut]) -> list[str]:
-    """A line for each case that arms are missing from, with the reasons that its run wrote down."""
-    lines = []
-    for case, rows in cases.items():
-        line = _left_out_of(case, rows[0].run, left_out)
-        if line:
-            lines.append(f"<sub>{_case_title(rows[0])}: {line}</sub>")
-    return lines
-
-
-def _left_out_of(case: tuple[object, ...], run: str, left_out: Sequence[LeftOut]) -> str:
-    by_reason: dict[str, list[str]] = {}
-    for arm, reason in of_run(left_out, case, run).items():
-        by_reason.setdefault(reason, []).append(arm)
-    told = "; ".join(f"{', '.join(arms)} ({reason})" for reason, arms in by_reason.items())
-    return f"Left out: {told}." if told else ""
-
-
 _LIMITS_INTRODUCTION = (
-    "Operations are those of the matrix products of as many evaluations as our run made; the peak is the rate of",
+    "Operations are those of the matrix products of as many evaluations as our run made. The peak is the rate of",
     "multiply-adds between registers, in our widest kernels' instructions, on as many threads and in the same rounds",
-    f'(the arm "{PEAK}"). The best possible ratio is the peer\'s time over that of the operations at the peak: no',
-    "kernel with as many operations exceeds it. Solves at equal tolerance differ in evaluations, which this takes as",
-    "they are.",
+    f'(the arm "{PEAK}"). The best possible ratio is the peer\'s time over that of the',
+    "operations at the peak: no kernel with as many operations exceeds it. Solves at equal tolerance differ in",
+    "evaluations, which this takes as they are.",
 )
 
 
 def limits_text(found: Sequence[Limit]) -> str:
     """The table of limits."""
-    titles = ["case", "evaluations", "GFLOP", "at the peak, ms", "ours, ms", "share of the peak (quartiles)"]
-    rows = [[*titles, "against", "ratio", "best possible"]]
+    rows = [["case", "evaluations", "GFLOP", "peak, ms", "ours, ms", "share (quartiles)", "against", "ratio", "best"]]
     for one in found:
         rows.append(
             [
                 one.target.title,
-                _number(one.evaluations),
-                _number(1e-9 * one.operations),
-                _number(one.peak_ms),
-                _number(one.ours_ms),
-                f"{100 * one.share:.0f} % ({100 * one.share_low:.0f} – {100 * one.share_high:.0f})",
+                number(one.evaluations),
+                number(1e-9 * one.operations),
+                number(one.peak_ms),
+                number(one.ours_ms),
+                spread(one.share, one.share_low, one.share_high, percent=True),
                 one.against,
-                _times(one.ratio),
-                _times(one.possible),
+                times(one.ratio),
+                times(one.possible),
             ]
         )
-    return _markdown(rows)
-
-
-_KERNELS_INTRODUCTION = (
-    "Each kernel of the native engine on a tile that stays in the cache, float32, with what every instruction set of",
-    "this processor makes of it (`python -m benchmarks kernels`). Shares are of the multiply-adds of the same",
-    "instruction set, measured just before each time; a field's operations are those of its products alone.",
-)
-
-
-def kernels_text(rates: Sequence[KernelRate]) -> str:
-    """The newest run's table."""
-    last = newest_kernels(rates)
-    rows = [["instructions", "threads", "kernel", "case", "GFLOP/s", "of the multiply-adds' (quartiles)", "ns"]]
-    for row in last:
-        share = "–"
-        if row.share is not None and row.share_low is not None and row.share_high is not None:
-            share = f"{100 * row.share:.0f} % ({100 * row.share_low:.0f} – {100 * row.share_high:.0f})"
-        cells = [row.instruction_set, str(row.threads), row.kernel, row.case or "–", _number(row.gflops), share]
-        rows.append([*cells, _number(row.ns)])
-    first = last[0]
-    loads = [row.load for row in last if row.load is not None]
-    busy = f"; load: {min(loads):.1f} – {max(loads):.1f}" if loads else ""
-    note = "ns: for each entry of an activation, or each sample of a field, on one thread."
-    when = f"{first.processor}; rounds: {first.rounds}{busy}; {first.date} at commit {first.commit}"
-    return "\n".join([_markdown(rows), "", f"<sub>{note} {when}.</sub>"])
-
-
-_CURVES_INTRODUCTION = (
-    "Each line is one arm from a loose to a tight tolerance, in one run; lower left is better. Solvers spend the same",
-    "tolerance differently, so where errors differ this is the fair comparison. The tables read the times to an error",
-    "off the lines (a power law between two tolerances; – where an arm does not get there); in brackets over our",
-    "engine's.",
-)
-
-
-def _curve_title(curve: Curve) -> str:
-    row = curve.first
-    size = f"{row.n:,}".replace(",", " ")
-    where = f"threads: {row.threads}" if row.device == "cpu" else "CUDA"
-    return f"{row.shape}, n {size}, {_WORKLOAD_TITLES[row.workload]}, {where}"
-
-
-def _times_to_errors(curve: Curve) -> list[list[str]]:
-    rows = [["arm", *(f"{error:.0e}" for error in ERRORS)]]
-    ours = [time_at_error(curve.points(curve.ours), error) for error in ERRORS]
-    for name in curve.arms:
-        cells = [name]
-        for error, our in zip(ERRORS, ours, strict=True):
-            took = time_at_error(curve.points(name), error)
-            ratio = "" if our is None or took is None or name == curve.ours else f" ({took / our:.2f})"
-            cells.append(_number(took) + ratio)
-        rows.append(cells)
-    return rows
-
-
-def _replace(page: Path, text: str) -> None:
-    whole = page.read_text(encoding="utf-8") if page.exists() else ""
-    if whole.count(BEGIN) != 1 or whole.count(END) != 1 or whole.index(BEGIN) > whole.index(END):
-        raise ValueError(f"{page} must hold the lines {BEGIN} and {END}, once each, between which the tables go")
-    before, rest = whole.split(BEGIN)
-    after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}", encoding="utf-8")
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
-
-
-def _number(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "–"
-    if value == 0.0:
-        return "0"
-    if not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.1e}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-
-
-def _times(ratio: float | None) -> str:
-    return "–" if ratio is None else f"{ratio:.2f}×"
-
-
-def _percent(finding: Finding) -> str:
-    ratio, low, high = (100 * (value or 0.0) for value in (finding.ratio, finding.low, finding.high))
-    return f"{ratio:.0f} % ({low:.0f} – {high:.0f})"
+    return markdown(rows)

@@ -1,20 +1,22 @@
-"""The targets: what our engines must show against the best peer, and whether a results file shows it."""
+"""The targets, as data: what our engines must show against the best peer, and whether the results show it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.curves import time_at_error
 from benchmarks.devices import OURS
-from benchmarks.records import Record, best_peer, latest, of_arm, whole_run
+from benchmarks.peers.image_arms import AS_GRAPH, COMPILED_STEP, EAGER_ARM, HOW_COMPILED, SCIPY, TORCHDIFFEQ, TORCHODE
+from benchmarks.potentials import MODELS
+from benchmarks.records import Key, Record, best_peer, latest, of_arm, paired, whole_run
+from benchmarks.studies.curves import time_at_error
 
-TORCHDIFFEQ = ("torchdiffeq", "torchdiffeq compiled")
+ANY_TORCHDIFFEQ = ("torchdiffeq", "torchdiffeq compiled")
 DIFFRAX = ("diffrax", "diffrax vmap")
 COMPILED = ("torch.compile", "jax jit")
 TORCHDIFFEQ_EAGER = ("torchdiffeq",)
 COMPILED_CUDA = ("torch.compile", "torch.compile graphed", "jax jit")
-NATIVE, EAGER = "native", "reference"
+EAGER = "reference"
 
 
 def of_equal_error(ours: str) -> tuple[str, ...]:
@@ -32,12 +34,14 @@ MILLISECONDS = "ms"
 
 @dataclass(frozen=True)
 class Target:
-    """One row: a case (at rtol = atol = 1e-5 for solves), the least ratio, and whom it is against.
+    """One row: a case, the least ratio, and whom it is against.
 
     Attributes:
         bound: the least ratio, share or rate, or the longest time. against: names of peers, none for the best of all;
             or `RATE`, `TERAFLOPS`, `MILLISECONDS`. device: of the case. error: the largest error of a field, relative
             to its largest entry.
+        rtol: rtol = atol of a solve. precision: of images, that of our arm, and peer_precision of the peer's. There
+            ``n`` is 0: any number of images, each held apart.
     """
 
     job: str
@@ -49,34 +53,51 @@ class Target:
     against: tuple[str, ...] | str = ()
     device: str = "cpu"
     error: float | None = None
+    rtol: float | None = None
+    precision: str = ""
+    peer_precision: str = ""
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the case is one of images."""
+        return bool(self.precision)
 
     @property
     def title(self) -> str:
         """The case in words."""
+        if self.of_images:
+            what = "training step" if self.rtol is None else f"sampling at {self.rtol:.0e}"
+            return f"{self.workload}, {what}, {self.precision}"
         shape = f"d {self.dimension}, {self.hidden.replace('x', '×')}"
         size = f"{self.n:,}".replace(",", " ")
         if self.job == "loss":
-            return f"loss + gradients, {shape}, batch {size}"
+            return f"loss, gradients, {shape}, batch {size}"
         if self.job == "trainer":
-            return f"whole training step (draws, Adam, average), {shape}, batch {size}"
+            return f"whole training step, {shape}, batch {size}"
         if self.job == "sample":
             return f"vf.sample(model, {self.n:_}), eight Gaussians, {shape}"
         if self.job == "field":
             return f"field alone, {shape}, n {size}" + (f", error ≤ {self.error:g}" if self.error else "")
         if self.workload == "stiff5":
-            return f"heterogeneous (5 % need 10×), {shape}, n {size}"
-        return f"{shape}, n {size}" + (" (latency)" if self.n == 1 else "")
+            return f"5 % need 10×, {shape}, n {size}"
+        return ("latency, " if self.n == 1 else "") + f"{shape}, n {size}"
+
+
+def _solve(
+    workload: str, dimension: int, hidden: str, n: int, bound: float, against: tuple[str, ...] = (), device: str = "cpu"
+) -> Target:
+    return Target("solve", workload, dimension, hidden, n, bound, against, device, rtol=1e-5)
 
 
 TARGETS = (
-    Target("solve", "random", 2, "128x3", 64, 3.0),
-    Target("solve", "random", 2, "128x3", 1024, 2.0),
-    Target("solve", "random", 2, "128x3", 8192, 2.0),
-    Target("solve", "random", 64, "256x3", 64, 2.5),
-    Target("solve", "random", 64, "256x3", 8192, 1.7),
-    Target("solve", "stiff5", 2, "128x3", 8192, 5.0),
-    Target("solve", "random", 2, "128x3", 1, 15.0, TORCHDIFFEQ),
-    Target("solve", "random", 2, "128x3", 1, 1.5, DIFFRAX),
+    _solve("random", 2, "128x3", 64, 3.0),
+    _solve("random", 2, "128x3", 1024, 2.0),
+    _solve("random", 2, "128x3", 8192, 2.0),
+    _solve("random", 64, "256x3", 64, 2.5),
+    _solve("random", 64, "256x3", 8192, 1.7),
+    _solve("stiff5", 2, "128x3", 8192, 5.0),
+    _solve("random", 2, "128x3", 1, 15.0, ANY_TORCHDIFFEQ),
+    _solve("random", 2, "128x3", 1, 1.5, DIFFRAX),
     Target("loss", "random", 2, "128x3", 1024, 2.0, (EAGER,)),
     Target("loss", "random", 2, "128x3", 1024, 1.3, COMPILED),
     Target("trainer", "random", 2, "128x3", 1024, 2.0, (EAGER,)),
@@ -87,12 +108,12 @@ TARGETS = (
 
 
 GPU_TARGETS = (
-    Target("solve", "random", 2, "128x3", 256, 50.0, TORCHDIFFEQ_EAGER, "cuda"),
-    Target("solve", "random", 2, "128x3", 256, 8.0, (), "cuda"),
-    Target("solve", "random", 2, "128x3", 65_536, 5.0, TORCHDIFFEQ_EAGER, "cuda"),
-    Target("solve", "random", 2, "128x3", 65_536, 2.5, (), "cuda"),
-    Target("solve", "random", 64, "256x3", 65_536, 1.7, (), "cuda"),
-    Target("solve", "stiff5", 2, "128x3", 65_536, 5.0, (), "cuda"),
+    _solve("random", 2, "128x3", 256, 50.0, TORCHDIFFEQ_EAGER, "cuda"),
+    _solve("random", 2, "128x3", 256, 8.0, (), "cuda"),
+    _solve("random", 2, "128x3", 65_536, 5.0, TORCHDIFFEQ_EAGER, "cuda"),
+    _solve("random", 2, "128x3", 65_536, 2.5, (), "cuda"),
+    _solve("random", 64, "256x3", 65_536, 1.7, (), "cuda"),
+    _solve("stiff5", 2, "128x3", 65_536, 5.0, (), "cuda"),
     Target("field", "random", 64, "256x3", 65_536, 60.0, TERAFLOPS, "cuda", 3e-6),
     Target("field", "random", 64, "256x3", 65_536, 1.2, RATE, "cuda", 3e-6),
     Target("loss", "random", 64, "256x3", 4096, 10.0, (EAGER,), "cuda"),
@@ -104,6 +125,32 @@ GPU_TARGETS = (
 """On an H100 or H200."""
 
 
+_BEST_COMPILED = tuple(
+    solver + how for solver in (TORCHDIFFEQ, TORCHODE) for how in (HOW_COMPILED, HOW_COMPILED + AS_GRAPH, AS_GRAPH)
+)
+"""Solvers around a compiled field, or around a CUDA graph of a field, whichever is fastest."""
+
+
+def _image_targets(model: str) -> list[Target]:
+    def of(job: str, rtol: float | None, precision: str, against: tuple[str, ...], peers: str, bound: float) -> Target:
+        return Target(job, model, 0, "", 0, bound, against, "cuda", None, rtol, precision, peers)
+
+    found = [of("solve", 1e-3, "auto", (SCIPY,), "float32", 4.0)]
+    for rtol, precision in ((1e-3, "bf16"), (1e-3, "tf32"), (1e-3, "float32"), (1e-5, "float32")):
+        found.append(of("solve", rtol, precision, (TORCHDIFFEQ,), precision, 2.0))
+        found.append(of("solve", rtol, precision, _BEST_COMPILED, precision, 1.25))
+    for precision in ("bf16", "tf32", "float32"):
+        found.append(of("loss", None, precision, (EAGER_ARM,), precision, 2.0))
+        found.append(of("loss", None, precision, (COMPILED_STEP, COMPILED_STEP + AS_GRAPH), precision, 1.3))
+    return found
+
+
+IMAGE_TARGETS = tuple(
+    target for name, model in MODELS.items() if model.device == "cuda" for target in _image_targets(name)
+)
+"""Of images on an H100 or H200."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """What the results say about a target.
@@ -113,7 +160,8 @@ class Finding:
         against: the peer it was held against. ratio, low, high: median and quartiles at equal tolerance, paired by
             round; or of the share, rate or time that the target is one of. equal_error: the ratio with our engine at
             the tolerance at which its error is the peer's.
-        error, peer_error: of the end states, or of the gradient. note: why there is no ratio.
+        error, peer_error: of the end states, or of the gradient. note: why there is no ratio, or why it does not
+            count. n: images of the case.
     """
 
     target: Target
@@ -126,26 +174,29 @@ class Finding:
     error: float | None = None
     peer_error: float | None = None
     note: str = ""
+    n: int = 0
 
 
 # float32 gradients differ by rounding; which of two is nearer to float64's then means nothing.
 _ROUNDING = {"loss": 1e-5}
 
 
-def findings(
-    cases: Mapping[tuple[object, ...], Sequence[Record]], threads: int, targets: Sequence[Target] = TARGETS
-) -> list[Finding]:
+def findings(cases: Mapping[Key, Sequence[Record]], threads: int, targets: Sequence[Target] = TARGETS) -> list[Finding]:
     """Hold the rows of each case against the targets.
 
     A ratio at equal tolerance counts only if our error is no larger than the peer's. Where it is larger, the ratio
-    at equal error has to reach the target. Ours never passes with more failed samples than the peer.
+    at equal error has to reach the target. Ours never passes with more failed samples than the peer. Of images a ratio
+    counts only if ours is as exact as the peer, or within the tolerance.
     """
-    return [_finding(target, cases, threads) for target in targets]
+    found: list[Finding] = []
+    for target in targets:
+        found += _of_images(target, cases) if target.of_images else [_finding(target, cases, threads)]
+    return found
 
 
 def cases_of_targets(
     rows: Sequence[Record], threads: int, targets: Sequence[Target] = TARGETS
-) -> dict[tuple[object, ...], list[Record]]:
+) -> dict[Key, list[Record]]:
     """The rows that targets are held against, by case: those of the newest run that measured our engine in every
     target's case; where no run did, each case's newest."""
     keys = list(dict.fromkeys(key_of(target, threads) for target in targets))
@@ -156,15 +207,14 @@ def cases_of_targets(
     return {key: newest[key] for key in keys if key in newest}
 
 
-def key_of(target: Target, threads: int) -> tuple[object, ...]:
+def key_of(target: Target, threads: int) -> Key:
     """`Record.case` of a target's case."""
-    rtol = 1e-5 if target.job == "solve" else None
     of_host = threads if target.device == "cpu" else None
     case = target.job, target.workload, target.dimension, target.hidden, target.n
-    return *case, rtol, None, of_host, target.device
+    return *case, target.rtol, None, of_host, target.device, "", ""
 
 
-def _finding(target: Target, cases: Mapping[tuple[object, ...], Sequence[Record]], threads: int) -> Finding:
+def _finding(target: Target, cases: Mapping[Key, Sequence[Record]], threads: int) -> Finding:
     rows = cases.get(key_of(target, threads), ())
     ours = of_arm(rows, OURS[target.device])
     if ours is None:
@@ -226,3 +276,40 @@ def _ratio_at_equal_error(rows: Sequence[Record], peer: Record) -> float | None:
             points.append((row.error_rms, row.ratio))
     took = None if peer.error_rms is None else time_at_error(points, peer.error_rms)
     return None if took is None or peer.ratio is None else peer.ratio / took
+
+
+# Two results of images are equally exact if one's error is at most so many times the other's, or below what was asked
+# for: few samples are compared, and gradients differ by rounding.
+_ALIKE, _IMAGE_ROUNDING = 2.0, 1e-5
+
+
+def _of_images(target: Target, cases: Mapping[Key, Sequence[Record]]) -> list[Finding]:
+    """A finding for each number of images: against the fastest of the peers, in whichever case it was measured."""
+    fastest: dict[int, Finding] = {}
+    for rows in cases.values():
+        first = rows[0] if rows else None
+        if first is None or not first.peers or first.device != target.device:
+            continue
+        if (first.job, first.workload, first.rtol) != (target.job, target.workload, target.rtol):
+            continue
+        ours = next((row for row in rows if row.of_ours and row.asked == target.precision), None)
+        peers = [row for row in rows if row.name in target.against and row.asked == target.peer_precision]
+        for peer in peers if ours is not None else ():
+            found = _held(target, ours, peer)
+            before = fastest.get(found.n)
+            if before is None or before.ratio is None or (found.ratio is not None and found.ratio < before.ratio):
+                fastest[found.n] = found
+    return [fastest[n] for n in sorted(fastest)] or [Finding(target, None, note="not measured")]
+
+
+def _held(target: Target, ours: Record, peer: Record) -> Finding:
+    ratio, error, peer_error, note = paired(peer, ours), ours.error_rms, peer.error_rms, ""
+    if ratio is None:
+        return Finding(target, None, peer.arm, note="its rounds are not known", n=ours.n)
+    if ours.failed > peer.failed:
+        note = f"{ours.failed} of our samples failed"
+    elif error is None or peer_error is None or not error <= max(_ALIKE * peer_error, target.rtol or _IMAGE_ROUNDING):
+        note = "less exact than the peer"
+    passed = not note and ratio.median >= target.bound
+    spread = ratio.median, ratio.low, ratio.high
+    return Finding(target, passed, peer.arm, *spread, None, error, peer_error, note, ours.n)

@@ -1,12 +1,14 @@
-"""The potentials that cases run on, the starts and batches they are given, and float64 solutions to compare with."""
+"""What the arms of a case are given: potential, starts and batches, and the float64 solutions to compare with."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +17,24 @@ from torch import Tensor
 import vapo_fast as vf
 from benchmarks.cases import Case
 from benchmarks.plain_field import Weights
-from vapo_fast import noise
+from benchmarks.potentials import (
+    MODELS,
+    batch_of,
+    blobs,
+    fingerprint,
+    image_potential,
+    in_float64,
+    load_images,
+    random_potential,
+    start,
+    stiff_potential,
+)
+from vapo_fast import noise, ode
+from vapo_fast.engines.explicit import explicit_passes
 from vapo_fast.loss import Batch
-from vapo_fast.training.batches import as_source, training_batch
+from vapo_fast.ode import SolveOptions
+from vapo_fast.potentials.image import ImagePotential
+from vapo_fast.training.batches import as_source
 
 # Rows that solutions are compared on, the first ones of a batch; row i starts at the same point in a batch of any size.
 COMPARED_ROWS = {2: 256, 64: 256}
@@ -28,19 +45,34 @@ _DATA = {"eight": "8gaussians", "eight_static": "8gaussians", "digits": "digits"
 
 
 class Workloads:
-    """Builds potentials once each; what takes long to make (training, float64 solutions) is kept under ``cache``."""
+    """Builds potentials once each; what takes long to make (training, float64 solutions) is kept under ``cache``.
 
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
+    ``root`` is the folder of Fashion-MNIST's files, for images. Of the image potentials only the last one is held.
+    """
+
+    def __init__(self, cache: Path, root: Path | None = None) -> None:
+        self.cache, self._root = cache, root
         self._potentials: dict[tuple[str, int, tuple[int, ...]], vf.MLPPotential] = {}
         self._references: dict[str, np.ndarray] = {}
+        self._image: tuple[str, str, ImagePotential, str, Tensor] | None = None
 
-    def problem(self, case: Case) -> Problem:
+    def problem(self, case: Case) -> Problem | ImageProblem:
         """What the arms are given for a case."""
+        if case.of_images:
+            return self._image_problem(case)
         key = (case.workload, case.dimension, case.widths)
         if key not in self._potentials:
             self._potentials[key] = self._build(*key)
         return Problem(case, self._potentials[key], self)
+
+    def _image_problem(self, case: Case) -> ImageProblem:
+        if self._image is None or self._image[:2] != (case.workload, case.device):
+            self._image = None  # before the next one is made
+            one = MODELS[case.workload]
+            name, data = load_images(self._root) if one.trained else ("blobs", blobs(one.shape))
+            model = image_potential(case.workload, data, self.cache).to(torch.device(case.device)).eval()
+            self._image = case.workload, case.device, model, name, data
+        return ImageProblem(case, *self._image[2:], self.cache)
 
     def reference(self, potential: vf.MLPPotential, rows: int) -> np.ndarray:
         """(rows, d) float64 solution of the first rows, to 1e-10: `vapo_fast.ode` on the float64 field."""
@@ -92,13 +124,24 @@ class Workloads:
         return loaded
 
 
-@dataclass(frozen=True)
+Shared = dict[object, Any]
+
+
+def once(shared: Shared, key: object, make: Callable[[], Any]) -> Any:
+    """What several arms of a problem share, such as a compiled field: made by the first that asks."""
+    if key not in shared:
+        shared[key] = make()
+    return shared[key]
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """A case with its numbers, those that arms are given on the case's device."""
 
     case: Case
     source: vf.MLPPotential
     workloads: Workloads
+    shared: Shared = field(default_factory=dict)
 
     @cached_property
     def device(self) -> torch.device:
@@ -146,16 +189,8 @@ class Problem:
     @cached_property
     def batch(self) -> Batch:
         """A training batch of n rows."""
-        return training_batch(
-            as_source(self.data, self.source.event_shape),
-            0,
-            homotopy=self.source.homotopy,
-            seed=0,
-            batch_size=self.case.n,
-            time_sampling="log_noise",
-            device=self.device,
-            dtype=torch.float32,
-        )
+        source = as_source(self.data, self.source.event_shape)
+        return batch_of(self.source, source, 0, self.case.n, self.device)
 
     @cached_property
     def reference(self) -> np.ndarray:
@@ -178,61 +213,95 @@ class Problem:
         return np.concatenate([g.numpy().ravel() for g in torch.autograd.grad(loss.total, list(exact.parameters()))])
 
 
-def start(potential: vf.MLPPotential, n: int) -> Tensor:
-    """(n, d) float32 draws of the prior."""
-    return potential.homotopy.omega * noise.normal(0, range(n), potential.event_shape)
+# Images: samples that are compared with float64's, by device, and the tolerance of that solve.
+_COMPARED_IMAGES = {"cpu": 4, "cuda": 2}
+_EXACT_RTOL = 1e-7
+# Rows of a float64 gradient that are computed at once.
+_EXACT_ROWS = 16
+_START_TRAINING_STEP = 200
 
 
-def fingerprint(potential: vf.Potential) -> str:
-    """A hash of a potential's configuration and weights."""
-    digest = hashlib.sha256(repr(potential.config()).encode())
-    for name, value in potential.state_dict().items():
-        digest.update(name.encode() + value.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+@dataclass(frozen=True, eq=False)
+class ImageProblem:
+    """A case of images with its numbers.
 
-
-def random_potential(dimension: int, widths: tuple[int, ...]) -> vf.MLPPotential:
-    """Weights as drawn, with an output layer that is not zero, so that the field has structure."""
-    torch.manual_seed(0)
-    potential = vf.MLPPotential((dimension,), vf.DataHomotopy(), widths)
-    torch.nn.init.normal_(potential.output.weight, std=0.1)
-    return potential.eval()
-
-
-# The synthetic heterogeneous potential, in its network's coordinates z, which the flow of f = 0 leaves where they are.
-_EDGE = -1.6449  # 5 % of a normal's draws are below
-_CENTRE = -2.2
-_PUSH = 1.5
-_STEEPNESS = 100.0
-_LINEAR = 24.0  # silu(y + 24) - 24 is y to float32's last bit for |y| of a few
-
-
-def stiff_potential(dimension: int, widths: tuple[int, ...]) -> vf.MLPPotential:
-    """A potential whose field is stiff for the 5 % of the prior with ``z_1 < -1.645``, and that of `random_potential`
-    elsewhere.
-
-    Added to the random f is ``F(z_1)`` with ``F'`` = push to the right of -2.2 and of minus push to the left: between
-    -2.2 and -1.645 as well, and 0 above. So samples of that strip gather at -2.2, where the field contracts at the rate
-    ``push x steepness`` times the gauge's factor, many times the speed at which anything moves: an explicit method's
-    steps are then held short by stability. F is ``push z_1`` plus two SiLU ramps, computed by three units of the first
-    layer, and carried through the later layers by one unit of each, held where SiLU is linear.
+    Args:
+        model: on the case's device. data: images on the CPU, for training, and what they are called. cache: folder for
+            float64 solutions.
     """
-    potential = random_potential(dimension, widths)
-    with torch.no_grad():
-        first, *later = potential.hidden
-        # Units 0 - 2 of the first layer, then unit 0, belong to F: the random part neither reads nor writes them.
-        first.weight[:3] = 0.0
-        first.weight[0, 0], first.bias[0] = 1.0, _LINEAR
-        first.weight[1, 0], first.bias[1] = _STEEPNESS, -_STEEPNESS * _CENTRE
-        first.weight[2, 0], first.bias[2] = _STEEPNESS, -_STEEPNESS * _EDGE
-        into = torch.tensor([_PUSH, -2.0 * _PUSH / _STEEPNESS, _PUSH / _STEEPNESS])
-        offset = -_PUSH * _LINEAR
-        for layer in later:
-            used = len(into)
-            layer.weight[:, :used] = 0.0
-            layer.weight[0] = 0.0
-            layer.weight[0, :used] = into
-            layer.bias[0] = offset + _LINEAR
-            into, offset = torch.ones(1), -_LINEAR
-        potential.output.weight[0, 0] = 1.0
-    return potential
+
+    case: Case
+    model: ImagePotential
+    data_name: str
+    data: Tensor
+    cache: Path
+    shared: Shared = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """Of the network."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.stem.weight.device
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Start and end time."""
+        return self.model.homotopy.t0, self.model.homotopy.t1
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """`span` as a tensor."""
+        return torch.tensor(self.span, device=self.device)
+
+    @cached_property
+    def x0(self) -> Tensor:
+        """(n, *event) draws of the prior."""
+        draws = noise.normal(5, range(self.case.n), self.model.event_shape)
+        return self.model.homotopy.omega * draws.to(self.device)
+
+    @property
+    def compared(self) -> int:
+        """How many samples are compared with float64's."""
+        return min(_COMPARED_IMAGES[self.device.type], self.case.n)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """End states (compared, *event) of the first samples, in float64 and far below the arms' tolerances."""
+        file = self.cache / f"image-ends-{fingerprint(self.model)}-{self.compared}.pt"
+        if file.exists():
+            kept: Tensor = torch.load(file, map_location=self.device, weights_only=True)
+            return kept
+        passes = explicit_passes(in_float64(self.model).to(self.device))
+        x0, options = self.x0[: self.compared].double(), SolveOptions(rtol=_EXACT_RTOL)
+        ends = ode.integrate(lambda x, t: passes.field(x, t)[1], x0, *self.span, options).x
+        self.cache.mkdir(parents=True, exist_ok=True)
+        torch.save(ends, file)
+        return ends
+
+    @cached_property
+    def batch(self) -> Batch:
+        """A training batch of n images."""
+        source = as_source(self.data, self.model.event_shape)
+        batch = batch_of(self.model, source, _START_TRAINING_STEP, self.case.n)
+        return Batch(*(part.to(self.device) for part in batch))
+
+    @cached_property
+    def exact_gradient(self) -> Tensor:
+        """All gradients of the batch's loss, in float64, in one vector."""
+        passes = explicit_passes(in_float64(self.model).to(self.device))
+        total: Tensor | None = None
+        for part in self.batch.split(math.ceil(self.case.n / _EXACT_ROWS)):
+            grads = passes.loss_and_grads(Batch(*(value.double() for value in part)))[1]
+            share = len(part.x_data) / self.case.n * flat(grads)
+            total = share if total is None else total + share
+        assert total is not None
+        return total
+
+
+def flat(grads: Mapping[str, Tensor]) -> Tensor:
+    """In one vector, by name."""
+    return torch.cat([grads[name].flatten() for name in sorted(grads)])

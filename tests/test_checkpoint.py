@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +89,6 @@ def test_a_wrapped_module_needs_its_code(tmp_path: Path) -> None:
     save(model, path)
     again = load(path, Net())
     assert torch.equal(again(points()[0]), model(points()[0]))
-    with pytest.raises(CheckpointError, match="whose code is not stored: pass module="):
-        load(path)
     with pytest.raises(
         CheckpointError, match=r"does not fit the model's architecture: 'module.first.bias' has shape \(7,\)"
     ):
@@ -148,9 +145,7 @@ def damaged(name: str, good: Path, path: Path) -> Path:
         header = json.loads(handle.metadata()["vapo_fast"])
     if name == "missing":
         return path
-    if name == "directory":
-        path.mkdir()
-    elif name == "empty":
+    if name == "empty":
         path.write_bytes(b"")
     elif name == "truncated tensors":
         path.write_bytes(data[:-10])
@@ -167,10 +162,6 @@ def damaged(name: str, good: Path, path: Path) -> Path:
             header["format_version"] = 99
         elif name == "damaged description":
             del header["kind"]
-        elif name == "unknown class":
-            header["model"]["class"] = "Nonesuch"
-        elif name == "other widths":
-            header["model"]["widths"] = [8, 9]
         text = "{" if name == "not json" else json.dumps(header)
         save_file(tensors, path, {"vapo_fast": text})
     return path
@@ -178,7 +169,6 @@ def damaged(name: str, good: Path, path: Path) -> Path:
 
 BAD = {
     "missing": "there is no checkpoint at",
-    "directory": "is a directory; give a checkpoint file in it",
     "empty": "truncated or of another format",
     "truncated tensors": "truncated or of another format",
     "truncated header": "truncated or of another format",
@@ -188,21 +178,10 @@ BAD = {
     "newer": "has checkpoint format 99, written by a newer vapo_fast; this one reads up to 1",
     "damaged description": "the description in .* is damaged: KeyError: 'kind'",
     "not json": "the description in .* is damaged",
-    "unknown class": "cannot be rebuilt: potential class must be one of .*, got 'Nonesuch'",
-    "other widths": r"does not fit the model's architecture: 'hidden.1.bias' has shape \(8,\), the model has \(9,\)",
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_file_that_is_no_checkpoint_is_named(name: str, tmp_path: Path) -> None:
-    save(mlp(), tmp_path / "good.safetensors")
-    path = damaged(name, tmp_path / "good.safetensors", tmp_path / "bad.safetensors")
-    with pytest.raises(CheckpointError, match=BAD[name]) as caught:
-        load(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("name", [n for n in BAD if n not in ("directory", "unknown class", "other widths")])
 def test_a_failed_resume_changes_nothing(name: str, tmp_path: Path) -> None:
     data = torch.randn(20, 2)
     other = Trainer(mlp(), batch_size=8, seed=1)
@@ -213,8 +192,9 @@ def test_a_failed_resume_changes_nothing(name: str, tmp_path: Path) -> None:
     trainer.fit(data, 2)
     raw, average = state(trainer.model), state(trainer.ema_model)
     moments = [v["exp_avg"].clone() for v in trainer.optimizer.state.values()]
-    with pytest.raises(CheckpointError, match=BAD[name]):
+    with pytest.raises(CheckpointError, match=BAD[name]) as caught:
         trainer.fit(data, 5, resume=path)
+    assert str(path) in str(caught.value)
     assert trainer.step == 2
     assert same(state(trainer.model), raw)
     assert same(state(trainer.ema_model), average)
@@ -222,18 +202,13 @@ def test_a_failed_resume_changes_nothing(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(moments, kept, strict=True))
 
 
-def test_resume_refuses_another_potential_a_bare_model_and_an_empty_directory(tmp_path: Path) -> None:
+def test_resume_refuses_another_potential(tmp_path: Path) -> None:
     data = torch.randn(20, 2)
     trainer = Trainer(mlp(), batch_size=8)
     trainer.fit(data, 2)
     trainer.save_state(tmp_path / "t.safetensors")
-    save(trainer.model, tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match="is of another potential"):
         Trainer(mlp(widths=(8, 9)), batch_size=8).fit(data, 3, resume=tmp_path / "t.safetensors")
-    with pytest.raises(CheckpointError, match="holds a model without its optimiser"):
-        Trainer(mlp(), batch_size=8).fit(data, 3, resume=tmp_path / "m.safetensors")
-    with pytest.raises(CheckpointError, match="is a directory without training checkpoints"):
-        Trainer(mlp(), batch_size=8).fit(data, 3, resume=tmp_path)
     with pytest.raises(CheckpointError, match=r"has dtype torch.float32, the model has torch.float64"):
         Trainer(mlp().double(), batch_size=8).fit(data, 3, resume=tmp_path / "t.safetensors")
     wrapped = Trainer(Potential.from_module(Net(7), (2,), PATH), batch_size=8)
@@ -241,20 +216,6 @@ def test_resume_refuses_another_potential_a_bare_model_and_an_empty_directory(tm
     wrapped.save_state(tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match="does not fit"):
         Trainer(Potential.from_module(Net(9), (2,), PATH), batch_size=8).fit(data, 3, resume=tmp_path / "w.safetensors")
-
-
-def test_wrong_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="model must be a Potential, got Linear"):
-        save(nn.Linear(2, 1), tmp_path / "m")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="must be made of JSON values"):
-        save(mlp(), tmp_path / "m", notes={"data": object()})
-    with pytest.raises(CheckpointError, match="is a directory; give the name of the file to write"):
-        save(mlp(), tmp_path)
-    save(mlp(), tmp_path / "m")
-    with pytest.raises(CheckpointError, match=r"leave out module"):
-        load(tmp_path / "m", Net())
-    with pytest.raises(CheckpointError, match=r"could not write .*is a file, not a folder"):
-        save(mlp(), tmp_path / "m" / "below")
 
 
 @pytest.mark.parametrize("where", ["save_file", "fsync", "replace"])
@@ -277,45 +238,9 @@ def test_a_failing_disk_leaves_the_older_file(where: str, tmp_path: Path, monkey
     assert names(tmp_path) == ["m.safetensors"]
 
 
-LIMITED = """
-    import resource, sys, torch
-    from vapo_fast.checkpoint import CheckpointError, save
-    from vapo_fast.homotopy import DataHomotopy
-    from vapo_fast.potentials import MLPPotential
-    save(MLPPotential((2,), DataHomotopy(), widths=(4,)), sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    try:
-        save(MLPPotential((2,), DataHomotopy(), widths=(256, 256)), sys.argv[1])
-    except CheckpointError as error:
-        print(error)
-        sys.exit(7)
-"""
-
-
-def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
-def test_a_write_cut_short_by_the_system_leaves_the_older_file(tmp_path: Path) -> None:
-    pytest.importorskip("resource")
-    done = run(LIMITED, tmp_path / "m.safetensors")
-    assert done.returncode == 7, done.stderr
-    assert "could not write" in done.stdout
-    assert "the older file of that name is intact" in done.stdout
-    assert load(tmp_path / "m.safetensors").config()["widths"] == [4]
-    assert names(tmp_path) == ["m.safetensors"]
-
-
 def test_a_really_full_disk_leaves_the_older_file(tmp_path: Path) -> None:
-    mounted = (
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True, check=False
-        )
-        if sys.platform == "linux"
-        else None
-    )
-    if mounted is None or mounted.returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small file system can be mounted by root on Linux only")
     try:
         path = tmp_path / "m.safetensors"
@@ -335,19 +260,10 @@ def test_what_a_killed_writer_left_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_step_files_are_found_in_the_order_of_steps(tmp_path: Path) -> None:
-    for name in (
-        "step-00000200.safetensors",
-        "step-100000000.safetensors",
-        "step-00001000.safetensors",
-        "model.safetensors",
-        ".x",
-    ):
+    ordered = [f"step-{step}.safetensors" for step in ("00000200", "00001000", "100000000")]
+    for name in (*ordered[::-1], "model.safetensors", ".x"):
         (tmp_path / name).touch()
-    assert [p.name for p in checkpoint.step_paths(tmp_path)] == [
-        "step-00000200.safetensors",
-        "step-00001000.safetensors",
-        "step-100000000.safetensors",
-    ]
-    assert checkpoint.resolve(tmp_path).name == "step-100000000.safetensors"
+    assert [p.name for p in checkpoint.step_paths(tmp_path)] == ordered
+    assert checkpoint.resolve(tmp_path).name == ordered[-1]
     assert checkpoint.step_paths(tmp_path / "none") == []
     assert checkpoint.step_path(tmp_path, 200) == checkpoint.step_paths(tmp_path)[0]

@@ -10,6 +10,7 @@ import torch
 
 from vapo_fast import plots
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
+from vapo_fast.plots import curves, plane
 from vapo_fast.potentials import GaussianMixturePotential, MLPPotential, Potential
 
 Image = pytest.importorskip("PIL.Image")
@@ -157,7 +158,7 @@ def test_samples_2d_writes_its_panels(two_modes, tmp_path, with_data):
 def test_the_landscape_is_the_normalised_log_density(two_modes, share):
     extent = (-2.0, 2.0, -2.0, 2.0)
     t = share * two_modes.homotopy.t1
-    height = plots._height(two_modes, t, extent, cells=41, rtol=1e-8)
+    height = plane._height(two_modes, t, extent, cells=41, rtol=1e-8)
     axis = torch.linspace(-2, 2, 41, dtype=torch.float64)
     points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).reshape(-1, 2)
     exact = two_modes.marginal_log_density(points, t).reshape(41, 41)
@@ -184,8 +185,8 @@ def test_the_landscape_shows_modes_that_the_read_out_does_not_compare(two_modes)
     exact = GaussianMixturePotential(two_modes.log_weights.exp(), two_modes.means, covariances, DataHomotopy(1.0, 0.05))
     model, t = UnevenModes(exact, 0.02), exact.homotopy.t1
     read_out = exact.homotopy.log_density(model(exact.means, t), exact.means, t)
-    assert float(read_out[1] - read_out[0]) > plots._DEPTH  # one of them would be left dark
-    height = plots._height(model, t, (-1.0, 1.0, -1.0, 1.0), cells=3)
+    assert float(read_out[1] - read_out[0]) > plane._DEPTH  # one of them would be left dark
+    height = plane._height(model, t, (-1.0, 1.0, -1.0, 1.0), cells=3)
     assert height[1, 0] == pytest.approx(height[1, 2], abs=0.5)
     assert height[1, 0] == pytest.approx(float(exact.marginal_log_density(exact.means, t)[0]), abs=0.5)
 
@@ -195,18 +196,18 @@ def test_points_that_cannot_be_integrated_are_left_dark(two_modes, monkeypatch, 
         values = two_modes.marginal_log_density(x, two_modes.homotopy.t1)
         return torch.where(torch.arange(len(x)) % 2 == 0, values, torch.nan)
 
-    monkeypatch.setattr(plots, "log_likelihood", every_other_fails)
-    height = plots._height(two_modes, 1.0, (-1.0, 1.0, -1.0, 1.0), cells=5)
+    monkeypatch.setattr(plane, "log_likelihood", every_other_fails)
+    height = plane._height(two_modes, 1.0, (-1.0, 1.0, -1.0, 1.0), cells=5)
     assert np.isneginf(height.ravel()[1::2]).all()
     assert np.isfinite(height.ravel()[::2]).all()
     plots.samples_2d(two_modes, tmp_path / "flow.png", n=8, rtol=1e-2)
-    monkeypatch.setattr(plots, "log_likelihood", lambda model, x, **options: torch.full((len(x),), torch.nan))
+    monkeypatch.setattr(plane, "log_likelihood", lambda model, x, **options: torch.full((len(x),), torch.nan))
     with pytest.raises(ValueError, match="no point of the plane could be integrated"):
         plots.samples_2d(two_modes, tmp_path / "none.png", n=8, rtol=1e-2)
 
 
 def test_the_flow_begins_in_the_prior_and_ends_on_the_modes(two_modes):
-    flow = plots._flow(two_modes, n=512, frames=5, t_end=None, seed=3, rtol=1e-5)
+    flow = plane._flow(two_modes, n=512, frames=5, t_end=None, seed=3, rtol=1e-5)
     assert flow.times == pytest.approx(np.linspace(0.0, two_modes.homotopy.t1, 5).tolist())
     assert flow.ys.shape == (5, 512, 2)
     assert flow.ys[0].std(axis=0) == pytest.approx([1.0, 1.0], abs=0.15)
@@ -217,7 +218,7 @@ def test_the_flow_begins_in_the_prior_and_ends_on_the_modes(two_modes):
 def test_samples_of_the_picture_are_those_of_sample(two_modes):
     from vapo_fast.sampling.sample import sample
 
-    flow = plots._flow(two_modes, n=16, frames=3, t_end=None, seed=7, rtol=1e-8)
+    flow = plane._flow(two_modes, n=16, frames=3, t_end=None, seed=7, rtol=1e-8)
     drawn = sample(two_modes, 16, rtol=1e-8, seed=7)
     assert np.abs(flow.ys[-1] - drawn.double().numpy()).max() < 1e-5
 
@@ -292,7 +293,7 @@ def test_training_curve_of_a_single_reading(tmp_path):
 
 
 def test_the_running_mean():
-    mean = plots._running_mean(np.array([1.0, 3.0, 5.0, 7.0]), 2)
+    mean = curves._running_mean(np.array([1.0, 3.0, 5.0, 7.0]), 2)
     assert mean.tolist() == [1.0, 2.0, 4.0, 6.0]
 
 

@@ -10,9 +10,7 @@ MOST_LAYERS: int
 LARGEST_SIZE: int
 MOST_THREADS: int
 
-testing: Any  # hooks for the tests of the solver
 pointwise: Any  # called through vapo_fast.engines.explicit.pointwise_native, which types it
-rates: Any  # single kernels run over and over, for benchmarks
 
 class BuildInfo(TypedDict):
     compiler: str
@@ -87,7 +85,6 @@ def permutation(seed: int, stream: int, epoch: int, n: int) -> NDArray[np.int64]
 def build_info() -> BuildInfo: ...
 def instruction_sets() -> list[str]: ...
 def chosen_instruction_set() -> str: ...
-def elementwise(function: str, x: Floats, instruction_set: str | None = None) -> Floats: ...
 
 class DriverError(RuntimeError): ...
 

@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file each, described by JSON in its metadata; written atomically, never pickle.
 
 A *model* file holds a potential's tensors and its ``config()``. A *training* file holds the raw and the averaged
-weights, the optimiser's moments, the step and the options, and can be loaded as a model too (the averaged one). Because
-tensors and description are one file, one rename makes a checkpoint complete or absent, never half written.
+weights, the optimiser's moments, the step and the options. `load` reads its averaged weights as a model. Tensors and
+description are in one file, and one rename puts it in place: a checkpoint is complete or absent, never half written.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint says about itself, read without its tensors.
+    """The description of a checkpoint, read without its tensors.
 
     Attributes:
         path: the file. kind: "model" or "training". format_version: of the file's layout.
         model: the potential's ``config()``. parameters: number of values in the potential's tensors, buffers included.
         training: step, start of the fit and options for a training file, else None.
-        notes: whatever the writer passed as ``notes``.
+        notes: the ``notes`` that were saved with it.
     """
 
     path: Path
@@ -61,7 +61,7 @@ def save(model: Potential, path: PathLike, *, notes: Mapping[str, Any] | None = 
     Args:
         model: any `Potential`. One made by ``from_module`` is saved without its code: `load` then needs the module
             again.
-        path: the file to write; missing folders are made, an older file is replaced only once the new one is complete.
+        path: the file to write. Missing folders are made. An older file is replaced once the new one is complete.
         notes: JSON values to keep with it, for example the name of the data set.
     Raises: TypeError for another object or notes that are not JSON; CheckpointError if the file cannot be written.
     """
@@ -88,7 +88,7 @@ def load(path: PathLike, module: nn.Module | None = None, *, device: str | torch
 
 
 def describe(path: PathLike) -> CheckpointInfo:
-    """What a checkpoint says about itself; CheckpointError as for `load`. Reads no tensor."""
+    """Read a checkpoint's description, without its tensors; CheckpointError as for `load`."""
     path = Path(path)
     with _opened(path) as handle:
         header = _parse(path, handle.metadata())
@@ -123,7 +123,7 @@ def load_training(
 ) -> dict[str, Any]:
     """Restore what `save_training` wrote, in place, and return its ``training`` values.
 
-    Everything is checked before anything is changed, so that a file that does not fit leaves the run as it was.
+    All checks come before any change, so a file that does not fit leaves the run as it was.
 
     Raises: CheckpointError as for `load`, or if the file holds a model only.
     """
@@ -152,16 +152,9 @@ def load_training(
     fused = bool(optimizer.defaults.get("fused"))
     optimizer.state.clear()
     for parameter, kept in moments.items():
-        step, *averages = (kept[key] for key in _MOMENTS)
         # The averages take the parameter's memory layout, as they had it when they were made.
-        optimizer.state[parameter] = {
-            "step": step.to(parameter.device) if fused else step,
-            **{
-                key: torch.empty_like(parameter).copy_(value) for key, value in zip(_MOMENTS[1:], averages, strict=True)
-            },
-        }
-        for key in _MOMENTS[1:]:
-            optimizer.state[parameter][key] = optimizer.state[parameter][key].detach()
+        averages = {key: torch.empty_like(parameter).copy_(kept[key]) for key in _MOMENTS[1:]}
+        optimizer.state[parameter] = {"step": kept["step"].to(parameter.device) if fused else kept["step"], **averages}
     return info.training
 
 
@@ -208,18 +201,18 @@ def _json(value: object, name: str) -> Any:
 
 
 def _module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    """The module's state, contiguous and without shared memory, which the format does not store."""
-    tensors: dict[str, Tensor] = {}
-    for name, value in module.state_dict().items():
+    """The module's state by name; TypeError for what is not a tensor."""
+    state = module.state_dict()
+    for name, value in state.items():
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"{name!r} of {type(module).__name__} is not a tensor ({type(value).__name__}) and cannot be saved"
             )
-        tensors[prefix + name] = value
-    return tensors
+    return {prefix + name: value for name, value in state.items()}
 
 
 def _unshared(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Contiguous copies on the CPU without shared memory, which the format does not store."""
     seen: set[int] = set()
     for name, value in tensors.items():
         value = value.detach().contiguous().cpu()
@@ -238,7 +231,7 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> No
         )
     if path.parent.exists() and not path.parent.is_dir():
         raise CheckpointError(f"could not write {path}: {path.parent} is a file, not a folder")
-    # One name a target, so that what a killed writer left behind is overwritten by the next one.
+    # The temporary name depends on the target alone, so that the next save overwrites what a killed process left.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

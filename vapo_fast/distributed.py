@@ -24,9 +24,11 @@ from vapo_fast.core.processes import (
     told_failures,
     world,
 )
+from vapo_fast.engines import Job
 from vapo_fast.ode import Solution
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS, DEFAULT_RTOL
 from vapo_fast.potentials.base import Potential
+from vapo_fast.sampling.batching import solve_options
 from vapo_fast.sampling.sample import solve_samples
 
 __all__ = [
@@ -83,17 +85,12 @@ def sample(
         return solve_samples(
             model,
             rows,
-            rtol=rtol,
-            atol=atol,
-            method=method,
-            steps=steps,
+            Job("solve", precision, solve_options(method, rtol, atol, steps, max_steps)),
             t_end=t_end,
             seed=seed,
             batch_size=batch_size,
             engine=engine,
-            precision=precision,
             progress=progress and here.is_first,
-            max_steps=max_steps,
         )
 
     # A process without samples of its own still checks the arguments, and learns what a solution looks like.

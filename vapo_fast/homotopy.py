@@ -5,8 +5,8 @@ conditional velocity is ``u = alpha' x_data + beta' noise`` and its *innovation*
 Samples ascend a potential, ``dx/dt = +grad Phi``, and the best potential has
 ``grad Phi = (beta'/beta) x + (alpha' - alpha beta'/beta) E[x_data | x]``.
 
-- `DataHomotopy`: the data-likelihood homotopy of VAPO (arXiv 2407.15238), in the time variable tau in which everything
-  is O(1).
+- `DataHomotopy`: the data-likelihood homotopy of VAPO (arXiv 2407.15238), in the time variable tau, where all terms
+  are O(1).
 - `LinearHomotopy`: the linear path of VPFB (arXiv 2504.16262).
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -35,8 +36,7 @@ class Kernel(NamedTuple):
 
 
 class Gauge(NamedTuple):
-    """``Phi = quadratic/2 |x|^2 + scale Psi``, where ``grad Psi`` of the optimum is the posterior mean E[x_data |
-    x]."""
+    """``Phi = quadratic/2 |x|^2 + scale Psi``. At the optimum, ``grad Psi`` is the posterior mean E[x_data | x]."""
 
     quadratic: Tensor
     scale: Tensor
@@ -64,10 +64,10 @@ class Homotopy(ABC):
     t0: float
     t1: float
     balanced_weight: ClassVar[str]
-    """Name of the loss weight under which, with times uniform in ln beta, each noise level counts about alike.
+    """Name of the loss weight that counts each noise level about alike when times are uniform in ln beta.
 
-    The loss weighs errors of ``grad Phi = ... + scale E[x_data | x]`` (`Gauge`), and x_data given x is uncertain by
-    about beta: the balance is ``1 / (scale beta)^2``.
+    The loss measures errors of ``grad Phi = ... + scale E[x_data | x]`` (`Gauge`). Given x, x_data is uncertain by
+    about beta, so the balanced weight is ``1 / (scale beta)^2``.
     """
 
     @abstractmethod
@@ -99,8 +99,7 @@ class Homotopy(ABC):
             noise: (B, *event) standard normal draws.
         Returns:
             `Perturbed`: ``x = alpha x_data + beta noise``, ``velocity = alpha' x_data + beta' noise``, and
-            ``innovation = (beta'/beta)(D - |noise|^2) - (alpha'/beta) noise . x_data``, whose mean given x_data is
-            zero.
+            ``innovation = (beta'/beta)(D - |noise|^2) - (alpha'/beta) noise . x_data``, of mean zero given x_data.
         Raises:
             ValueError: the shapes of x_data, noise and t do not fit together.
         """
@@ -145,7 +144,7 @@ class Homotopy(ABC):
 
     @cached_property
     def _log_noise_ends(self) -> tuple[float, float]:
-        # Kept, because networks ask for the noise position at every evaluation.
+        # Cached, because networks need the noise position at every evaluation.
         first, last = (math.log(float(self.kernel(end).beta)) for end in (self.t0, self.t1))
         return first, last
 
@@ -161,13 +160,12 @@ class Homotopy(ABC):
 
 
 class DataHomotopy(Homotopy):
-    r"""VAPO's data-likelihood homotopy ``rho(x; x_data, t) ∝ N(x; 0, omega^2 I) N(x_data; x, sigma^2 I)^t``, t in [0,
-    1].
+    r"""VAPO's data-likelihood homotopy, ``rho(x; x_data, t) ∝ N(x; 0, omega^2 I) N(x_data; x, sigma^2 I)^t``.
 
-    Times of this class are ``tau = ln(1 + t omega^2/sigma^2)`` in ``[0, ln(1 + omega^2/sigma^2)]``, in which
-    ``alpha = 1 - e^-tau``, ``beta = omega e^(-tau/2)`` and the velocity ``-x/2 + (1 + e^-tau) x_data/2`` is O(1)
-    throughout; in the paper's t all transport happens for t below about sigma^2/omega^2. `to_paper_time` and
-    `from_paper_time` convert.
+    The paper's t is in [0, 1], and nearly all transport happens for t below about sigma^2/omega^2. Times of this class
+    are ``tau = ln(1 + t omega^2/sigma^2)`` in ``[0, ln(1 + omega^2/sigma^2)]``. There ``alpha = 1 - e^-tau``,
+    ``beta = omega e^(-tau/2)``, and the velocity ``-x/2 + (1 + e^-tau) x_data/2`` is O(1) throughout.
+    `to_paper_time` and `from_paper_time` convert.
 
     Args:
         omega: standard deviation of the prior, > 0.
@@ -210,7 +208,7 @@ class DataHomotopy(Homotopy):
         return -2.0 * torch.log(as_time(beta) / self.omega)
 
     def time_at_noise_position(self, position: Time) -> Tensor:
-        # Without the exponential and its logarithm, which differ between devices in the last bit.
+        # The exponential and its logarithm, which differ between devices in the last bit, cancel here.
         return 2.0 * (math.log(self.omega) - self._log_noise_level(position))
 
     def to_paper_time(self, tau: Time) -> Tensor:
@@ -283,7 +281,7 @@ def homotopy_from_config(config: dict[str, Any]) -> Homotopy:
         raise ValueError(f"homotopy {name} cannot be built from {arguments!r}: {error}") from error
 
 
-_CLASSES: dict[str, type[DataHomotopy] | type[LinearHomotopy]] = {
+_CLASSES: dict[str, Callable[..., Homotopy]] = {
     "DataHomotopy": DataHomotopy,
     "LinearHomotopy": LinearHomotopy,
 }

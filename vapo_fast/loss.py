@@ -5,8 +5,8 @@ At one time, with (x, u, innovation) a point of the path, both estimators have t
 velocity:
 
 - ``velocity``:   ``1/2 |grad Phi|^2 - grad Phi . u``
-- ``covariance``: ``1/2 |grad Phi|^2 + Phi innovation`` (the paper's; equal in expectation by Stein's identity, of far
-  higher variance in high dimension). The innovation is centred for each data point in closed form.
+- ``covariance``: ``1/2 |grad Phi|^2 + Phi innovation``, the paper's. It is equal in expectation by Stein's identity,
+  and of far higher variance in high dimension. The innovation is centred for each data point in closed form.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vapo_fast.core import checks
 from vapo_fast.homotopy import Homotopy, Time, as_time
-from vapo_fast.potentials.base import Potential
+from vapo_fast.potentials.base import Potential, require_potential
 
 ESTIMATORS = ("velocity", "covariance")
 WEIGHTS = ("inverse_variance", "uniform")
@@ -53,20 +53,17 @@ def energy_loss(
         t: (B,) times, or one float for all.
         noise: (B, *event) standard normal draws.
         estimator: "velocity" or "covariance".
-        weight: w(t) > 0 on both terms; any keeps the optimum of a time-dependent potential. "inverse_variance" is
-            ``1/beta^2``, so that each noise level counts alike; "uniform" is 1; or a callable from times (B,) to
-            weights (B,).
-        baseline: for "covariance" only, a callable (x_data, t) -> (B,) subtracted from Phi in the linear term. As the
-            innovation has mean zero given x_data, it changes the variance and not the expectation; for example
+        weight: w(t) > 0 on both terms. Every weight keeps the optimum of a time-dependent potential.
+            "inverse_variance" is ``1/beta^2``, so that each noise level counts alike; "uniform" is 1; or a callable
+            from times (B,) to weights (B,).
+        baseline: for "covariance" only, a callable (x_data, t) -> (B,) subtracted from Phi in the linear term. The
+            innovation has mean zero given x_data, so a baseline changes the variance only. Example:
             ``lambda x_data, t: model(path.kernel(t).alpha[:, None] * x_data, t)``.
     Returns: `EnergyLoss`.
     Raises:
         ValueError, TypeError: model, shapes, names or the weight's result do not fit.
     """
-    if not isinstance(model, Potential):
-        raise TypeError(
-            f"model must be a Potential, got {type(model).__name__}; wrap a module with Potential.from_module"
-        )
+    require_potential(model)
     checks.one_of("estimator", estimator, ESTIMATORS)
     if baseline is not None and estimator != "covariance":
         raise ValueError(
@@ -99,7 +96,7 @@ def check_points(model: Potential, x_data: Tensor, t: Time) -> None:
 def loss_weight(path: Homotopy, weight: Weight, t: Tensor) -> Tensor:
     """w(t) for times (B,); see `energy_loss`."""
     if callable(weight):
-        w = weight(t.clone())  # whatever it does in place, the points are at these times
+        w = weight(t.clone())  # a weight that works in place must not change the times of the points
         if not isinstance(w, Tensor) or w.shape != t.shape:
             raise ValueError(
                 f"weight(t) must return a tensor of shape {tuple(t.shape)}, got {getattr(w, 'shape', w)!r}"

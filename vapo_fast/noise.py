@@ -5,8 +5,8 @@ Philox4x32-10 (Salmon et al., SC 2011) maps a 64-bit key and a 128-bit counter t
     key = (seed mod 2^32, seed div 2^32),    counter = (block, index mod 2^32, index div 2^32, stream),
 
 where ``index`` numbers samples and ``block`` numbers the groups of four words inside one event: element j of an event
-comes from block ``j // 4``. Words are integers and everything after them uses correctly rounded float64 operations
-(`_elementary`), so any engine on any device can make the same draw, for any split of the samples into batches.
+comes from block ``j // 4``. Words are integers, and all later operations are correctly rounded in float64
+(`vapo_fast.core.elementary`). Any engine on any device can therefore make the same draw, for any split into batches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -73,7 +72,7 @@ def normal(
     Returns: (n, *event_shape) on ``device``.
     Raises: TypeError or ValueError for a bad seed, index, shape, stream or dtype.
     """
-    return _draw(_NORMAL, seed, index, event_shape, stream, dtype, device)
+    return _draw(_NORMAL, seed, index, event_shape, stream=stream, dtype=dtype, device=device)
 
 
 def uniform(
@@ -90,7 +89,7 @@ def uniform(
     A value that rounds to an end is moved to the nearest normal number inside. Arguments, result and errors are those
     of `normal`.
     """
-    draw = _draw(_UNIFORM, seed, index, event_shape, stream, dtype, device)
+    draw = _draw(_UNIFORM, seed, index, event_shape, stream=stream, dtype=dtype, device=device)
     limits = torch.finfo(dtype)
     return draw.clamp_(limits.tiny, 1.0 - 0.5 * limits.eps)
 
@@ -110,7 +109,7 @@ def permutation(seed: int, n: int, epoch: int, *, stream: int = Stream.DATA_ORDE
     """
     n = checks.positive_int("n", n)
     epoch = checks.non_negative_int("epoch", epoch)
-    (low, high), stream = _key(seed), _stream(stream)
+    (low, high), stream = _key(seed), checks.unsigned("stream", stream, bits=32)
     if extension.unavailable_reason() is None and n <= 1 << 33 and epoch < 1 << 63:
         return extension.permutation(high << 32 | low, n, epoch, stream)
     blocks = torch.arange((n + 1) // 2)
@@ -164,7 +163,7 @@ def _open_uniform(word: Tensor) -> Tensor:
 
 
 class _Distribution(NamedTuple):
-    """How numbers are made of the words of every block; the extension's, and a kernel's, way to the same bits."""
+    """How words become numbers, and what gives the same bits in the extension and in the Triton kernels."""
 
     from_words: Callable[[tuple[Tensor, ...]], Tensor]
     native: Callable[[int, Tensor, int, int, torch.dtype], Tensor]
@@ -180,11 +179,12 @@ def _draw(
     seed: int,
     index: Index,
     event_shape: Sequence[int],
+    *,
     stream: int,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Tensor:
-    key, stream_word, rows = _key(seed), _stream(stream), _index(index, device)
+    key, stream_word, rows = _key(seed), checks.unsigned("stream", stream, bits=32), _index(index, device)
     shape = _event_shape(event_shape)
     if dtype not in _DTYPES:
         raise TypeError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype}")
@@ -217,29 +217,14 @@ def _words(key: tuple[int, int], rows: Tensor, blocks: int, stream: int) -> tupl
 
 
 def _key(seed: object) -> tuple[int, int]:
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise TypeError(f"seed must be an integer in [0, 2**64), got {seed!r} ({type(seed).__name__})")
-    number = int(seed)
-    if not 0 <= number < 1 << 64:
-        raise ValueError(f"seed must be an integer in [0, 2**64), got {number}")
+    number = checks.unsigned("seed", seed, bits=64)
     return number & _MASK32, number >> 32
-
-
-def _stream(stream: object) -> int:
-    if isinstance(stream, bool) or not isinstance(stream, Integral):
-        raise TypeError(f"stream must be an integer in [0, 2**32), got {stream!r} ({type(stream).__name__})")
-    number = int(stream)
-    if not 0 <= number <= _MASK32:
-        raise ValueError(f"stream must be an integer in [0, 2**32), got {number}")
-    return number
 
 
 def _index(index: Index, device: torch.device | str) -> Tensor:
     if isinstance(index, Tensor):
         if index.dtype != torch.int64 or index.dim() != 1:
-            raise TypeError(
-                f"index must be an int64 tensor of shape (n,), got {index.dtype} of shape {tuple(index.shape)}"
-            )
+            raise TypeError(f"index must be an int64 tensor of shape (n,), got {checks.kind_of(index)}")
         rows = index
     elif isinstance(index, range):
         if len(index) and (min(index[0], index[-1]) < 0 or max(index[0], index[-1]) >= 1 << 63):

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
+import shutil
 import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.devices import timer, wait
+from benchmarks.peak_memory import peak_bytes
 from benchmarks.plain_field import PlainField
+from benchmarks.spread import Error
 from benchmarks.workloads import Problem
 
 # Largest relative difference between an arm's float32 field or gradient and the float64 one.
@@ -50,7 +55,8 @@ class Outcome:
         field_share: part of this run's time that was spent in the field; where that cannot be seen from outside it is
             ``field_estimated``: the field alone for this batch, timed just before, times the evaluations.
         gradient: all parameter gradients of a loss in one vector. field: (m, d) grad Phi of the first rows of a batch.
-        precision: of the products, where the arm tells.
+        precision: of the products, where the arm tells. error: where the arm takes it itself, as arms of images do,
+            whose results are too large to be kept.
     """
 
     x: np.ndarray | None = None
@@ -62,6 +68,7 @@ class Outcome:
     gradient: np.ndarray | None = None
     field: np.ndarray | None = None
     precision: str = ""
+    error: Error | None = None
 
 
 class Runner(ABC):
@@ -81,16 +88,25 @@ class Runner(ABC):
     def outcome(self) -> Outcome:
         """Do it once more and look at the result."""
 
+    def peak_bytes(self) -> int | None:
+        """The most memory that a run takes at once on the CPU, from a run of its own; None where it is not counted."""
+        return None
+
     def close(self) -> None:
         """Give back what the runner holds."""
         return
 
 
 class LocalRunner(Runner):
-    """Runs in this process: ``call`` is timed; ``look`` runs it again, untimed, and tells what came of it."""
+    """Runs in this process: ``call`` is timed; ``look`` runs it again, untimed, and tells what came of it.
 
-    def __init__(self, call: Callable[[], object], look: Callable[[], Outcome], device: str = "cpu") -> None:
-        self._call, self._look, self._seconds = call, look, timer(device)
+    ``counted``: whether its memory is counted.
+    """
+
+    def __init__(
+        self, call: Callable[[], object], look: Callable[[], Outcome], device: str = "cpu", counted: bool = False
+    ) -> None:
+        self._call, self._look, self._seconds, self._counted = call, look, timer(device), counted
 
     def run(self, repeats: int) -> Timings:
         cpu = time.process_time()
@@ -100,13 +116,17 @@ class LocalRunner(Runner):
     def outcome(self) -> Outcome:
         return self._look()
 
+    def peak_bytes(self) -> int | None:
+        return peak_bytes(self._call) if self._counted else None
+
 
 @dataclass(frozen=True)
 class Arm:
     """A way of doing jobs.
 
     Attributes:
-        name: as it stands in tables. peer: whether it is what a user could pick instead of vapo_fast.
+        name: as it stands in tables; of images with the precision of the network's products, if that is not float32,
+            as in ``graph, bf16``. peer: whether it is what a user could pick instead of vapo_fast.
         jobs: kinds of `Case` that it does. package: the distribution whose version is recorded.
         prepare: makes a runner for a problem; may raise `UnavailableError`. missing: None, or why it cannot run here.
         note: what a reader must know to judge the number. devices: those whose cases it runs.
@@ -116,11 +136,28 @@ class Arm:
     peer: bool
     jobs: tuple[str, ...]
     package: str
-    prepare: Callable[[Problem], Runner]
+    prepare: Callable[[Any], Runner]
     missing: Callable[[], str | None]
     version: Callable[[], str]
     note: str = ""
     devices: tuple[str, ...] = ("cpu",)
+
+
+def arm_of(
+    package: str,
+    name: str,
+    jobs: tuple[str, ...],
+    prepare: Callable[[Any], Runner],
+    note: str = "",
+    devices: tuple[str, ...] = ("cpu", "cuda"),
+    *needs: Callable[[], str | None],
+) -> Arm:
+    """A peer that is a package installed here; ``needs`` say what else is missing."""
+
+    def missing() -> str | None:
+        return next((reason for need in (package_missing(package), *needs) if (reason := need())), None)
+
+    return Arm(name, True, jobs, package, prepare, missing, package_version(package), note, devices)
 
 
 def median_seconds(call: Callable[[], object], repeats: int = 5, device: str = "cpu") -> float:
@@ -147,6 +184,12 @@ def package_missing(package: str) -> Callable[[], str | None]:
 def package_version(package: str) -> Callable[[], str]:
     """A reader of an installed distribution's version."""
     return lambda: f"{package} {importlib.metadata.version(package)}"
+
+
+def compiler_missing() -> str | None:
+    """None, or why torch.compile cannot work here: it writes C++, which the system's compiler builds."""
+    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    return None if found else "torch.compile needs a C++ compiler"
 
 
 class Meter:

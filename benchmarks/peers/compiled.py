@@ -8,11 +8,9 @@ more than the arithmetic.
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
-import shutil
 import time
-import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,16 +27,17 @@ from benchmarks.peers.base import (
     Outcome,
     Runner,
     Timings,
+    arm_of,
     check_field,
     check_gradient,
-    package_missing,
-    package_version,
+    compiler_missing,
     to_numpy,
 )
 from benchmarks.peers.torch_solvers import Maker, field_runner, runner_of, with_torchdiffeq, with_torchode
 from benchmarks.plain_field import PlainField
-from benchmarks.workloads import Problem
-from vapo_fast.training.batches import as_source, training_batch
+from benchmarks.potentials import batch_of
+from benchmarks.workloads import Problem, once
+from vapo_fast.training.batches import as_source
 from vapo_fast.training.options import TrainingOptions, ema_decay_at, learning_rate
 
 NAME = "torch.compile"
@@ -49,34 +48,6 @@ _CHECKED_ROWS = 4
 _WARM_RUNS = 3
 # On CUDA the host reads the loss now and then, as vapo_fast's trainer does by default.
 READ_INTERVAL = {"cpu": 1, "cuda": 20}
-
-
-class _Shared:
-    """What is compiled for one problem, shared by its arms: compiled once, and one set of guards to look through.
-
-    Another problem's is forgotten first: memory stays bounded.
-    """
-
-    def __init__(self) -> None:
-        self._problem: weakref.ref[Problem] | None = None
-        self._made: dict[Callable[[Problem], Any], Any] = {}
-
-    def get(self, make: Callable[[Problem], Any], problem: Problem) -> Any:
-        """``make(problem)``, made once."""
-        self.begin(problem)
-        if make not in self._made:
-            self._made[make] = make(problem)
-        return self._made[make]
-
-    def begin(self, problem: Problem) -> None:
-        """Forget another problem's."""
-        if self._problem is None or self._problem() is not problem:
-            torch.compiler.reset()
-            self._made.clear()
-            self._problem = weakref.ref(problem)
-
-
-_SHARED = _Shared()
 
 
 def captured(call: Callable[[], Any], mode: str = "global") -> tuple[torch.cuda.CUDAGraph, Any]:
@@ -107,7 +78,7 @@ def parameter_order(layers: int) -> list[str]:
 
 
 def _prepare(name: str, graphed: bool, problem: Problem) -> Runner:
-    field, compiled = _SHARED.get(_loss_and_gradients, problem)
+    field, compiled = once(problem.shared, "loss", lambda: _loss_and_gradients(problem))
     batch = tuple(problem.batch)
 
     def call() -> dict[str, Tensor]:
@@ -132,61 +103,51 @@ def _prepare(name: str, graphed: bool, problem: Problem) -> Runner:
     return LocalRunner(call, look, problem.case.device)
 
 
-class _TrainerRunner(Runner):
-    """What a user would write around the compiled gradient: the same batches, fused Adam, averaged weights."""
+class _Steps(Runner):
+    """Training steps in a row: ``step`` does one and returns its loss, which the host reads now and then."""
 
-    def __init__(self, problem: Problem) -> None:
-        _SHARED.begin(problem)
-        self._field, self._compiled = _loss_and_gradients(problem)
-        self._parameters = self._field.parameters
-        self._average = [value.clone() for value in self._parameters.values()]
-        self._optimizer = torch.optim.Adam(list(self._parameters.values()), fused=True)
-        self._options = TrainingOptions.for_model(
-            problem.potential, lr=None, batch_size=problem.case.n, weight=None, schedule="constant"
-        )
-        self._problem, self._source, self._step = problem, as_source(problem.data, problem.potential.event_shape), 0
+    def __init__(self, name: str, step: Callable[[], Tensor], device: str) -> None:
+        self._name, self._step, self._device, self._done = name, step, device, 0
 
     def run(self, repeats: int) -> Timings:
-        device = self._problem.case.device
-        wait(device)
+        wait(self._device)
         cpu, begin = time.process_time(), time.perf_counter()
         for _ in range(repeats):
-            self._update()
-        wait(device)
+            loss = self._step()
+            self._done += 1
+            if self._done % READ_INTERVAL[self._device] == 0 and not math.isfinite(float(loss)):
+                raise DisagreementError(f"{self._name}: the loss of step {self._done} is {float(loss)}")
+        wait(self._device)
         seconds = time.perf_counter() - begin
         return Timings([seconds / repeats] * repeats, time.process_time() - cpu)
 
     def outcome(self) -> Outcome:
         return Outcome()
 
-    def _update(self) -> None:
-        options = self._options
-        grads, loss = self._compiled(self._parameters, *self._batch())
-        self._step += 1
-        if self._step % READ_INTERVAL[self._problem.case.device] == 0 and not bool(torch.isfinite(loss)):
-            raise DisagreementError(f"{NAME}: the loss of step {self._step} is {float(loss)}")
-        for name, parameter in self._parameters.items():
-            parameter.grad = grads[name]
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(options, self._step - 1, 0, self._step)
-        self._optimizer.step()
-        decay = ema_decay_at(options, self._step - 1)
-        torch._foreach_lerp_(self._average, list(self._parameters.values()), 1.0 - decay)
 
-    def _batch(self) -> tuple[Tensor, ...]:
-        if self._problem.case.device == "cuda":
-            return drawn_batch(self._problem)
-        options = self._options
-        return training_batch(
-            self._source,
-            self._step,
-            homotopy=self._problem.potential.homotopy,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            time_sampling=options.time_sampling,
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-        )
+def _eager_steps(problem: Problem) -> Runner:
+    """What a user would write around the compiled gradient: the same batches, fused Adam, averaged weights."""
+    field, compiled = _loss_and_gradients(problem)
+    parameters, device, n = list(field.parameters.values()), problem.case.device, problem.case.n
+    average = [value.clone() for value in parameters]
+    optimizer = torch.optim.Adam(parameters, fused=True)
+    options = TrainingOptions.for_model(problem.potential, lr=None, batch_size=n, weight=None, schedule="constant")
+    source, done = as_source(problem.data, problem.potential.event_shape), itertools.count()
+
+    def step() -> Tensor:
+        number = next(done)
+        batch = drawn_batch(problem) if device == "cuda" else batch_of(problem.potential, source, number, n)
+        grads, loss = compiled(field.parameters, *batch)
+        for name, parameter in field.parameters.items():
+            parameter.grad = grads[name]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(options, number, 0, number + 1)
+        optimizer.step()
+        torch._foreach_lerp_(average, parameters, 1.0 - ema_decay_at(options, number))
+        value: Tensor = loss
+        return value
+
+    return _Steps(NAME, step, device)
 
 
 def drawn_batch(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,47 +160,35 @@ def drawn_batch(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     return data[rows], t.clamp(*problem.span), torch.randn(n, data.shape[1], device=device)
 
 
-class _GraphedTrainerRunner(Runner):
+def _graphed_steps(problem: Problem) -> Runner:
     """The whole step in one CUDA graph: draws, compiled gradient, Adam, averaged weights."""
+    field, compiled = _loss_and_gradients(problem)
+    parameters = list(field.parameters.values())
+    average = [value.clone() for value in parameters]
+    optimizer = torch.optim.Adam(parameters, fused=True, capturable=True)
 
-    def __init__(self, problem: Problem) -> None:
-        _SHARED.begin(problem)
-        field, compiled = _loss_and_gradients(problem)
-        parameters = list(field.parameters.values())
-        average = [value.clone() for value in parameters]
-        optimizer = torch.optim.Adam(parameters, fused=True, capturable=True)
+    def step() -> Tensor:
+        grads, loss = compiled(field.parameters, *drawn_batch(problem))
+        for name, parameter in field.parameters.items():
+            parameter.grad = grads[name]
+        optimizer.step()
+        torch._foreach_lerp_(average, parameters, 1e-3)
+        value: Tensor = loss
+        return value
 
-        def step() -> Tensor:
-            grads, loss = compiled(field.parameters, *drawn_batch(problem))
-            for name, parameter in field.parameters.items():
-                parameter.grad = grads[name]
-            optimizer.step()
-            torch._foreach_lerp_(average, parameters, 1e-3)
-            value: Tensor = loss
-            return value
+    graph, loss = captured(step)
 
-        self._graph, self._loss = captured(step)
-        self._steps = 0
+    def replay() -> Tensor:
+        graph.replay()
+        result: Tensor = loss
+        return result
 
-    def run(self, repeats: int) -> Timings:
-        wait("cuda")
-        cpu, begin = time.process_time(), time.perf_counter()
-        for _ in range(repeats):
-            self._graph.replay()
-            self._steps += 1
-            if self._steps % READ_INTERVAL["cuda"] == 0 and not math.isfinite(float(self._loss)):
-                raise DisagreementError(f"{GRAPHED}: the loss of step {self._steps} is {float(self._loss)}")
-        wait("cuda")
-        seconds = time.perf_counter() - begin
-        return Timings([seconds / repeats] * repeats, time.process_time() - cpu)
-
-    def outcome(self) -> Outcome:
-        return Outcome()
+    return _Steps(GRAPHED, replay, "cuda")
 
 
 def _prepare_training(graphed: bool, problem: Problem) -> Runner:
     if problem.case.job == "trainer":
-        return _GraphedTrainerRunner(problem) if graphed else _TrainerRunner(problem)
+        return _graphed_steps(problem) if graphed else _eager_steps(problem)
     return _prepare(GRAPHED if graphed else NAME, graphed, problem)
 
 
@@ -294,7 +243,7 @@ def prepared_field(name: str, graphed: bool, problem: Problem, one_time: bool) -
     """
     rows = len(problem.exact_field)
     t = problem.times[0] if one_time else problem.times
-    field: Callable[[Tensor, Any], Tensor] = _SHARED.get(CompiledField, problem)
+    field: Callable[[Tensor, Any], Tensor] = once(problem.shared, "field", lambda: CompiledField(problem))
     if graphed:
         try:
             field(problem.x0, t)
@@ -323,66 +272,34 @@ def _prepare_field(name: str, graphed: bool, problem: Problem) -> Runner:
     return field_runner(prepared_field(name, graphed, problem, one_time=False), problem)
 
 
-def _compiler_missing() -> str | None:
-    # Inductor writes C++ for the CPU, and on CUDA what launches its kernels: the system's compiler builds it.
-    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    return None if found else "torch.compile needs a C++ compiler"
+_TRAINING, _CUDA = ("loss", "trainer"), ("cuda",)
+_BOTH = ("cpu", *_CUDA)
 
 
-def _solver_missing(package: str) -> Callable[[], str | None]:
-    return lambda: package_missing(package)() or _compiler_missing()
+def _torch_arm(name: str, jobs: tuple[str, ...], prepare: Any, note: str, devices: tuple[str, ...]) -> Arm:
+    return arm_of("torch", name, jobs, prepare, note, devices, compiler_missing)
 
 
 def _solver_arm(solver: str, how: str, devices: tuple[str, ...]) -> Arm:
     name, graphed = f"{solver} {how}", how == "graphed"
-    return Arm(
-        name,
-        True,
-        ("solve",),
-        solver,
-        partial(_prepare_solve, name, solver, graphed),
-        _solver_missing(solver),
-        package_version(solver),
-        f"{solver} around " + ("a CUDA graph" if graphed else "torch.compile") + " of the field",
-        devices,
+    note = f"{solver} around " + ("a CUDA graph" if graphed else "torch.compile") + " of the field"
+    return arm_of(
+        solver, name, ("solve",), partial(_prepare_solve, name, solver, graphed), note, devices, compiler_missing
     )
 
 
-def _torch_arm(name: str, jobs: tuple[str, ...], prepare: Any, note: str, devices: tuple[str, ...]) -> Arm:
-    return Arm(name, True, jobs, "torch", prepare, _compiler_missing, package_version("torch"), note, devices)
+def _field_arm(how: str, note: str) -> Arm:
+    name = f"torch autograd {how}"
+    return _torch_arm(name, ("field",), partial(_prepare_field, name, how == "graphed"), note, _CUDA)
 
 
 ARMS = (
-    _torch_arm(
-        NAME,
-        ("loss", "trainer"),
-        partial(_prepare_training, False),
-        "the whole torch.func.grad of the loss, compiled",
-        ("cpu", "cuda"),
-    ),
-    _torch_arm(
-        GRAPHED,
-        ("loss", "trainer"),
-        partial(_prepare_training, True),
-        "the same as a CUDA graph; for trainer, the whole step",
-        ("cuda",),
-    ),
-    _torch_arm(
-        "torch autograd compiled",
-        ("field",),
-        partial(_prepare_field, "torch autograd compiled", False),
-        "torch.func.grad, compiled",
-        ("cuda",),
-    ),
-    _torch_arm(
-        "torch autograd graphed",
-        ("field",),
-        partial(_prepare_field, "torch autograd graphed", True),
-        "the same as a CUDA graph",
-        ("cuda",),
-    ),
-    _solver_arm("torchdiffeq", "compiled", ("cpu", "cuda")),
-    _solver_arm("torchdiffeq", "graphed", ("cuda",)),
-    _solver_arm("torchode", "compiled", ("cuda",)),
-    _solver_arm("torchode", "graphed", ("cuda",)),
+    _torch_arm(NAME, _TRAINING, partial(_prepare_training, False), "the whole torch.func.grad of the loss", _BOTH),
+    _torch_arm(GRAPHED, _TRAINING, partial(_prepare_training, True), "as a CUDA graph; or the whole step", _CUDA),
+    _field_arm("compiled", "torch.func.grad, compiled"),
+    _field_arm("graphed", "the same as a CUDA graph"),
+    _solver_arm("torchdiffeq", "compiled", _BOTH),
+    _solver_arm("torchdiffeq", "graphed", _CUDA),
+    _solver_arm("torchode", "compiled", _CUDA),
+    _solver_arm("torchode", "graphed", _CUDA),
 )

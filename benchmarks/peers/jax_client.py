@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -223,34 +224,19 @@ def _prepare_product(problem: Problem) -> Runner:
     return _JaxRunner(JAX_PRODUCT, problem, "product", size=PRODUCT_SIZE)
 
 
+def _arm(name: str, jobs: tuple[str, ...], prepare: Callable[[Problem], Runner], note: str) -> Arm:
+    package = "diffrax" if "diffrax" in name else "jax"
+    return Arm(name, True, jobs, package, prepare, _anywhere, _own_version, note, ("cpu", "cuda"))
+
+
 def _diffrax(name: str, vmap: bool, note: str) -> Arm:
-    prepare = partial(_prepare_solve, name, vmap)
-    jobs, devices = ("solve", "solve_fixed"), ("cpu", "cuda")
-    return Arm(name, True, jobs, "diffrax", prepare, _anywhere, _own_version, note, devices)
+    return _arm(name, ("solve", "solve_fixed"), partial(_prepare_solve, name, vmap), note)
 
 
+_PRODUCT_NOTE = "what another library's product reaches here"
 ARMS = (
     _diffrax("diffrax", False, "jitted; one step size for the batch"),
     _diffrax("diffrax vmap", True, "jitted; a step size for each sample, in lock step"),
-    Arm(
-        JAX_PRODUCT,
-        False,
-        ("field",),
-        "jax",
-        _prepare_product,
-        missing,
-        _own_version,
-        "what another library's product reaches here",
-    ),
-    Arm(
-        "jax jit",
-        True,
-        ("field", "loss", "trainer"),
-        "jax",
-        _prepare_other,
-        _anywhere,
-        _own_version,
-        "jitted autodiff",
-        ("cpu", "cuda"),
-    ),
+    Arm(JAX_PRODUCT, False, ("field",), "jax", _prepare_product, missing, _own_version, _PRODUCT_NOTE),
+    _arm("jax jit", ("field", "loss", "trainer"), _prepare_other, "jitted autodiff"),
 )

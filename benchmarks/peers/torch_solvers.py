@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +29,9 @@ from benchmarks.peers.base import (
     Outcome,
     Runner,
     UnavailableError,
+    arm_of,
     checked_plain_field,
     median_seconds,
-    package_missing,
-    package_version,
     to_numpy,
 )
 from benchmarks.plain_field import PlainField
@@ -43,25 +42,9 @@ Field = Callable[[Tensor, Tensor | float], Tensor]
 Solve = Callable[[], tuple[Tensor, dict[str, Any]]]
 
 
-class Tolerance(Protocol):
-    """``rtol``, which is ``atol`` too; or a number of equal steps."""
-
-    rtol: float | None
-    steps: int | None
-
-
-class InitialValue(Protocol):
-    """What a solver is given beside the field: starts (n, ...), the interval twice over, and a tolerance."""
-
-    case: Tolerance
-    x0: Tensor
-    span: tuple[float, float]
-    ends: Tensor
-    device: torch.device
-
-
-# Sets a solver up around a field, once for a problem.
-Maker = Callable[[Field, InitialValue], Solve]
+# Sets a solver up around a field, once for a problem, of which it takes ``case.rtol``, which is atol too, or else
+# ``case.steps``, the starts ``x0`` (n, ...), the interval twice over as ``span`` and ``ends``, and ``device``.
+Maker = Callable[[Field, Any], Solve]
 
 
 def _prepare(name: str, make: Maker, problem: Problem) -> Runner:
@@ -120,7 +103,7 @@ def _failed(told: Tensor | int) -> int:
     return int((told != 0).sum()) if isinstance(told, Tensor) else told
 
 
-def with_torchdiffeq(field: Field, problem: InitialValue) -> Solve:
+def with_torchdiffeq(field: Field, problem: Any) -> Solve:
     import torchdiffeq
 
     case, times, x0 = problem.case, problem.ends, problem.x0
@@ -136,7 +119,7 @@ def with_torchdiffeq(field: Field, problem: InitialValue) -> Solve:
     return lambda: (torchdiffeq.odeint(right_hand_side, x0, times, **options)[-1], {})
 
 
-def with_torchebm(field: Field, problem: InitialValue) -> Solve:
+def with_torchebm(field: Field, problem: Any) -> Solve:
     from torchebm.integrators import Dopri5Integrator, RK4Integrator
 
     case, (t0, t1), device = problem.case, problem.span, problem.device
@@ -150,16 +133,13 @@ def with_torchebm(field: Field, problem: InitialValue) -> Solve:
         steps = case.steps or 1
         grid = torch.linspace(t0, t1, steps + 1, device=device)
         fixed = RK4Integrator()
-        return lambda: (
-            fixed.integrate(state, grid[1] - grid[0], steps, drift=drift, t=grid, adaptive=False)["x"],
-            {},
-        )
+        return lambda: (fixed.integrate(state, grid[1] - grid[0], steps, drift=drift, t=grid, adaptive=False)["x"], {})
     integrator = Dopri5Integrator(atol=case.rtol, rtol=case.rtol, max_steps=100_000)
     first = torch.tensor((t1 - t0) / 100, device=device)
     return lambda: (integrator.integrate(state, first, 1, drift=drift, t=problem.ends, adaptive=True)["x"], {})
 
 
-def with_torchode(field: Field, problem: InitialValue) -> Solve:
+def with_torchode(field: Field, problem: Any) -> Solve:
     import torchode
 
     case, x0 = problem.case, problem.x0
@@ -182,7 +162,7 @@ def with_torchode(field: Field, problem: InitialValue) -> Solve:
     return solve
 
 
-def with_scipy(field: Field, problem: InitialValue) -> Solve:
+def with_scipy(field: Field, problem: Any) -> Solve:
     from scipy.integrate import solve_ivp
 
     case, shape = problem.case, problem.x0.shape
@@ -203,11 +183,6 @@ def with_scipy(field: Field, problem: InitialValue) -> Solve:
     return solve
 
 
-def _arm(name: str, jobs: tuple[str, ...], make: Maker, note: str, devices: tuple[str, ...] = ("cpu", "cuda")) -> Arm:
-    prepare = partial(_prepare, name, make)
-    return Arm(name, True, jobs, name, prepare, package_missing(name), package_version(name), note, devices)
-
-
 def field_runner(field: Field, problem: Problem) -> Runner:
     """The field of a whole batch, each row at its own time."""
     x, t, rows = problem.x0, problem.times, len(problem.exact_field)
@@ -223,25 +198,17 @@ def _prepare_autograd(problem: Problem) -> Runner:
     return field_runner(checked_plain_field("torch autograd", problem), problem)
 
 
+_SOLVES = ("solve", "solve_fixed")
+
+
+def _arm(name: str, jobs: tuple[str, ...], make: Maker, note: str, devices: tuple[str, ...] = ("cpu", "cuda")) -> Arm:
+    return arm_of(name, name, jobs, partial(_prepare, name, make), note, devices)
+
+
 ARMS = (
-    _arm("torchdiffeq", ("solve", "solve_fixed"), with_torchdiffeq, "one step size for the batch; rk4 is its 3/8 rule"),
+    _arm("torchdiffeq", _SOLVES, with_torchdiffeq, "one step size for the batch; rk4 is its 3/8 rule"),
     _arm("torchode", ("solve",), with_torchode, "a step size for each sample; all evaluated until the last ends"),
-    _arm("torchebm", ("solve", "solve_fixed"), with_torchebm, "one step size for the batch"),
-    _arm(
-        "scipy",
-        ("solve",),
-        with_scipy,
-        "the flattened batch as one float64 system, RK45, as the methods' code does",
-        ("cpu",),
-    ),
-    Arm(
-        "torch autograd",
-        True,
-        ("field",),
-        "torch",
-        _prepare_autograd,
-        lambda: None,
-        package_version("torch"),
-        devices=("cpu", "cuda"),
-    ),
+    _arm("torchebm", _SOLVES, with_torchebm, "one step size for the batch"),
+    _arm("scipy", ("solve",), with_scipy, "the flattened batch as one float64 system, RK45", ("cpu",)),
+    arm_of("torch", "torch autograd", ("field",), _prepare_autograd),
 )

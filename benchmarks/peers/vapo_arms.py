@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 import vapo_fast as vf
+from benchmarks.cases import JOBS, Case
 from benchmarks.devices import OURS, wait
 from benchmarks.peers.base import (
     Arm,
@@ -42,7 +44,8 @@ _JOB_KINDS = {"solve": "solve", "solve_fixed": "solve", "field": "field", "loss"
 def _prepare(engine: str, problem: Problem, rtol_factor: float = 1.0) -> Runner:
     case = problem.case
     if case.job == "trainer":
-        return _TrainerRunner(engine, problem)
+        untimed, least = _UNTIMED_STEPS[case.device], _LEAST_STEPS[case.device]
+        return TrainerRunner(problem.potential, problem.data, case, untimed, least, engine=engine)
     if case.job == "sample":
         return _prepare_sample(engine, problem)
     options = SolveOptions()
@@ -76,7 +79,7 @@ def _solve(name: str, engine: Engine, problem: Problem, job: Job) -> Runner:
             engine.field(potential, x0, problem.times)
 
     def look() -> Outcome:
-        outcome = _outcome(call())
+        outcome = outcome_of(call())
         mean = 0.0 if outcome.evaluations is None else float(outcome.evaluations.mean())
         device = problem.case.device
         share = mean * median_seconds(field, device=device) / median_seconds(call, 3, device)
@@ -85,7 +88,8 @@ def _solve(name: str, engine: Engine, problem: Problem, job: Job) -> Runner:
     return LocalRunner(call, look, problem.case.device)
 
 
-def _outcome(solution: Solution) -> Outcome:
+def outcome_of(solution: Solution) -> Outcome:
+    """What a solution tells of its solve."""
     return Outcome(
         x=to_numpy(solution.x),
         evaluations=solution.nfe.cpu().numpy(),
@@ -125,12 +129,6 @@ def _loss(name: str, engine: Engine, problem: Problem, job: Job) -> Runner:
     return LocalRunner(call, look, problem.case.device)
 
 
-# A training run has so many steps that only those of a fit in progress count, as they do for the peers: not its start,
-# and not, on CUDA, the first ordinary steps nor that which records the graph that the rest replay.
-_UNTIMED_STEPS = {"cpu": 3, "cuda": 20}
-_LEAST_STEPS = {"cpu": 1, "cuda": 100}
-
-
 class Stopwatch(Callback):
     """Starts when a number of steps are done, and the device has done them."""
 
@@ -148,22 +146,39 @@ class Stopwatch(Callback):
             self._start()
 
 
-class _TrainerRunner(Runner):
-    """Whole steps of `vapo_fast.Trainer`: batch, loss, gradients, Adam, average, and the reading of the loss."""
+# A training run has so many steps that only those of a fit in progress count, as they do for the peers: not its start,
+# and not, on CUDA, the first ordinary steps nor that which records the graph that the rest replay.
+_UNTIMED_STEPS = {"cpu": 3, "cuda": 20}
+_LEAST_STEPS = {"cpu": 1, "cuda": 100}
 
-    def __init__(self, engine: str, problem: Problem) -> None:
-        model = copy.deepcopy(problem.potential)
+
+class TrainerRunner(Runner):
+    """Whole steps of `vapo_fast.Trainer`: batch, loss, gradients, Adam, average, and the reading of the loss.
+
+    Args:
+        data: on the case's device. untimed, least: steps that are done first, and the least number that is timed; by
+            device, for MLPs. options: of the trainer.
+    """
+
+    def __init__(
+        self, model: vf.Potential, data: torch.Tensor, case: Case, untimed: int, least: int, **options: Any
+    ) -> None:
         try:
-            self._trainer = vf.Trainer(model, batch_size=problem.case.n, schedule="constant", engine=engine)
+            self.trainer = vf.Trainer(
+                copy.deepcopy(model),
+                batch_size=case.n,
+                schedule="constant",
+                **options,  # type: ignore[arg-type]
+            )
         except UnsupportedJobError as error:
             raise UnavailableError(str(error)) from error
-        self._data, self._device = problem.data, problem.case.device
+        self._data, self.device, self._untimed, self._least = data, case.device, untimed, least
 
     def run(self, repeats: int) -> Timings:
-        untimed, steps = _UNTIMED_STEPS[self._device], max(repeats, _LEAST_STEPS[self._device])
-        watch = Stopwatch(self._device, untimed)
-        self._trainer.fit(self._data, untimed + steps, callbacks=(watch,))
-        wait(self._device)
+        steps = max(repeats, self._least)
+        watch = Stopwatch(self.device, self._untimed)
+        self.trainer.fit(self._data, self._untimed + steps, callbacks=(watch,))
+        wait(self.device)
         seconds = time.perf_counter() - watch.begin
         return Timings([seconds / steps] * repeats, time.process_time() - watch.cpu)
 
@@ -182,7 +197,7 @@ def _prepare_sample(engine: str, problem: Problem) -> Runner:
         raise UnavailableError(str(error)) from error
     if not isinstance(solution, Solution):
         raise TypeError(f"sample returned a {type(solution).__name__}")
-    return LocalRunner(sample, lambda: _outcome(solution), case.device)
+    return LocalRunner(sample, lambda: outcome_of(solution), case.device)
 
 
 def _engine_missing(name: str) -> Callable[[], str | None]:
@@ -193,45 +208,35 @@ def _engine_missing(name: str) -> Callable[[], str | None]:
     return missing
 
 
-def _version() -> str:
+def version() -> str:
     return f"vapo_fast {vf.__version__}"
-
-
-_JOBS = ("solve", "solve_fixed", "sample", "field", "loss", "trainer")
 
 
 def _arm(
     engine: str,
     devices: tuple[str, ...],
+    prepare: Callable[[Problem], Runner],
     extra: str = "",
-    jobs: tuple[str, ...] = _JOBS,
-    prepare: Callable[[Problem], Runner] | None = None,
+    jobs: tuple[str, ...] = JOBS,
     note: str = "",
 ) -> Arm:
-    name = f"{engine} {extra}".strip()
-    prepare = prepare or partial(_prepare, engine)
-    return Arm(name, False, jobs, "vapo_fast", prepare, _engine_missing(engine), _version, note, devices)
+    missing = _engine_missing(engine)
+    return Arm(f"{engine} {extra}".strip(), False, jobs, "vapo_fast", prepare, missing, version, note, devices)
 
 
 def _arms_of(engine: str, device: str) -> list[Arm]:
     """An engine of ours on the device where it is what everybody is compared with."""
+    where, solves = (device,), ("solve",)
     others = [
-        _arm(
-            engine,
-            (device,),
-            name,
-            ("solve",),
-            partial(_prepare, engine, rtol_factor=factor),
-            "at another tolerance: for ratios at equal error",
-        )
+        _arm(engine, where, partial(_prepare, engine, rtol_factor=factor), name, solves, "for ratios at equal error")
         for name, factor in OTHER_TOLERANCES.items()
     ]
-    whole = partial(_prepare_sample, engine)
-    sample = _arm(engine, (device,), "vf.sample", ("solve",), whole, "the whole call: checks and noise too")
-    return [_arm(engine, (device,)), *others, sample]
+    whole = "the whole call: checks and noise too"
+    sample = _arm(engine, where, partial(_prepare_sample, engine), "vf.sample", solves, whole)
+    return [_arm(engine, where, partial(_prepare, engine)), *others, sample]
 
 
 ARMS = (
     *(arm for device, engine in OURS.items() for arm in _arms_of(engine, device)),
-    _arm("reference", tuple(OURS), note="for loss: eager double backward"),
+    _arm("reference", tuple(OURS), partial(_prepare, "reference"), note="for loss: eager double backward"),
 )

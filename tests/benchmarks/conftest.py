@@ -1,13 +1,15 @@
-"""For the tests of the benchmarks."""
+"""What every test of the kit needs."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> object:
+def _threads() -> Iterator[None]:
     """A measurement sets the number of threads; every test gets it back."""
     threads = torch.get_num_threads()
     yield

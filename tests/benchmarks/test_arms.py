@@ -8,7 +8,9 @@ from benchmarks import measure
 from benchmarks.cases import Case
 from benchmarks.peers import ARMS
 from benchmarks.peers.base import Arm, DisagreementError, UnavailableError
+from benchmarks.peers.machine import PEAK
 from benchmarks.peers.vapo_arms import OTHER_TOLERANCES
+from benchmarks.spread import Error
 from benchmarks.workloads import Problem, Workloads
 from vapo_fast.core import extension
 
@@ -52,7 +54,7 @@ def test_solves_come_close_to_the_float64_solution(arm: Arm, workloads: Workload
     assert outcome.failed == 0
     # Twenty times the tolerance of the case, or of an arm that has a looser one.
     looser = max(1.0, OTHER_TOLERANCES.get(arm.name.rpartition(" ")[2], 1.0))
-    assert measure.Error.of(outcome.x, problem.reference).largest < 1e-4 * looser
+    assert Error.of(outcome.x, problem.reference).largest < 1e-4 * looser
     assert outcome.evaluations is not None
     assert np.all(outcome.evaluations >= 20)
     assert np.all(outcome.evaluations < 400)
@@ -71,7 +73,7 @@ def test_equal_steps_are_equal(arm: Arm, workloads: Workloads):
     assert outcome.x is not None
     assert outcome.evaluations is not None
     assert float(outcome.evaluations.mean()) == 160.0
-    assert measure.Error.of(outcome.x, problem.reference).largest < 2e-5
+    assert Error.of(outcome.x, problem.reference).largest < 2e-5
     one.close()
 
 
@@ -106,7 +108,7 @@ def test_whole_samples_are_the_solves(arm: Arm, workloads: Workloads):
     assert outcome.x is not None
     assert outcome.failed == 0
     assert outcome.precision == "float32"
-    assert measure.Error.of(outcome.x, problem.reference).largest < 1e-4
+    assert Error.of(outcome.x, problem.reference).largest < 1e-4
 
 
 @needs_native
@@ -119,7 +121,7 @@ def test_a_peer_that_computes_something_else_is_left_out_and_ours_stops_all(
     case, limits = Case("solve", "random", 3, (16, 16), 5, 1, rtol=1e-3), measure.Limits(round_seconds=0.0)
     monkeypatch.setitem(ARMS, "scipy", Arm(**{**vars(ARMS["scipy"]), "missing": lambda: None, "prepare": wrong}))
     result = measure.measure(case, workloads, limits, ["reference", "scipy"], lambda line: None)
-    assert list(result.arms) == ["reference", measure.PEAK]
+    assert list(result.arms) == ["reference", PEAK]
     assert result.skipped == {"scipy": "DisagreementError: the field differs"}
     monkeypatch.setitem(ARMS, "reference", Arm(**{**vars(ARMS["reference"]), "prepare": wrong}))
     with pytest.raises(DisagreementError, match="the field differs"):
@@ -130,7 +132,7 @@ def test_a_peer_that_computes_something_else_is_left_out_and_ours_stops_all(
 def test_a_case_stops_making_arms_ready_when_its_time_is_up(workloads: Workloads):
     case, limits = Case("solve", "random", 3, (16, 16), 5, 1, rtol=1e-3), measure.Limits(case_seconds=-1.0)
     result = measure.measure(case, workloads, limits, ["reference"], lambda line: None)
-    assert list(result.arms) == [measure.PEAK]  # the machine is measured always
+    assert list(result.arms) == [PEAK]  # the machine is measured always
     assert "are up" in result.skipped["reference"]
 
 
@@ -146,7 +148,7 @@ def test_a_missing_peer_is_named_and_the_others_are_measured(workloads: Workload
     case = Case("solve", "random", 3, (16, 16), 5, 1, rtol=1e-3)
     limits = measure.Limits(round_seconds=0.0)
     result = measure.measure(case, workloads, limits, ["reference", "scipy", "torchode"], said.append)
-    assert list(result.arms) == ["reference", measure.PEAK]
+    assert list(result.arms) == ["reference", PEAK]
     assert result.skipped == {"scipy": "it is not installed", "torchode": "RuntimeError: out of paper"}
     assert said == ["  skipped scipy: it is not installed", "  skipped torchode: RuntimeError: out of paper"]
     assert len(result.arms["reference"].rounds) == limits.rounds

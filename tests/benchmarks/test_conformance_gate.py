@@ -38,7 +38,7 @@ def test_the_command_prints_no_speed(
     folder = tmp_path / "none" if text is None else suite(tmp_path, text)
     monkeypatch.setattr(conformance, "SUITE", folder)
     csv = tmp_path / "bench.csv"
-    places = ["--cache", str(tmp_path / "cache"), "--csv", str(csv)]
+    places = ["--cache", str(tmp_path / "cache"), "--results", str(tmp_path)]
     code = command.main(["run", "--match", "n1", "--gate", "full", *places])
     out, err = capsys.readouterr()
     assert code == 1

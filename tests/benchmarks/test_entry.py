@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import left_out, records
-from benchmarks.measure import PEAK
+from benchmarks import provenance
+from benchmarks.peers.machine import PEAK
 from benchmarks.provenance import ROOT
+from benchmarks.records import LeftOut, Record, beside
 from vapo_fast.core import extension
 
 pytestmark = pytest.mark.skipif(extension.unavailable_reason() is not None, reason="needs the native extension")
@@ -49,7 +50,7 @@ def test_every_arm_of_a_case_is_a_benchmark_and_a_row(tmp_path: Path):
     done = run(tmp_path, red=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed, 1 skipped" in done.stdout
-    rows = {row.arm: row for row in records.load(tmp_path / "bench.csv")}
+    rows = {row.arm: row for row in provenance.read(tmp_path / "bench.csv", Record)}
     assert set(rows) == {"native", "reference", PEAK}
     for row in rows.values():
         assert row.conformance == "stub: 9 passed"
@@ -57,7 +58,7 @@ def test_every_arm_of_a_case_is_a_benchmark_and_a_row(tmp_path: Path):
     assert rows["native"].error_rms is not None
     assert rows["native"].error_rms < 1e-2
     assert rows[PEAK].gflops
-    (missing,) = left_out.load(left_out.beside(tmp_path / "bench.csv"))
+    (missing,) = provenance.read(beside(tmp_path / "bench.csv", "left_out"), LeftOut)
     assert (missing.arm, missing.reason) == ("scipy", "it is not installed")
     # pytest-benchmark was shown the rounds that were measured, and not its own times of nothing.
     told = {one["params"]["arm"]: one for one in json.loads((tmp_path / "told.json").read_text())["benchmarks"]}

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,18 +12,21 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import cases, devices, gpu, measure, provenance, records, report, roofline
+from benchmarks import cases, devices, gpu, measure, pages, provenance, records, report
 from benchmarks.cases import SHAPES, Case, on, solve
 from benchmarks.devices import Accelerator
-from benchmarks.flops import field_flops, product_shapes
-from benchmarks.measure import PRODUCT, CaseResult, Error, Measured
-from benchmarks.peers import ARMS, compiled, jax_client
+from benchmarks.flops import field_flops
+from benchmarks.measure import CaseResult, Measured
+from benchmarks.peers import arms_for, compiled, jax_client
 from benchmarks.peers.base import Outcome, UnavailableError
+from benchmarks.peers.machine import PRODUCT
 from benchmarks.plain_field import PlainField
+from benchmarks.records import Record
+from benchmarks.spread import Error
+from benchmarks.studies import roofline
 from benchmarks.targets import GPU_TARGETS, findings, key_of
 from benchmarks.workloads import Workloads
-
-H100 = Accelerator("H100", "580.1, CUDA 13.0", "3.6.0")
+from tests.benchmarks.studies.test_roofline import H100, roof
 
 
 def measured(arm: str, peer: bool, seconds: float, error: float | None = None, flops: int | None = None) -> Measured:
@@ -38,6 +41,10 @@ def rows_of(case: Case, monkeypatch: pytest.MonkeyPatch, *arms: Measured) -> lis
     return records.records(result, "2026-01-01T00:00:00Z", "cuda gate: 9 passed")
 
 
+def read(path: Path) -> list[Record]:
+    return provenance.read(path, Record)
+
+
 def test_a_case_on_cuda_is_another_case():
     here = solve("random", 256, 2, 1e-5)
     (there,) = on("cuda", [here])
@@ -49,21 +56,21 @@ def test_a_case_on_cuda_is_another_case():
 
 def test_arms_run_on_their_devices():
     case = solve("random", 64, 2, 1e-5)
-    names = {device: {arm.name for arm in measure.arms_for(*on_one(device, case))} for device in ("cpu", "cuda")}
+    names = {device: {arm.name for arm in arms_for(on_one(device, case))} for device in ("cpu", "cuda")}
     assert {"native", "native tol/10", "reference", "scipy", "torchdiffeq", "diffrax"} <= names["cpu"]
     assert not {"triton", "torchdiffeq graphed"} & names["cpu"]
     wanted = {"triton", "triton tol/10", "triton vf.sample", "reference", "diffrax", "diffrax vmap"}
     wanted |= {f"{solver}{how}" for solver in ("torchdiffeq", "torchode") for how in ("", " compiled", " graphed")}
     assert wanted <= names["cuda"]
     assert not {"native", "scipy"} & names["cuda"]
-    loss = [arm.name for arm in measure.arms_for(*on_one("cuda", Case("loss", "random", *SHAPES[0], 64, 2)))]
+    loss = [arm.name for arm in arms_for(on_one("cuda", Case("loss", "random", *SHAPES[0], 64, 2)))]
     assert loss == ["triton", "reference", "torch.compile", "torch.compile graphed", "jax jit"]
-    field = [arm.name for arm in measure.arms_for(*on_one("cuda", Case("field", "random", *SHAPES[0], 64, 2)))]
+    field = [arm.name for arm in arms_for(on_one("cuda", Case("field", "random", *SHAPES[0], 64, 2)))]
     assert field[-1] == PRODUCT
 
 
-def on_one(device: str, case: Case) -> tuple[Case, list[str]]:
-    return on(device, [case])[0], list(ARMS)
+def on_one(device: str, case: Case) -> Case:
+    return on(device, [case])[0]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -72,7 +79,7 @@ def test_without_a_device_nothing_is_run(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(UnavailableError, match="no CUDA device"):
         measure.measure(case, Workloads(tmp_path), measure.Limits(), ["reference"])
     for arguments in (["run", "--device", "cuda", "--select", "gpu"], ["roofline", "--device", "cuda"]):
-        assert command.main([*arguments, "--cache", str(tmp_path), "--csv", str(tmp_path / "b.csv")]) == 1
+        assert command.main([*arguments, "--cache", str(tmp_path), "--results", str(tmp_path)]) == 1
         assert "no CUDA device" in capsys.readouterr().err
     assert command.main(["gate", "--gate", "cuda", "--cache", str(tmp_path)]) == 1
     assert command.main(["run", "--device", "cuda", "--select", "gpu", "--list"]) == 0
@@ -104,10 +111,7 @@ def test_events_time_a_call(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_every_gpu_target_has_a_case():
-    keys = {
-        (c.job, c.workload, c.dimension, records.hidden_name(c), c.n, c.rtol, c.steps, None, c.device)
-        for c in on("cuda", cases.gpu(2))
-    }
+    keys = {records.key_of(case) for case in on("cuda", cases.gpu(2))}
     assert {key_of(target, 2) for target in GPU_TARGETS} == keys
 
 
@@ -156,19 +160,19 @@ def test_rates_and_times_are_held_against_their_bounds(monkeypatch: pytest.Monke
 def test_rows_name_the_device_and_files_from_before_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "bench.csv"
     before = solve("random", 64, 2, 1e-5)
-    records.write(rows_of(before, monkeypatch, measured("native", False, 1e-3, 1e-6)), path)
+    provenance.write(rows_of(before, monkeypatch, measured("native", False, 1e-3, 1e-6)), path)
     # As a file was when there were no columns for the device.
-    new = ("device", "accelerator", "driver", "triton", "precision")
+    names = [column.name for column in fields(Record)]
+    new = names[names.index("device") :]
     lines = path.read_bytes().decode().split("\r\n")
     path.write_bytes("\r\n".join([",".join(line.split(",")[: -len(new)]) for line in lines[:-1]] + [""]).encode())
-    assert not lines[1].endswith("5,,,,")
     old = path.read_bytes().decode().split("\r\n")[1]
-    assert records.load(path)[0].device == "cpu"
-    records.write(rows_of(on("cuda", [before])[0], monkeypatch, measured("triton", False, 1e-4, 1e-6)), path)
+    assert read(path)[0].device == "cpu"
+    provenance.write(rows_of(on("cuda", [before])[0], monkeypatch, measured("triton", False, 1e-4, 1e-6)), path)
     after = path.read_bytes().decode().split("\r\n")
     assert after[0].endswith(",".join(new))
     assert after[1] == old  # nothing that was measured is touched
-    first, second = records.load(path)
+    first, second = read(path)
     assert (first.device, first.ours, first.accelerator) == ("cpu", "native", "")
     assert (second.device, second.ours, second.precision) == ("cuda", "triton", "tf32x3")
     assert (second.accelerator, second.driver, second.triton) == ("H100", "580.1, CUDA 13.0", "3.6.0")
@@ -180,16 +184,16 @@ def test_rows_name_the_device_and_files_from_before_are_read(tmp_path: Path, mon
 def test_results_of_another_machine_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     mine, theirs = tmp_path / "bench.csv", tmp_path / "out" / "bench.csv"
     case = solve("random", 64, 2, 1e-5)
-    records.write(rows_of(case, monkeypatch, measured("native", False, 1e-3, 1e-6)), mine)
+    provenance.write(rows_of(case, monkeypatch, measured("native", False, 1e-3, 1e-6)), mine)
     monkeypatch.setenv("VAPO_FAST_COMMIT", "abc1234")
     provenance.commit.cache_clear()
-    records.write(rows_of(on("cuda", [case])[0], monkeypatch, measured("triton", False, 1e-4, 1e-6)), theirs)
+    provenance.write(rows_of(on("cuda", [case])[0], monkeypatch, measured("triton", False, 1e-4, 1e-6)), theirs)
     monkeypatch.delenv("VAPO_FAST_COMMIT")
     provenance.commit.cache_clear()
-    assert command.main(["merge", str(theirs), "--csv", str(mine)]) == 0
-    first, second = records.load(mine)
+    assert command.main(["merge", str(theirs), "--results", str(tmp_path)]) == 0
+    first, second = read(mine)
     assert (first.device, second.device, second.commit) == ("cpu", "cuda", "abc1234")
-    assert records.load(theirs) == [second]
+    assert read(theirs) == [second]
 
 
 def test_the_report_has_the_gpus_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -200,100 +204,14 @@ def test_the_report_has_the_gpus_tables(tmp_path: Path, monkeypatch: pytest.Monk
         rows += rows_of(case, monkeypatch, *arms)
     monkeypatch.setattr(roofline, "accelerator", lambda device: H100)
     page = tmp_path / "benchmarks.md"
-    page.write_text(f"{report.BEGIN}\n{report.END}\n")
+    page.write_text("\n".join(pages.marks("benchmarks")))
     written = report.write(report.Results(rows, roofs=[roof()]), page, None)
-    text = page.read_text()
-    for part in ("## Targets on a GPU", "80.00×", "H100, driver 580.1", "triton 3.6.0", "time / triton's", ", CUDA"):
+    text, tables = " ".join(page.read_text().split()), page.with_name(report.TABLES).read_text()
+    for part in ("## Targets on a GPU", "80.00×", "H100, driver 580.1", "triton 3.6.0"):
         assert part in text
-    assert "## Rooflines" in text
-    assert "| _field" in text
+    for part in ("time / triton's", ", CUDA", "<h2>Rooflines</h2>", "<td>_field</td>"):
+        assert part in tables
     assert [path.name for path in written if path.suffix == ".svg"] == ["benchmark_random_d2_128x3_n256_cuda.svg"]
-
-
-TOPS = roofline.Peaks(50.0, 400.0, 800.0, 6000.0, 3000.0)
-TILE = SimpleNamespace(rows=64, block_n=64, block_k=32, warps=4, stages=2, precision="tf32x3")
-
-
-def roof(**more: object) -> roofline.Roof:
-    (case,) = on("cuda", [Case("field", "random", *SHAPES[1], 65_536, 2)])
-    launch = roofline.Launch("_field", TILE, 264)
-    one = roofline.row("2026-01-01T00:00:00Z", case, launch, 1, 1e-3, "profiler", TOPS, 6 * 10**10, 3 * 10**9, 10**7)
-    given = {**vars(one), "accelerator": "H100", "date": "2026-01-01", "commit": "abc", "torch": "2.11"}
-    return roofline.Roof(**{**given, **more})
-
-
-def test_a_roofs_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(roofline, "accelerator", lambda device: H100)
-    one = roof()
-    assert one.tflops == pytest.approx(60.0)
-    assert one.share == pytest.approx(60.0 / (400.0 / 3.0))  # three TF32 products for one
-    assert one.share_float32 == pytest.approx(1.2)
-    assert one.l2_gbs == pytest.approx(3000.0)
-    assert one.share_l2 == pytest.approx(0.5)
-    assert one.tile == "64x64x32 w4 s2"
-    assert [TOPS.of(name) for name in ("ieee", "tf32", "bf16", "")] == [50.0, 400.0, 800.0, None]
-    path = tmp_path / "roofline.csv"
-    assert roofline.load(path) == []
-    roofline.write([one, roof(run="2025-01-01T00:00:00Z", flops=None, tflops=None, share=None)], path)
-    first, second = roofline.load(path)
-    assert (first.kernel, first.tflops, second.share) == ("_field", 60.0, None)
-    assert roofline.newest([first, second]) == [first]
-
-
-def test_bytes_are_counted_from_shapes():
-    blocks = roofline.Blocks(64, 32, 16)
-    # One tile, one layer of one block: x twice, z and gradient; both products; what lies between them.
-    by_hand = 4 * 64 * 2 + (2 * 32 + 64 * 2 + 2 * 64 * 32) + 3 * 64 * 32 + (32 * 2 + 64 * 32 + 64 * 2)
-    assert roofline.field_l2_bytes(64, 2, (32,), blocks) == 4 * by_hand
-    assert roofline.field_l2_bytes(65, 2, (32,), blocks) == 2 * roofline.field_l2_bytes(64, 2, (32,), blocks)
-    wide = roofline.Blocks(64, 128, 16)
-    shape = 6400, 64, (256,) * 3
-    assert roofline.field_l2_bytes(*shape, wide) < roofline.field_l2_bytes(*shape, blocks)
-    assert roofline.loss_flops(*shape) == 3 * field_flops(*shape)
-    assert roofline.loss_l2_bytes(*shape, blocks) > 2 * roofline.field_l2_bytes(*shape, blocks)
-    alone = roofline.field_l2_bytes(640, 64, (256,), blocks)
-    assert roofline.solve_l2_bytes(640, 64, (256,), blocks, 7) == alone + int(4 * 640 * 64 * 6.5)
-    assert sum(2 * a * b * c for a, b, c in product_shapes(*shape)) == field_flops(*shape)
-
-
-def test_scratch_beyond_the_cache_goes_through_memory(monkeypatch: pytest.MonkeyPatch):
-    """132 programs of 128 rows, 256x3: two activations and three derivatives, z and two more, 93 MiB."""
-    pytest.importorskip("vapo_fast.kernels.shapes")
-    footprint = roofline.scratch_bytes(132 * 128, 64, (256,) * 3, 5)
-    assert footprint == 4 * 132 * 128 * (5 * 256 + 3 * 64)
-    assert roofline.spilled_bytes(2.5, footprint, footprint) == 0
-    assert roofline.spilled_bytes(2.5, footprint, footprint - 1000) == 5000
-    properties = SimpleNamespace(L2_cache_size=50 * 2**20)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    (case,) = on("cuda", [Case("field", "random", *SHAPES[1], 65_536, 2)])
-    launch = roofline.Launch("_field", SimpleNamespace(rows=128), 132)
-    assert roofline._spilled(case, launch, 65_536) == int(2 * 65_536 / (132 * 128) * (footprint - 50 * 2**20))
-    few = roofline.Launch("_field", SimpleNamespace(rows=128), 10)
-    assert roofline._spilled(case, few, 65_536) == 0
-
-
-def test_a_profiles_kernels_are_added_up_by_name():
-    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
-
-    def event(name: str, device: object, micros: float) -> SimpleNamespace:
-        return SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(elapsed_us=lambda: micros))
-
-    events = [event("_solve", cuda, 100.0), event("_solve", cuda, 50.0), event("cudaLaunchKernel", cpu, 9.0)]
-    events += [event("Memcpy DtoH", cuda, 3.0), event("Memset", cuda, 2.0)]
-    assert roofline.device_times(events) == {"_solve": pytest.approx(1.5e-4)}
-    assert roofline.device_times(None) == {}
-
-
-def test_launches_are_seen_and_let_through(monkeypatch: pytest.MonkeyPatch):
-    launch = pytest.importorskip("vapo_fast.kernels.launch")
-    done: list[object] = []
-    monkeypatch.setattr(launch.Program, "launch", lambda self, kernel, *rest, **more: done.append(kernel))
-    kernel = SimpleNamespace(__name__="_field")
-    with roofline.launches() as seen:
-        launch.Program(TILE, 7).launch(kernel, 3)
-    launch.Program(TILE, 7).launch(kernel, 3)
-    assert seen == [roofline.Launch("_field", TILE, 7)]
-    assert done == [kernel, kernel]
 
 
 @pytest.mark.parametrize("features", [0, 3])
@@ -392,7 +310,7 @@ def test_steps_that_measure_wait_for_those_that_are_needed():
 
 
 def test_a_step_gets_what_is_left_and_not_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whatever the tests and the benchmarks take, the later steps have what is kept for them, within 530 s."""
+    """Whatever the tests and the benchmarks take, the later steps have what is kept for them, within 470 s."""
     now, seen = [0.0], {}
     monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
     found = [replace(one, missing="") for one in gpu.steps("python3", tmp_path, Path("c"), Path("d.md"), 1.0)]
@@ -409,11 +327,11 @@ def test_a_step_gets_what_is_left_and_not_what_is_kept(tmp_path: Path, monkeypat
         assert {one.state for one in gpu.run_steps(found, do, gpu.TOTAL)} == {gpu.PASSED}
         assert now[0] <= gpu.TOTAL
 
-    kept = sum(gpu.KEPT.values())
+    kept = sum(one.kept for one in found)
     tests = {one.name: 120.0 for one in found if one.together}
     run({"device": 20.0, **tests})
     left = gpu.TOTAL - 140.0
-    assert seen["benchmarks"][0] == min(160, left - kept)
+    assert seen["benchmarks"][0] == min(150, left - kept)
     for name, slack in (("benchmarks", 40), ("images-sampling", 20), ("images-training", 20)):
         seconds, command = seen[name]
         assert command[command.index("--budget-seconds") + 1] == f"{seconds - slack:.0f}"
@@ -421,9 +339,9 @@ def test_a_step_gets_what_is_left_and_not_what_is_kept(tmp_path: Path, monkeypat
     assert images >= 115
     # Everything as slow as it may be: nothing is left out.
     run({})
-    assert seen["benchmarks"][0] == pytest.approx(gpu.TOTAL - 240 - kept)
+    assert seen["benchmarks"][0] == pytest.approx(gpu.TOTAL - 210 - kept)
     assert seen["benchmarks"][0] > 90
-    assert all(seen[name][0] >= seconds for name, seconds in gpu.KEPT.items())
+    assert all(seen[one.name][0] >= one.kept for one in found)
 
 
 def test_kernel_tests_that_are_named_exist():
@@ -474,7 +392,8 @@ def test_what_a_step_said_is_judged():
 
 def test_the_drivers_commands_exist(tmp_path: Path):
     found = gpu.steps("python3", tmp_path, tmp_path, tmp_path / "d.md", 1.0)
-    assert [one.name for one in found] == list(gpu.SECONDS)
+    names = [one.name for one in found]
+    assert names.index("conformance") < names.index("sanitizer") < names.index("benchmarks") < names.index("report")
     for one in found:
         if "benchmarks" in one.command:
             given = ["100" if part == gpu.BUDGET else part for part in one.command[3:]]
@@ -482,7 +401,7 @@ def test_the_drivers_commands_exist(tmp_path: Path):
             assert callable(options.command)
         for part in one.command:
             assert not part.endswith(".py") or (gpu.ROOT / part).exists()
-    assert gpu.TOTAL < 540.0
+    assert gpu.TOTAL < 480.0
     compile(gpu._DEVICE, "device", "exec")
 
 
@@ -501,11 +420,9 @@ def test_a_folder_of_links_stands_for_an_installed_package(tmp_path: Path):
 
 def test_a_fields_error_is_relative_to_its_largest_entry(tmp_path: Path):
     problem = Workloads(tmp_path).problem(Case("field", "random", 3, (16, 16), 8, 1))
-    one = measure._Ready(ARMS["reference"], SimpleNamespace(version=None), 0.1, 1)
     wrong = problem.exact_field.copy()
     wrong[2, 1] += 0.5 * np.abs(wrong).max()
-    one.runner.outcome = lambda: Outcome(field=wrong)
-    found = measure._measured("reference", one, [1.0, 1.0], 1.0, problem)
-    assert found.error is not None
-    assert found.error.largest == pytest.approx(0.5)
-    assert found.error.median == 0.0
+    found = measure._error(Outcome(field=wrong), problem)
+    assert found is not None
+    assert found.largest == pytest.approx(0.5)
+    assert found.median == 0.0

@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks.cases import SELECTIONS, SHAPES, Case, matching, solve
 from benchmarks.flops import field_flops, product_flops
-from benchmarks.measure import Error, Limits, Quartiles, paired_ratio, rotated
+from benchmarks.measure import Limits
+from benchmarks.spread import Error, Quartiles, paired_ratio, rotated
 
 
 def test_operations_of_a_field_are_four_per_weight_and_sample():

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import kernels, left_out, records, report, runs
+from benchmarks import pages, provenance, records, report, tables
 from benchmarks.cases import SHAPES, Case, solve
 from benchmarks.flops import field_flops
-from benchmarks.kernels import KernelRate
 from benchmarks.limits import limits
-from benchmarks.measure import PEAK, PRODUCT, CaseResult, Error, Measured
+from benchmarks.measure import CaseResult, Measured
 from benchmarks.peers.base import Outcome
-from benchmarks.records import Record
+from benchmarks.peers.machine import PEAK, PRODUCT
+from benchmarks.records import LeftOut, Record, Run, beside
+from benchmarks.spread import Error
+from benchmarks.studies import kernels
+from benchmarks.studies.kernels import KernelRate
 from benchmarks.targets import TARGETS, Target, cases_of_targets, findings
 from vapo_fast.core import extension
 
@@ -33,8 +36,8 @@ def row(case: Case, arm: str, peer: bool, ms: float, run: str = "2026-01-01T00:0
 
 
 CASE = solve("random", 64, 2, 1e-5)
-KEY = ("solve", "random", 2, "128x3", 64, 1e-5, None, 2, "cpu")
-FASTER = Target("solve", "random", 2, "128x3", 64, 3.0)
+KEY = ("solve", "random", 2, "128x3", 64, 1e-5, None, 2, "cpu", "", "")
+FASTER = Target("solve", "random", 2, "128x3", 64, 3.0, rtol=1e-5)
 
 
 def test_rows_survive_the_file(tmp_path: Path):
@@ -43,9 +46,9 @@ def test_rows_survive_the_file(tmp_path: Path):
     )
     path = tmp_path / "bench.csv"
     rows = records.records(result, "2026-01-01T00:00:00Z", "9 passed")
-    records.write(rows, path)
-    records.write(rows, path)
-    back = records.load(path)
+    provenance.write(rows, path)
+    provenance.write(rows, path)
+    back = provenance.read(path, Record)
     assert len(back) == 4
     peer = back[1]
     assert (peer.arm, peer.peer, peer.n, peer.threads, peer.rtol, peer.steps) == ("diffrax", True, 64, 2, 1e-5, None)
@@ -60,10 +63,10 @@ def test_rows_survive_the_file(tmp_path: Path):
 
 def test_a_row_that_cannot_be_read_is_named(tmp_path: Path):
     path = tmp_path / "bench.csv"
-    records.write([row(CASE, "diffrax", True, 4.0)], path)
+    provenance.write([row(CASE, "diffrax", True, 4.0)], path)
     path.write_text(path.read_text().replace("solve,random,2,", "solve,random,two,"))
     with pytest.raises(ValueError, match=r"bench\.csv, line 2"):
-        records.load(path)
+        provenance.read(path, Record)
 
 
 def test_a_share_is_of_the_products_rate():
@@ -98,7 +101,7 @@ def test_the_best_peer_is_the_fastest_one():
     assert found.ratio == pytest.approx(3.5)
     found = finding(native=native, fast=row(CASE, "diffrax", True, 2.5), ours=row(CASE, "reference", False, 1.5))
     assert (found.passed, found.against) == (False, "diffrax")
-    named = Target("solve", "random", 2, "128x3", 64, 5.0, ("torchode",))
+    named = Target("solve", "random", 2, "128x3", 64, 5.0, ("torchode",), rtol=1e-5)
     found = finding(named, native=native, slow=row(CASE, "torchode", True, 9.0), fast=row(CASE, "diffrax", True, 2.5))
     assert (found.passed, found.against) == (True, "torchode")
 
@@ -145,7 +148,8 @@ def test_the_report_says_what_the_file_says(tmp_path: Path):
     page, readme = tmp_path / "docs" / "benchmarks.md", tmp_path / "README.md"
     page.parent.mkdir()
     for path in (page, readme):
-        path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+        begin, end = pages.marks("benchmarks")
+        path.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     written = report.write(report.Results(rows), page, readme)
     text = page.read_text()
     assert text.startswith("before\n")
@@ -156,34 +160,27 @@ def test_the_report_says_what_the_file_says(tmp_path: Path):
     assert "pass" in text
     assert "not measured" in text  # the other targets
     assert "abc1234" in text
-    assert "40.00 (40.00 – 40.00)" in text
+    everything = page.with_name(report.TABLES).read_text()
+    assert "40.00 (40.00 – 40.00)" in everything
     assert "4.00×" in readme.read_text()
     (plot,) = [path for path in written if path.suffix == ".svg"]
     assert plot.name in text
     assert plot.stat().st_size < 200_000
-    before = text, plot.read_bytes()
+    before = text, everything, plot.read_bytes()
     report.write(report.Results(rows), page, readme)
-    assert (page.read_text(), plot.read_bytes()) == before
-
-
-def test_a_page_without_markers_is_refused(tmp_path: Path):
-    page = tmp_path / "benchmarks.md"
-    page.write_text("nothing")
-    with pytest.raises(ValueError, match="must hold the lines"):
-        report.write(report.Results([row(CASE, "native", False, 1.0)]), page, None)
-    assert page.read_text() == "nothing"
+    assert (page.read_text(), page.with_name(report.TABLES).read_text(), plot.read_bytes()) == before
 
 
 def test_every_target_has_a_case_that_the_table_measures():
     from benchmarks.cases import SELECTIONS
 
-    cases = {(c.job, c.workload, c.dimension, records.hidden_name(c), c.n) for c in SELECTIONS["table"](2)}
+    cases = {(c.job, c.workload, c.dimension, c.hidden, c.n) for c in SELECTIONS["table"](2)}
     wanted = {(t.job, t.workload, t.dimension, t.hidden, t.n) for t in TARGETS}
     assert wanted <= cases
 
 
 def test_a_time_to_an_error_lies_on_the_line():
-    from benchmarks.curves import curves, time_at_error
+    from benchmarks.studies.curves import curves, time_at_error
 
     points = [(1e-3, 1.0, 1e-2), (1e-5, 100.0, 1e-6)]
     rows = [row(solve("random", 64, 2, rtol), "diffrax", True, ms, error_rms=error) for rtol, ms, error in points]
@@ -199,7 +196,7 @@ def test_a_time_to_an_error_lies_on_the_line():
 
 
 def test_a_curve_is_of_one_run():
-    from benchmarks.curves import curves
+    from benchmarks.studies.curves import curves
 
     one = [row(solve("random", 64, 2, rtol), "native", False, 1.0) for rtol in (1e-3, 1e-5)]
     later = [row(solve("random", 64, 2, 1e-5), "native", False, 2.0, run="2026-01-02T00:00:00Z")]
@@ -210,7 +207,7 @@ def test_a_curve_is_of_one_run():
 
 LATER, LATEST = "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"
 OTHER = solve("random", 1024, 2, 1e-5)
-SLOWER = Target("solve", "random", 2, "128x3", 1024, 2.0)
+SLOWER = Target("solve", "random", 2, "128x3", 1024, 2.0, rtol=1e-5)
 
 
 def of_run(run: str, *cases: Case, ms: float = 4.0) -> list[Record]:
@@ -263,54 +260,54 @@ def test_limits_are_the_operations_over_the_peak():
     assert "| 56 " in text
     assert "50 % (50 – 50)" in text
     assert "5.00×" in text
-    assert PEAK not in report.case_text(rows)
+    assert PEAK not in tables.case_text(rows)
     without = [one for one in rows if one.arm != PEAK]
     assert limits({KEY: without}, 2, [FASTER]) == []
 
 
 def test_what_is_left_out_is_written_down_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = left_out.beside(tmp_path / "bench.csv")
+    path = beside(tmp_path / "bench.csv", "left_out")
     assert path.name == "bench_left_out.csv"
-    assert left_out.load(path) == []
-    left_out.write([], path)
+    assert provenance.read(path, LeftOut) == []
+    provenance.write([], path)
     assert not path.exists()
     reasons = {"scipy": "one run took 80 s, over the limit of 60 s", "torchode": "not installed"}
-    left_out.write(left_out.left_out(CASE, LATER, reasons), path)
-    back = left_out.load(path)
+    provenance.write(records.left_out(CASE, LATER, reasons), path)
+    back = provenance.read(path, LeftOut)
     assert [one.case for one in back] == [KEY, KEY]
-    assert left_out.of_run(back, KEY, LATER) == reasons
-    assert left_out.of_run(back, KEY, LATEST) == {}
+    assert records.reasons_of(back, KEY, LATER) == reasons
+    assert records.reasons_of(back, KEY, LATEST) == {}
     assert all(one.date and one.commit and one.machine for one in back)
     monkeypatch.setattr(report, "TARGETS", (FASTER,))
-    text = report.docs_text(report.Results(of_run(LATER, CASE), back))
-    assert text.count("Left out: scipy (one run took 80 s, over the limit of 60 s); torchode (not installed).") == 2
-    assert "Left out" not in report.docs_text(report.Results(of_run(LATEST, CASE), back))
+    said = "Left out: scipy (one run took 80 s, over the limit of 60 s); torchode (not installed)."
+    for write in (report.docs_text, report.tables_text):
+        assert said in " ".join(write(report.Results(of_run(LATER, CASE), back)).split())
+        assert "Left out" not in write(report.Results(of_run(LATEST, CASE), back))
 
 
 def test_kernels_survive_the_file_and_the_newest_run_is_shown(tmp_path: Path):
     path = tmp_path / "kernels.csv"
-    assert kernels.load(path) == []
     old = KernelRate("2026-01-01T00:00:00Z", "avx2", "product", "128 to 128", 5, gflops=1.0, threads=1)
     new = [
         KernelRate(LATER, "avx2", PEAK, "", 5, 100.0, 99.0, 101.0, None, 1.0, 1.0, 1.0, threads=2),
         KernelRate(LATER, "avx2", "field", "d 2, 128×3", 5, 80.0, 79.0, 81.0, 1500.0, 0.8, 0.79, 0.81, threads=2),
     ]
-    kernels.write([old, *new], path)
-    back = kernels.load(path)
+    provenance.write([old, *new], path)
+    back = provenance.read(path, KernelRate)
     assert [(one.kernel, one.gflops, one.ns, one.share) for one in back[1:]] == [
         (PEAK, 100.0, None, 1.0),
         ("field", 80.0, 1500.0, 0.8),
     ]
-    text = report.kernels_text(back)
+    text = report.tables_text(report.Results(of_run(LATER, CASE), kernels=back))
+    assert "<h2>Kernels</h2>" in text
     assert "80 % (79 – 81)" in text
-    assert "product" not in text
-    assert "## Kernels" in report.docs_text(report.Results(of_run(LATER, CASE), kernels=back))
+    assert "128 to 128" not in text
 
 
 def test_a_run_and_its_seconds_are_written_down(tmp_path: Path):
-    results = tmp_path / "bench.csv"
-    runs.write(runs.Run(LATER, "quick", "cpu", 8, 0, 12.5, 104.0), results)
-    (back,) = runs.load(results)
+    path = beside(tmp_path / "bench.csv", "runs")
+    provenance.write([Run(LATER, "quick", "cpu", 8, 0, 12.5, 104.0, threads=1)], path)
+    (back,) = provenance.read(path, Run)
     assert (back.selection, back.measured, back.left_out, back.seconds) == ("quick", 8, 0, 104.0)
     assert back.date
     assert back.commit

@@ -10,7 +10,8 @@ import vapo_fast as vf
 from benchmarks.cases import SHAPES, Case, solve
 from benchmarks.peers.base import DisagreementError, check_field
 from benchmarks.plain_field import PlainField, Weights
-from benchmarks.workloads import Workloads, fingerprint, random_potential, start, stiff_potential
+from benchmarks.potentials import fingerprint, random_potential, start, stiff_potential
+from benchmarks.workloads import Workloads
 from vapo_fast.loss import Batch
 
 POTENTIALS = {

@@ -15,8 +15,9 @@ import yaml
 from typer.testing import CliRunner
 
 from vapo_fast import checkpoint, plots
-from vapo_fast.cli import app as cli
-from vapo_fast.cli.app import FAILED, INTERRUPTED, USAGE, app
+from vapo_fast.cli import evaluate, info, inputs
+from vapo_fast.cli.app import app
+from vapo_fast.cli.output import FAILED, INTERRUPTED, USAGE
 from vapo_fast.core import extension
 
 TINY = ["--widths", "16,16", "--batch-size", "32", "--no-progress", "--warmup-steps", "2"]
@@ -240,15 +241,15 @@ def test_parts_of_sorted_data_are_shuffled():
     from vapo_fast.data import ArrayDataset
 
     whole = ArrayDataset("sorted", np.arange(1000.0, dtype=np.float32)[:, None], labels=torch.arange(1000))
-    part = cli._at_most(whole, 100)
+    part = inputs.at_most(whole, 100)
     assert len(part) == 100
     assert torch.equal(part.tensor()[:, 0].long(), part.labels)
     assert part.labels.max() > 800
-    assert cli._at_most(whole, 1000) is whole
+    assert inputs.at_most(whole, 1000) is whole
 
 
 def test_evaluate_a_run_and_a_file(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_EVALUATED", 400)
+    monkeypatch.setattr(evaluate, "_EVALUATED", 400)
     outcome = run("evaluate", trained, "-n", 200, "--rtol", 1e-3, "-o", tmp_path / "scores.json", "--no-progress")
     assert outcome.code == 0, outcome.all
     report = json.loads((tmp_path / "scores.json").read_text())
@@ -298,7 +299,7 @@ def test_info():
 
 
 def test_info_says_why_the_extension_is_missing(monkeypatch):
-    monkeypatch.setattr(cli.extension, "unavailable_reason", lambda: "it was not built: CompileError: no g++\nline 2")
+    monkeypatch.setattr(info.extension, "unavailable_reason", lambda: "it was not built: CompileError: no g++\nline 2")
     outcome = run("info")
     assert outcome.out.count("it was not built: CompileError: no g++") == 1
     assert "line 2" not in outcome.out

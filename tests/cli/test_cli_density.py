@@ -12,7 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 import vapo_fast as vf
-from vapo_fast.cli.app import USAGE, app
+from vapo_fast.cli.app import app
+from vapo_fast.cli.output import USAGE
 
 TINY = ["--channels", 4, "--multipliers", "1", "--blocks", 1, "--batch-size", 8, "--steps", 3, "--sample-every", 0]
 
@@ -281,15 +282,19 @@ def test_a_number_that_makes_no_sense_is_refused_by_its_options_name(words, mess
     ],
 )
 def test_what_cannot_be_written_is_known_before_the_work(words, option, ending, threes, points, tmp_path, monkeypatch):
-    from vapo_fast import plots
-    from vapo_fast.cli import app as cli
+    from vapo_fast.cli import applications, density, evaluate, plot, sample
+    from vapo_fast.plots import plane
 
     def work(*arguments, **options):
         raise AssertionError("the work was begun")
 
-    for name in ("bits_per_dim", "ood_scores", "interpolate_samples", "_solve"):
-        monkeypatch.setattr(cli, name, work)
-    monkeypatch.setattr(plots, "_flow", work)
+    for name in ("bits_per_dim", "ood_scores"):
+        monkeypatch.setattr(density, name, work)
+    for module in (applications, plot):
+        monkeypatch.setattr(module, "interpolate_samples", work)
+    for module in (applications, evaluate, plot, sample):
+        monkeypatch.setattr(module, "solve", work)
+    monkeypatch.setattr(plane, "_flow", work)
     (tmp_path / "file").write_text("in the way")
     places = {"run": threes, "points": points[0]}
     code, _, text = run(*(str(word).format(**places) for word in words), option, tmp_path / "file" / f"x{ending}")
@@ -299,10 +304,10 @@ def test_what_cannot_be_written_is_known_before_the_work(words, option, ending, 
 
 
 def test_pictures_that_cannot_be_drawn_are_known_before_the_work(threes, tmp_path, monkeypatch):
-    from vapo_fast.cli import app as cli
+    from vapo_fast.cli import density
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(cli, "bits_per_dim", lambda *a, **k: pytest.fail("the work was begun"))
+    monkeypatch.setattr(density, "bits_per_dim", lambda *a, **k: pytest.fail("the work was begun"))
     code, _, text = run("likelihood", threes, "-n", 1, "-o", tmp_path / "l.png")
     assert (code, text) == (USAGE, "error: pictures need matplotlib and pillow: pip install 'vapo-fast[demo]'")
 

@@ -1,4 +1,7 @@
-"""The graph engine's jobs for images and modules of a user's own: the suite of the MLP engines, with the same table."""
+"""The graph engine's jobs for images and modules of a user's own: the suite of the MLP engines, with the same table.
+
+Without CUDA, solves are by both steppers: the registered engine's, and recorded steps that Python repeats.
+"""
 
 import math
 from dataclasses import replace
@@ -8,10 +11,13 @@ import torch
 
 import vapo_fast as vf
 from tests.support.image_cases import ALL, FEW, IMAGES, events
+from tests.support.recorder import RecordedOnCpu
 from tests.support.tolerances import ROUNDING, TOLERANCES, assert_rows_close, assert_same_counts
 from tests.support.zoo import DTYPES, times
 from vapo_fast import ode
-from vapo_fast.engines import Batch, GraphEngine, Job, LossOptions, ReferenceEngine, base
+from vapo_fast.engines import Batch, GraphEngine, Job, LossOptions, ReferenceEngine
+from vapo_fast.engines.graph.engine import GRAPH
+from vapo_fast.engines.graph.recorded import Recorded
 from vapo_fast.ode import SolveOptions, Status
 from vapo_fast.sampling.batching import TO_NOISE_SHARE
 
@@ -20,13 +26,24 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 ADAPTIVE = ("dopri5", "tsit5", "bosh3")
 FIXED = {"heun": 2, "rk4": 4, "euler": 1}
-ANY = GraphEngine(None if CUDA else "cpu")
+RECORDED = GRAPH if CUDA else RecordedOnCpu()
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def engine_for(network) -> GraphEngine:
     """The registered engine, which takes whatever has passes on any device; for others on the CPU, one for tests."""
-    return base._REGISTRY["graph"] if network.passes or CUDA else ANY
+    return GRAPH if network.passes else RECORDED
+
+
+def pairs(*networks):
+    """Each network with every engine that takes it."""
+    found = dict.fromkeys((network, engine) for network in networks for engine in (engine_for(network), RECORDED))
+    names = {RECORDED: "recorded"}
+    return [pytest.param(*pair, id=f"{pair[0]}-{names.get(pair[1], 'integrate')}") for pair in found]
+
+
+def solving(networks):
+    return pytest.mark.parametrize(("network", "engine"), pairs(*networks))
 
 
 def job_for(kind, dtype, **options) -> Job:
@@ -34,9 +51,9 @@ def job_for(kind, dtype, **options) -> Job:
     return Job(kind, str(dtype).removeprefix("torch."), **options)
 
 
-def check_supported(network, model, job):
+def check_supported(engine, model, job):
     dtype = next(model.parameters()).dtype
-    assert engine_for(network).supports(model, DEVICE, dtype, job) is None
+    assert engine.supports(model, DEVICE, dtype, job) is None
 
 
 def scales(model, x, t, phi, gradient):
@@ -53,7 +70,7 @@ def scales(model, x, t, phi, gradient):
 @pytest.mark.parametrize("network", ALL, ids=str)
 def test_field(network, dtype):
     model = network.build(dtype).to(DEVICE)
-    check_supported(network, model, Job("field"))
+    check_supported(engine_for(network), model, Job("field"))
     x, t = events(7, model, dtype), times(7, model.homotopy, dtype)
     phi, gradient = engine_for(network).field(model, x.to(DEVICE), t.to(DEVICE))
     assert phi.shape == (7,)
@@ -68,10 +85,10 @@ def test_field(network, dtype):
     assert_rows_close(gradient.cpu(), expected[1], gradient_scale, TOLERANCES[dtype].gradient, "grad Phi")
 
 
-def solve(network, model, x0, t0, t1, options, engine=None):
+def solve(engine, model, x0, t0, t1, options):
     job = job_for("solve", x0.dtype, solve=options)
-    check_supported(network, model.to(DEVICE), job)
-    solution = (engine or engine_for(network)).solve(model, x0.to(DEVICE), t0, t1, job)
+    check_supported(engine, model.to(DEVICE), job)
+    solution = engine.solve(model, x0.to(DEVICE), t0, t1, job)
     model.cpu()
     assert (solution.engine, solution.precision) == ("graph", job.precision)
     assert (solution.ys is None) == (options.t_eval is None)
@@ -102,10 +119,16 @@ def compare(solution, model, x0, t0, t1, options):
 
 
 @every_dtype
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
-def test_methods(method, backward, dtype):
-    network = FEW[(len(method) + backward) % 3]
+@pytest.mark.parametrize(
+    ("method", "backward", "network", "engine"),
+    [
+        pytest.param(method, backward, *pair.values, id=f"{method}-{'backward' if backward else 'forward'}-{pair.id}")
+        for method in (*ADAPTIVE, *FIXED)
+        for backward in (False, True)
+        for pair in pairs(FEW[(len(method) + backward) % 3])
+    ],
+)
+def test_methods(network, engine, method, backward, dtype):
     model = network.build(dtype)
     path = model.homotopy
     t0, t1 = (path.t1, path.t0) if backward else (path.t0, path.t1)
@@ -118,33 +141,33 @@ def test_methods(method, backward, dtype):
         share = TO_NOISE_SHARE if backward else 0.0
         options = SolveOptions(method, rtol=rtol, proportional_share=share, t_eval=t_eval)
     x0 = events(7, model, dtype)
-    solution = solve(network, model, x0, t0, t1, options)
+    solution = solve(engine, model, x0, t0, t1, options)
     assert bool(solution.success.all())
     assert torch.equal(solution.ys[0].cpu(), x0)
     assert torch.equal(solution.ys[-1], solution.x)
     compare(solution, model, x0, t0, t1, options)
 
 
-@pytest.mark.parametrize("network", ALL, ids=str)
-def test_zoo(network):
+@solving(ALL)
+def test_zoo(network, engine):
     model = network.build(torch.float32)
     x0, end = events(6, model, torch.float32), model.homotopy.t1
     options = SolveOptions("dopri5", rtol=1e-3, atol=1e-4)
-    compare(solve(network, model, x0, 0.0, end, options), model, x0, 0.0, end, options)
+    compare(solve(engine, model, x0, 0.0, end, options), model, x0, 0.0, end, options)
 
 
 @pytest.mark.parametrize("options", [SolveOptions("dopri5", rtol=1e-3), SolveOptions("rk4", steps=4)], ids=repr)
-@pytest.mark.parametrize("network", FEW[1:], ids=str)
-def test_failing_rows_do_not_touch_the_others(network, options):
+@solving(FEW[1:])
+def test_failing_rows_do_not_touch_the_others(network, engine, options):
     model = network.build(torch.float32)
     x0, end = events(9, model, torch.float32), model.homotopy.t1
-    clean = solve(network, model, x0, 0.0, end, options)
+    clean = solve(engine, model, x0, 0.0, end, options)
     spoilt, good = x0.clone(), torch.ones(9, dtype=torch.bool)
     for row, value in ((0, math.nan), (4, math.inf), (8, torch.finfo(torch.float32).max)):
         spoilt[row].flatten()[:2] = value
         good[row] = False
     options = replace(options, t_eval=(0.0, 0.5 * end, end))
-    solution = solve(network, model, spoilt, 0.0, end, options)
+    solution = solve(engine, model, spoilt, 0.0, end, options)
     expected = REFERENCE.solve(model, spoilt, 0.0, end, Job("solve", solve=options))
     assert bool((solution.status.cpu()[~good] == int(Status.NON_FINITE)).all())
     for name in ("t", "status", "nfe", "accepted", "rejected"):
@@ -157,48 +180,51 @@ def test_failing_rows_do_not_touch_the_others(network, options):
     torch.testing.assert_close(solution.ys.cpu()[0], spoilt, rtol=0, atol=0, equal_nan=True)
 
 
-def test_max_steps():
-    network = FEW[0]
+@solving(FEW[:1])
+def test_max_steps(network, engine):
     model = network.build()
     x0, end = events(8, model, torch.float64) * torch.logspace(-2, 1, 8)[:, None, None, None], model.homotopy.t1
     full = REFERENCE.solve(model, x0, 0.0, end, Job("solve", solve=SolveOptions(rtol=1e-5)))
     tries = full.accepted + full.rejected
     limit = int(tries.max()) - 1
     options = SolveOptions(rtol=1e-5, max_steps=limit)
-    solution = solve(network, model, x0, 0.0, end, options)
+    solution = solve(engine, model, x0, 0.0, end, options)
     assert {int(Status.SUCCESS), int(Status.MAX_STEPS)} == set(solution.status.tolist())
     assert torch.equal((solution.accepted + solution.rejected).cpu(), tries.clamp_max(limit))
 
 
 @pytest.mark.parametrize("options", [SolveOptions("dopri5"), SolveOptions("euler", steps=3)], ids=repr)
-def test_equal_times_return_the_start(options):
-    model = FEW[0].build(torch.float32)
+@solving(FEW[:1])
+def test_equal_times_return_the_start(network, engine, options):
+    model = network.build(torch.float32)
     x0 = events(3, model, torch.float32)
     x0[1, 0] = math.nan
-    solution = solve(FEW[0], model, x0, 0.7, 0.7, options)
+    solution = solve(engine, model, x0, 0.7, 0.7, options)
     torch.testing.assert_close(solution.x.cpu(), x0, rtol=0, atol=0, equal_nan=True)
     assert solution.status.tolist() == [0, 3, 0]
     assert solution.nfe.tolist() == [0] * 3
 
 
 @pytest.mark.parametrize("method", FIXED)
-def test_order_of_fixed_steps(method):
-    model = FEW[0].build()
+@solving(FEW[:1])
+def test_order_of_fixed_steps(network, engine, method):
+    model = network.build()
     x0, t0, t1 = events(3, model, torch.float64), 0.5, 1.5
     truth = ode.solve(lambda x, t: model.field(x, t)[1], x0, t0, t1, rtol=1e-12, atol=1e-12).x
     counts = (32, 64, 128) if method == "euler" else (16, 32, 64)
-    errors = [(solve(FEW[0], model, x0, t0, t1, SolveOptions(method, steps=n)).x.cpu() - truth).norm() for n in counts]
+    errors = [(solve(engine, model, x0, t0, t1, SolveOptions(method, steps=n)).x.cpu() - truth).norm() for n in counts]
     assert FIXED[method] - 0.25 < math.log2(float(errors[0] / errors[-1])) / 2 < FIXED[method] + 0.4
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
-def test_order_of_one_step(method):
-    model = FEW[0].build()
+@solving(FEW[:1])
+def test_order_of_one_step(network, engine, method):
+    model = network.build()
     x0, t0 = events(3, model, torch.float64), 0.5
     errors = []
     for h in (0.1, 0.05, 0.025) if method == "bosh3" else (0.2, 0.1, 0.05):
         truth = ode.solve(lambda x, t: model.field(x, t)[1], x0, t0, t0 + h, rtol=1e-13, atol=1e-13).x
-        solution = solve(FEW[0], model, x0, t0, t0 + h, SolveOptions(method, rtol=1e9, first_step=h))
+        solution = solve(engine, model, x0, t0, t0 + h, SolveOptions(method, rtol=1e9, first_step=h))
         assert solution.accepted.tolist() == [1] * 3
         errors.append((solution.x.cpu() - truth).norm())
     order = SolveOptions(method).tableau.order
@@ -207,8 +233,8 @@ def test_order_of_one_step(method):
 
 @every_dtype
 @pytest.mark.parametrize("probes", [0, 2])
-@pytest.mark.parametrize("network", FEW, ids=str)
-def test_traces(network, probes, dtype):
+@solving(FEW)
+def test_traces(network, engine, probes, dtype):
     model = network.build(dtype)
     dimension = math.prod(model.event_shape)
     x0 = events(3, model, dtype)
@@ -219,9 +245,9 @@ def test_traces(network, probes, dtype):
     ends = (path.t1, path.t1 - 0.1 * (path.t1 - path.t0))
     options = SolveOptions("heun", steps=2, t_eval=(ends[1],))
     job = job_for("solve_with_trace", dtype, solve=options)
-    check_supported(network, model.to(DEVICE), job)
+    check_supported(engine, model.to(DEVICE), job)
     on_device = None if directions is None else directions.to(DEVICE)
-    solution, integrals = engine_for(network).solve_with_trace(model, x0.to(DEVICE), *ends, job, on_device)
+    solution, integrals = engine.solve_with_trace(model, x0.to(DEVICE), *ends, job, on_device)
     exact, expected = REFERENCE.solve_with_trace(
         model.cpu().double(), x0.double(), *ends, Job("solve_with_trace", solve=options),
         None if directions is None else directions.double(),
@@ -234,15 +260,16 @@ def test_traces(network, probes, dtype):
 
 
 @pytest.mark.parametrize("probes", [0, 1])
-def test_adaptive_traces(probes):
+@solving(FEW[1:2])
+def test_adaptive_traces(network, engine, probes):
     """The integral is part of the state: of the error's norm, and of what the first step looks at."""
-    model = FEW[1].build()
+    model = network.build()
     x0 = events(4, model, torch.float64)
     directions = torch.ones(4, 1, 16, dtype=torch.float64) if probes else None
     options = SolveOptions("bosh3", rtol=1e-3)
     job = job_for("solve_with_trace", torch.float64, solve=options)
     on_device = None if directions is None else directions.to(DEVICE)
-    solution, integrals = engine_for(FEW[1]).solve_with_trace(model.to(DEVICE), x0.to(DEVICE), 2.0, 1.0, job, on_device)
+    solution, integrals = engine.solve_with_trace(model.to(DEVICE), x0.to(DEVICE), 2.0, 1.0, job, on_device)
     exact, expected = REFERENCE.solve_with_trace(model.cpu(), x0, 2.0, 1.0, job, directions)
     assert_same_counts(solution, exact)
     torch.testing.assert_close(integrals.cpu(), expected, rtol=1e-9, atol=1e-9)
@@ -256,7 +283,7 @@ def test_loss_and_gradients(network, estimator, dtype):
     weight = "uniform" if estimator == "covariance" else (lambda t: 0.5 + t.square())
     options = LossOptions(estimator, weight)
     job = job_for("loss_and_grads", dtype, loss=options)
-    check_supported(network, model, job)
+    check_supported(engine_for(network), model, job)
     batch = Batch(events(5, model, dtype, 11), times(7, model.homotopy, dtype)[2:], events(5, model, dtype, 12))
     result = engine_for(network).loss_and_grads(model, Batch(*(part.to(DEVICE) for part in batch)), job)
     exact = REFERENCE.loss_and_grads(
@@ -275,23 +302,23 @@ def test_loss_and_gradients(network, estimator, dtype):
         assert float(error) <= tolerance.weights * (float(expected.abs().max()) + 1e-3 * overall), name
 
 
-@pytest.mark.parametrize("network", FEW, ids=str)
-def test_rows_see_neither_batch_nor_split(network):
+@solving(FEW)
+def test_rows_see_neither_batch_nor_split(network, engine):
     """To rounding: the libraries choose kernels by shape."""
     model = network.build(torch.float32)
     x0, end = events(21, model, torch.float32), model.homotopy.t1
     options = SolveOptions("dopri5", rtol=1e-3)
-    whole = solve(network, model, x0, 0.0, end, options)
-    split = GraphEngine(None if CUDA else "cpu", most_rows=5)
-    for rows, engine in ((slice(6, 7), None), (slice(3, 12), None), (slice(0, 21), split)):
-        part = solve(network, model, x0[rows], 0.0, end, options, engine)
+    whole = solve(engine, model, x0, 0.0, end, options)
+    split = GraphEngine(Recorded(most_rows=5)) if CUDA else RecordedOnCpu(most_rows=5)
+    for rows, by in ((slice(6, 7), engine), (slice(3, 12), engine), (slice(0, 21), split)):
+        part = solve(by, model, x0[rows], 0.0, end, options)
         assert torch.equal(part.status, whole.status[rows])
         assert torch.equal(part.t, whole.t[rows])
         torch.testing.assert_close(part.x, whole.x[rows], rtol=1e-3, atol=1e-3)
         assert_same_counts(part, _part(whole, rows))
-    phi, gradient = engine_for(network).field(model.to(DEVICE), x0.to(DEVICE), torch.ones(21, device=DEVICE))
+    phi, gradient = engine.field(model.to(DEVICE), x0.to(DEVICE), torch.ones(21, device=DEVICE))
     for rows in (slice(0, 1), slice(2, 10)):
-        ours = engine_for(network).field(model, x0[rows].to(DEVICE), torch.ones(21, device=DEVICE)[rows])
+        ours = engine.field(model, x0[rows].to(DEVICE), torch.ones(21, device=DEVICE)[rows])
         size = 1.0 + float(gradient.abs().max())
         torch.testing.assert_close(ours[1], gradient[rows], rtol=0, atol=size * ROUNDING[torch.float32])
         torch.testing.assert_close(ours[0], phi[rows], rtol=ROUNDING[torch.float32], atol=ROUNDING[torch.float32])
@@ -310,10 +337,9 @@ def test_samples_do_not_depend_on_the_batch_size():
         assert_same_counts(other, draws[0])
 
 
-def everything(network):
+def everything(network, engine):
     """Numbers of every job, in one list."""
-    model = network.build(torch.float32).to(DEVICE)
-    engine, dtype = engine_for(network), torch.float32
+    model, dtype = network.build(torch.float32).to(DEVICE), torch.float32
     x, t = events(6, model, dtype).to(DEVICE), times(6, model.homotopy, dtype).to(DEVICE)
     numbers = list(engine.field(model, x, t))
     for options in (SolveOptions("dopri5", rtol=1e-2, t_eval=(0.3, 0.5)), SolveOptions("heun", steps=2)):
@@ -327,15 +353,15 @@ def everything(network):
     return [number.cpu() for number in (*numbers, *result.loss, *result.grads.values())]
 
 
-@pytest.mark.parametrize("network", FEW, ids=str)
-def test_repetition_and_fully_written_outputs(network):
+@solving(FEW)
+def test_repetition_and_fully_written_outputs(network, engine):
     """The same bits again; and with new memory filled with NaN and the largest integers."""
-    clean = everything(network)
-    again = everything(network)
+    clean = everything(network, engine)
+    again = everything(network, engine)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         assert bool(torch.empty(3, device=DEVICE).isnan().all())
-        poisoned = everything(network)
+        poisoned = everything(network, engine)
     finally:
         torch.use_deterministic_algorithms(False)
     for i, (a, b, c) in enumerate(zip(clean, again, poisoned, strict=True)):
@@ -344,8 +370,8 @@ def test_repetition_and_fully_written_outputs(network):
         assert bool(torch.isfinite(a).all()), i
 
 
-@pytest.mark.parametrize("network", FEW[1:], ids=str)
-def test_new_weights_are_seen(network):
+@solving(FEW[1:])
+def test_new_weights_are_seen(network, engine):
     """Weights change between two jobs in every way that programs change them: no recording is stale."""
     model = network.build().to(DEVICE)
     other = network.build().to(DEVICE)
@@ -371,15 +397,15 @@ def test_new_weights_are_seen(network):
     x0 = events(4, model, torch.float64).to(DEVICE)
     options = SolveOptions("bosh3", rtol=1e-3)
     # Often enough for programs to be recorded before the first change.
-    last = [solve_on_device(network, model, x0, options) for _ in range(3)][-1]
+    last = [solve_on_device(engine, model, x0, options) for _ in range(3)][-1]
     for change in (in_place, replaced, through_data, loaded):
         change()
-        solution = solve_on_device(network, model, x0, options)
+        solution = solve_on_device(engine, model, x0, options)
         assert not torch.equal(solution, last)
         expected = REFERENCE.solve(model, x0, 0.0, 0.5, Job("solve", solve=options))
         torch.testing.assert_close(solution, expected.x, rtol=1e-9, atol=1e-9)
         last = solution
 
 
-def solve_on_device(network, model, x0, options):
-    return engine_for(network).solve(model, x0, 0.0, 0.5, job_for("solve", torch.float64, solve=options)).x
+def solve_on_device(engine, model, x0, options):
+    return engine.solve(model, x0, 0.0, 0.5, job_for("solve", torch.float64, solve=options)).x

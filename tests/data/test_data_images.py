@@ -76,13 +76,6 @@ def test_resizing_crops_the_centre(tmp_path):
     assert float(dataset.tensor().mean()) > 0.7
 
 
-def test_sizes_must_agree_without_image_size(tmp_path):
-    write(tmp_path / "a.png", colour(6, 5))
-    write(tmp_path / "b.png", colour(5, 6))
-    with pytest.raises(data.DataFormatError, match=r"b\.png: is 6 x 5 while .*a\.png is 5 x 6; pass image_size="):
-        data.load(tmp_path)
-
-
 def test_modes(tmp_path):
     write(tmp_path / "grey.png", RNG.integers(0, 256, (6, 5), dtype=np.uint8))
     assert data.load(tmp_path).event_shape == (1, 6, 5)
@@ -138,8 +131,6 @@ def test_truncated_jpeg(tmp_path):
 
 
 def test_folders_without_use(tmp_path):
-    with pytest.raises(data.DataNotFoundError, match="has no images"):
-        data.load(tmp_path)
     write(tmp_path / "a.png", colour())
     with pytest.raises(data.DataNotFoundError, match="has no subfolder 'test'"):
         data.load(tmp_path, split="test")
@@ -175,8 +166,6 @@ def test_celeba(tmp_path):
 
 
 def test_celeba_errors(tmp_path):
-    with pytest.raises(data.DataNotFoundError, match=r"celeba.*img_align_celeba.*mmlab"):
-        data.load("celeba", root=tmp_path)
     write_celeba(tmp_path, [("a.png", 0), ("b.png", 0)])
     (tmp_path / "img_align_celeba" / "b.png").unlink()
     with pytest.raises(data.DataNotFoundError, match=r"1 of 2 images are not in .*the first b\.png"):

@@ -44,10 +44,6 @@ def test_n_takes_a_seeded_shuffle():
     assert torch.equal(some.tensor(), data.load("digits", n=300, seed=5).batch(range(200)))
     assert not torch.equal(some.tensor(), data.load("digits", n=200, seed=6).tensor())
     assert (torch.bincount(some.labels, minlength=10) > 5).all()
-    with pytest.raises(ValueError, match="n must be at most 1437, the size of 'digits'"):
-        data.load("digits", n=1438)
-    with pytest.raises(ValueError, match="n must be a positive integer, got 0"):
-        data.load("digits", n=0)
 
 
 def test_image_size_resizes():
@@ -56,13 +52,7 @@ def test_image_size_resizes():
         data.load("digits", image_size=0)
 
 
-def test_unknown_names_and_splits():
-    with pytest.raises(ValueError, match=r"'8gaussians'.*'fashion-mnist'.*got 'mnits'"):
-        data.load("mnits")
-    with pytest.raises(ValueError, match="split must be one of 'train', 'test', got 'validation'"):
-        data.load("digits", split="validation")
-    with pytest.raises(data.DataNotFoundError, match=r"no file or folder at .*nowhere"):
-        data.load("some/nowhere")
+def test_a_missing_file_is_a_file_not_found_error():
     with pytest.raises(FileNotFoundError):
         data.load("nowhere.npy")
 
@@ -97,27 +87,12 @@ def test_npy_images(tmp_path, shape, event_shape):
 
 
 def test_npy_errors(tmp_path):
-    bad = np.ones((9, 2))
-    bad[6, 0] = np.nan
-    with pytest.raises(data.DataFormatError, match="event 6 has NaN"):
-        data.load(save(tmp_path / "nan.npy", bad))
     with pytest.raises(ValueError, match="pass the path of the test file"):
         data.load(save(tmp_path / "ok.npy", np.ones((2, 2))), split="test")
-    (tmp_path / "text.npy").write_text("hello")
-    with pytest.raises(data.DataFormatError, match=r"is not a \.npy array"):
-        data.load(tmp_path / "text.npy")
     truncated = tmp_path / "short.npy"
     truncated.write_bytes((tmp_path / "ok.npy").read_bytes()[:-8])
     with pytest.raises(data.DataFormatError, match=r"is not a \.npy array"):
         data.load(truncated)
-    np.save(tmp_path / "object.npy", np.array([{"a": 1}, None], dtype=object), allow_pickle=True)
-    with pytest.raises(data.DataFormatError):
-        data.load(tmp_path / "object.npy")
-    with pytest.raises(data.DataFormatError, match="n >= 1 events"):
-        data.load(save(tmp_path / "empty.npy", np.ones((0, 2))))
-    (tmp_path / "table.csv").write_text("1,2")
-    with pytest.raises(ValueError, match=r"name must end in \.npy"):
-        data.load(tmp_path / "table.csv")
 
 
 def test_npz_splits_and_labels(tmp_path):

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 import vapo_fast as vf
 from vapo_fast import distributed
-from vapo_fast.cli import app as cli
+from vapo_fast.cli.app import app
 from vapo_fast.core import processes
 from vapo_fast.training import trainer as trainer_module
 from vapo_fast.training.callbacks import Checkpointer, CSVLogger
@@ -104,6 +105,11 @@ def error_of(action: Callable[[], Any]) -> tuple[str, str]:
     return "", ""
 
 
+def deferred_steps() -> Any:
+    """As on CUDA: the host does not wait for each step."""
+    return patch.object(trainer_module, "_defers", lambda model: True)
+
+
 @scenario
 def plain(rank: int, size: int, folder: Path) -> Any:
     # Weights that differ before the fit become those of process 0.
@@ -155,12 +161,8 @@ def statistics(rank: int, size: int, folder: Path) -> Any:
 @scenario
 def deferred(rank: int, size: int, folder: Path) -> Any:
     """As on CUDA: the host reads only every fourth step."""
-    usual = trainer_module._defers
-    trainer_module._defers = lambda model: True
-    try:
+    with deferred_steps():
         return trained(mlp(), POINTS, log_every=4)
-    finally:
-        trainer_module._defers = usual
 
 
 @scenario
@@ -242,16 +244,12 @@ def not_finite(rank: int, size: int, folder: Path) -> Any:
 @scenario
 def not_finite_and_noticed_late(rank: int, size: int, folder: Path) -> Any:
     """Process 0 sees it first, at a checkpoint between two readings."""
-    usual = trainer_module._defers
-    trainer_module._defers = lambda model: True
     bad = POINTS.clone()
     bad[70] = torch.nan
     loader: DataLoader[Any] = DataLoader(TensorDataset(bad), batch_size=14)
-    trainer = vf.Trainer(mlp(), **OPTIONS, log_every=9)
-    try:
+    with deferred_steps():
+        trainer = vf.Trainer(mlp(), **OPTIONS, log_every=9)
         error = error_of(lambda: trainer.fit(loader, 30, callbacks=[Checkpointer(folder / "late", every=7)]))
-    finally:
-        trainer_module._defers = usual
     return {"error": error, "steps": trainer.step, "weights": [p.detach().clone() for p in trainer.model.parameters()]}
 
 
@@ -282,13 +280,12 @@ def a_process_that_fails(rank: int, size: int, folder: Path) -> Any:
     (folder / "file").touch()
     keeper = Checkpointer(folder / "file")
     result["start"] = error_of(lambda: vf.Trainer(mlp(), **OPTIONS).fit(POINTS, 4, callbacks=[keeper]))
-    usual = trainer_module._defers
-    trainer_module._defers = lambda model: True
-    late = vf.Trainer(mlp(), **OPTIONS, log_every=5)
-    try:
+    with deferred_steps():
+        late = vf.Trainer(mlp(), **OPTIONS, log_every=5)
         result["late"] = error_of(lambda: late.fit(POINTS, 20, callbacks=[At(7, fail)]))
-    finally:
-        trainer_module._defers = usual
+        # Process 0 finds it between two readings, at a checkpoint.
+        early, keeper = vf.Trainer(mlp(), **OPTIONS, log_every=5), Checkpointer(folder / "early", every=9)
+        result["early"] = error_of(lambda: early.fit(POINTS, 20, callbacks=[At(7, fail), keeper]))
     return result | {"late steps": late.step}
 
 
@@ -369,7 +366,7 @@ def command_line(rank: int, size: int, folder: Path) -> Any:
     from typer.testing import CliRunner
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        done = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+        done = CliRunner().invoke(app, [str(a) for a in arguments])
         return done.exit_code, done.stdout, done.stderr
 
     train = ["train", "--data", "digits", "--model", "mlp", "--widths", "16,16", "--batch-size", 15, "--steps", 6]

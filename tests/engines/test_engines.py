@@ -1,6 +1,7 @@
 """The engine contract: which engines there are, who is chosen, what is refused and why; and the reference's jobs."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -19,11 +20,14 @@ from vapo_fast.engines import (
     engines,
     register,
 )
-from vapo_fast.engines.reference import gradient_and_trace
+from vapo_fast.engines.composed import ComposedEngine
+from vapo_fast.engines.derivatives import AutogradDerivatives, gradient_and_trace
+from vapo_fast.engines.stepper import integrate
 from vapo_fast.homotopy import DataHomotopy
 from vapo_fast.loss import energy_loss
 from vapo_fast.ode import SolveOptions
 from vapo_fast.potentials import MLPPotential, Potential
+from vapo_fast.sampling.sample import sample
 
 PATH = DataHomotopy(1.0, 0.1)
 CPU = torch.device("cpu")
@@ -58,18 +62,41 @@ def test_auto_falls_back_to_the_reference_for_any_module():
     assert choose("auto", model, CPU, torch.float64, Job("loss_and_grads")).name == "reference"
 
 
-def test_a_named_engine_is_never_replaced(model, monkeypatch):
-    monkeypatch.setattr(base, "_REGISTRY", {"reference": ReferenceEngine()})
-    with pytest.raises(
-        UnsupportedJobError, match=r"engine='triton' cannot do this 'solve' job: not included in this version"
-    ):
-        choose("triton", model, CPU, torch.float64, Job("solve"))
+class Elsewhere(ReferenceEngine):
+    """An engine that this machine has not got."""
+
+    name = "elsewhere"
+    priority = 50
+
+    def available(self):
+        return "no such device"
 
 
-def test_environment_takes_the_place_of_auto(model, monkeypatch):
+class FieldsOnly(ReferenceEngine):
+    name = "fields"
+    priority = 20
+
+    def supports(self, potential, device, dtype, job):
+        return None if job.kind == "field" else "fields only"
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """A registry with the reference alone."""
     monkeypatch.setattr(base, "_REGISTRY", {"reference": ReferenceEngine()})
-    monkeypatch.setenv("VAPO_FAST_ENGINE", "native")
-    with pytest.raises(UnsupportedJobError, match=r"VAPO_FAST_ENGINE=native cannot do this 'field' job"):
+
+
+def test_a_named_engine_is_never_replaced(model, registry):
+    register(Elsewhere())
+    with pytest.raises(UnsupportedJobError, match=r"engine='elsewhere' cannot do this 'solve' job: no such device"):
+        choose("elsewhere", model, CPU, torch.float64, Job("solve"))
+    assert choose("auto", model, CPU, torch.float64, Job("solve")).name == "reference"
+
+
+def test_environment_takes_the_place_of_auto(model, registry, monkeypatch):
+    register(Elsewhere())
+    monkeypatch.setenv("VAPO_FAST_ENGINE", "elsewhere")
+    with pytest.raises(UnsupportedJobError, match=r"VAPO_FAST_ENGINE=elsewhere cannot do this 'field' job"):
         choose("auto", model, CPU, torch.float64, Job("field"))
     assert choose("reference", model, CPU, torch.float64, Job("field")).name == "reference"
     monkeypatch.setenv("VAPO_FAST_ENGINE", "fastest")
@@ -77,26 +104,42 @@ def test_environment_takes_the_place_of_auto(model, monkeypatch):
         choose("auto", model, CPU, torch.float64, Job("field"))
 
 
-def test_auto_takes_the_first_that_supports_the_job(model, monkeypatch):
-    class Picky(ReferenceEngine):
-        name = "native"
-
-        def supports(self, potential, device, dtype, job):
-            return None if job.kind == "field" else "fields only"
-
-    monkeypatch.setattr(base, "_REGISTRY", {"reference": ReferenceEngine(), "native": Picky()})
-    assert choose("auto", model, CPU, torch.float64, Job("field")).name == "native"
+def test_auto_takes_the_first_that_supports_the_job(model, registry):
+    register(FieldsOnly())
+    assert choose("auto", model, CPU, torch.float64, Job("field")).name == "fields"
     assert choose("auto", model, CPU, torch.float64, Job("solve")).name == "reference"
-    with pytest.raises(UnsupportedJobError, match="engine='native' cannot do this 'solve' job: fields only"):
-        choose("native", model, CPU, torch.float64, Job("solve"))
+    with pytest.raises(UnsupportedJobError, match="engine='fields' cannot do this 'solve' job: fields only"):
+        choose("fields", model, CPU, torch.float64, Job("solve"))
 
 
-def test_registry_knows_its_names(monkeypatch):
+def test_a_program_registers_an_engine_of_its_own(model, registry):
+    """Anything with the contract's methods, by its name and priority; here a pair of parts of the library."""
+    mine = ComposedEngine("mine", AutogradDerivatives, integrate)
+    register(mine)
+    register(Elsewhere())
+    register(FieldsOnly())
+    assert engines() == {
+        "elsewhere": "no such device", "fields": "usable", "reference": "usable", "mine": "usable",
+    }  # fmt: skip
+    assert choose("mine", model, CPU, torch.float64, Job("solve")) is mine
+    # Below the reference, which can do all that it can.
+    assert choose("auto", model, CPU, torch.float64, Job("solve")).name == "reference"
+    mine.priority = 30
+    assert choose("auto", model, CPU, torch.float64, Job("solve")) is mine
+    samples = [sample(model, 3, rtol=1e-3, return_solution=True, engine=name) for name in ("mine", "reference")]
+    assert [solution.engine for solution in samples] == ["mine", "reference"]
+    assert torch.equal(samples[0].x, samples[1].x)
+    assert pickle.loads(pickle.dumps(mine)) is mine
+
+
+def test_an_engine_takes_the_place_of_one_of_its_name(model, registry):
     class Other(ReferenceEngine):
-        name = "other"
+        pass
 
-    with pytest.raises(ValueError, match="engine name must be one of"):
-        register(Other())
+    register(Other())
+    assert isinstance(choose("auto", model, CPU, torch.float64, Job("field")), Other)
+    with pytest.raises(ValueError, match="must not be called 'auto'"):
+        register(ComposedEngine("auto", AutogradDerivatives, integrate))
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,12 @@
-"""The native engine: what it takes and refuses, its copy of the weights, its loss for any optimiser, Ctrl-C, progress.
+"""The native engine: what it takes and refuses, its copy of the weights, and what users call.
 
 That its numbers are right is for tests/conformance; here every instruction set is held to the chosen one's numbers.
 """
 
-import _thread
 import copy
 import gc
 import math
-import os
 import pickle
-import subprocess
-import sys
-import threading
-import time
 import weakref
 
 import pytest
@@ -20,49 +14,27 @@ import torch
 from torch import nn
 
 import vapo_fast as vf
+from tests.engines.native_models import PATH, REFERENCE, Own, batch, job, mlp
 from vapo_fast.core import extension
 from vapo_fast.engines import (
     ENVIRONMENT_VARIABLE,
-    Batch,
-    Job,
     LossOptions,
-    ReferenceEngine,
     UnsupportedJobError,
     choose,
 )
-from vapo_fast.engines.native import NATIVE, NativeEngine, energy_loss
+from vapo_fast.engines.native import NATIVE, NativeEngine
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
 from vapo_fast.ode import SolveOptions
 
 pytestmark = pytest.mark.skipif(extension.unavailable_reason() is not None, reason=str(extension.unavailable_reason()))
 
 CPU = torch.device("cpu")
-PATH = DataHomotopy(1.0, 0.1)
-REFERENCE = ReferenceEngine()
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch):
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.delenv("VAPO_FAST_INSTRUCTION_SET", raising=False)
-
-
-def mlp(dtype=torch.float32, path=PATH, **options):
-    torch.manual_seed(0)
-    model = vf.MLPPotential((2,), path, widths=(16, 24), **options)
-    nn.init.normal_(model.output.weight)
-    return model.to(dtype)
-
-
-def batch(dtype=torch.float32, rows=20):
-    torch.manual_seed(1)
-    return Batch(
-        torch.randn(rows, 2).to(dtype), torch.linspace(0.1, 4.0, rows).to(dtype), torch.randn(rows, 2).to(dtype)
-    )
-
-
-def job(kind="solve", **options):
-    return Job(kind, **options)
 
 
 def test_auto_takes_it_for_every_job_of_an_mlp():
@@ -84,11 +56,6 @@ def test_it_takes(path, dtype, time_dependent):
         {"loss": LossOptions("covariance", torch.ones_like)},
     ):
         assert NATIVE.supports(model, CPU, dtype, job("loss_and_grads", **options)) is None
-
-
-class Own(vf.MLPPotential):
-    def network(self, z, position):
-        return 2.0 * super().network(z, position)
 
 
 class OwnPath(DataHomotopy):
@@ -353,367 +320,6 @@ def test_weights_that_are_not_finite():
     assert result.grads.keys() == dict(model.named_parameters()).keys()
     model.hidden[1].weight.data[2, 3] = 0.0
     assert math.isfinite(NATIVE.loss_and_grads(model, batch(), job("loss_and_grads")).loss.total)
-
-
-# The loss for any optimiser.
-
-
-@pytest.mark.parametrize("estimator", ["velocity", "covariance"])
-@pytest.mark.parametrize("weight", ["inverse_variance", "uniform", lambda t: 1.0 + t.double()])
-def test_energy_loss_is_the_librarys(estimator, weight):
-    model, part = mlp(torch.float64), batch(torch.float64)
-    expected = vf.energy_loss(model, *part, estimator, weight)
-    wanted = torch.autograd.grad(expected.total, list(model.parameters()))
-    loss = energy_loss(model, *part, estimator, weight)
-    for ours, theirs in zip(loss, expected, strict=True):
-        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-11, atol=1e-12)
-    (3.0 * loss.total).backward()
-    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
-        torch.testing.assert_close(parameter.grad, 3.0 * gradient, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(
-        energy_loss(model, part.x_data, 1.5, part.noise).total,
-        vf.energy_loss(model, part.x_data, 1.5, part.noise).total,
-    )
-
-
-def test_energy_loss_passes_gradcheck():
-    model, part = mlp(torch.float64, activation="tanh"), batch(torch.float64, 5)
-    parameters = list(model.parameters())
-
-    def total(*values):
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.data = value.data
-        return energy_loss(model, *part).total
-
-    loss = total(*[p.detach().clone() for p in parameters])
-    gradients = torch.autograd.grad(loss, parameters)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        direction = torch.randn_like(parameter)
-        totals = []
-        for sign in (1, -1):
-            parameter.data += sign * 1e-5 * direction
-            totals.append(float(energy_loss(model, *part).total.detach()))
-            parameter.data -= sign * 1e-5 * direction
-        assert float((gradient * direction).sum()) == pytest.approx((totals[0] - totals[1]) / 2e-5, rel=1e-6, abs=1e-8)
-
-
-def test_energy_loss_trains_with_lbfgs():
-    model, part = mlp(torch.float64), batch(torch.float64, 200)
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=20, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimizer.zero_grad()
-        loss = energy_loss(model, *part).total
-        loss.backward()
-        return loss
-
-    first = float(closure().detach())
-    optimizer.step(closure)
-    last = float(closure().detach())
-    assert last < first - 0.02
-    # The same steps with autograd's gradients lead to the same place.
-    twin = mlp(torch.float64)
-    optimizer = torch.optim.LBFGS(twin.parameters(), max_iter=20, line_search_fn="strong_wolfe")
-
-    def autograd_closure():
-        optimizer.zero_grad()
-        loss = vf.energy_loss(twin, *part).total
-        loss.backward()
-        return loss
-
-    optimizer.step(autograd_closure)
-    assert float(autograd_closure().detach()) == pytest.approx(last, rel=1e-6)
-
-
-def test_energy_loss_differentiates_once():
-    model, part = mlp(), batch()
-    loss = energy_loss(model, *part)
-    (gradient,) = torch.autograd.grad(loss.total, model.output.weight, create_graph=True)
-    torch.testing.assert_close(gradient, torch.autograd.grad(energy_loss(model, *part).total, model.output.weight)[0])
-    # A sum with a part that does have derivatives must not pass the other off as constant.
-    for result in (gradient.square().sum(), gradient.square().sum() + model.output.weight.sum()):
-        with pytest.raises(RuntimeError, match="has gradients and no second derivatives"):
-            result.backward(retain_graph=True)
-    assert loss.total.requires_grad
-    assert not loss.linear.requires_grad
-    assert not loss.quadratic.requires_grad
-
-
-def test_energy_loss_of_frozen_parameters():
-    model, part = mlp(), batch()
-    model.hidden[0].requires_grad_(False)
-    energy_loss(model, *part).total.backward()
-    assert [name for name, p in model.named_parameters() if p.grad is not None] == [
-        "hidden.1.weight",
-        "hidden.1.bias",
-        "output.weight",
-    ]
-    model.requires_grad_(False)
-    assert not energy_loss(model, *part).total.requires_grad
-    with torch.no_grad():
-        assert not energy_loss(mlp(), *part).total.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (lambda b: (nn.Linear(2, 1), *b), TypeError, "model must be a Potential, got Linear"),
-        (lambda b: (mlp(), b.x_data.requires_grad_(), b.t, b.noise), ValueError, "x_data requires grad"),
-        (lambda b: (mlp(), b.x_data, b.t.requires_grad_(), b.noise), ValueError, "t requires grad"),
-        (lambda b: (mlp(), b.x_data, b.t, b.noise.requires_grad_()), ValueError, "noise requires grad"),
-        (
-            lambda b: (mlp(), *b, "velocity", lambda t: t * nn.Parameter(torch.ones(()))),
-            ValueError,
-            r"weight\(t\) requires",
-        ),
-        (lambda b: (mlp(), b.x_data[:0], b.t[:0], b.noise[:0]), ValueError, "x_data is an empty batch"),
-        (lambda b: (mlp(), b.x_data, b.t, b.noise[:3]), ValueError, "noise must have the shape of x_data"),
-        (lambda b: (mlp(), b.x_data, b.t, None), ValueError, "noise must have the shape of x_data.*got NoneType"),
-        (lambda b: (mlp(), b.x_data, b.t[:3], b.noise), ValueError, "t must be a number or have shape"),
-        (lambda b: (mlp(), b.x_data.double(), b.t, b.noise), TypeError, "x_data is torch.float64 on cpu but the model"),
-        (lambda b: (mlp(), *b, "distance"), ValueError, "estimator must be one of"),
-        (
-            lambda b: (mlp(), *b, "velocity", "big"),
-            ValueError,
-            "weight must be one of 'inverse_variance', 'uniform', got 'big'",
-        ),
-        (lambda b: (mlp(), *b, "velocity", lambda t: t[:2]), ValueError, r"weight\(t\) must return a tensor of shape"),
-        (lambda b: (Own((2,), PATH, (16,)), *b), UnsupportedJobError, "the native engine cannot do this.*Own"),
-    ],
-)
-def test_energy_loss_refuses(arguments, error, message):
-    with pytest.raises(error, match=message):
-        energy_loss(*arguments(batch()))
-
-
-# Long calls.
-
-
-class EnoughError(Exception):
-    """Ends a call from its progress callback."""
-
-
-def slow_job(steps):
-    return job(solve=SolveOptions("rk4", steps=steps))
-
-
-def wide():
-    """A network of which a few rows take long."""
-    torch.manual_seed(0)
-    model = vf.MLPPotential((2,), PATH, widths=(512, 512, 512))
-    nn.init.normal_(model.output.weight)
-    return model
-
-
-def endless_solve():
-    model, x0 = mlp(), torch.randn(50, 2)
-    return lambda: NATIVE.solve(model, x0, 0.0, 1.0, slow_job(10**12))
-
-
-def endless_exact_trace():
-    model, x0 = mlp(), torch.randn(50, 2)
-    return lambda: NATIVE.solve_with_trace(model, x0, 0.0, 1.0, slow_job(10**12), None)
-
-
-def endless_estimated_trace():
-    model, x0, probes = mlp(), torch.randn(50, 2), torch.randn(50, 3, 2)
-    return lambda: NATIVE.solve_with_trace(model, x0, 0.0, 1.0, slow_job(10**12), probes)
-
-
-def long_field():
-    model, x, t = wide(), torch.randn(4 * 10**6, 2), torch.full((4 * 10**6,), 0.5)
-    return lambda: NATIVE.field(model, x, t)
-
-
-def long_loss():
-    model, part = wide(), Batch(torch.randn(10**6, 2), torch.full((10**6,), 0.5), torch.randn(10**6, 2))
-    return lambda: NATIVE.loss_and_grads(model, part, job("loss_and_grads"))
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("make", [endless_solve, endless_exact_trace, endless_estimated_trace, long_field, long_loss])
-def test_ctrl_c_stops(make, threads):
-    call = make()
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    timer = threading.Timer(0.3, _thread.interrupt_main)
-    start = time.monotonic()
-    try:
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            call()
-    finally:
-        timer.cancel()
-        torch.set_num_threads(before)
-    # Two fast threads would take 10 s for the field and the loss, and months for the solves.
-    assert time.monotonic() - start < 5.0
-    assert bool(NATIVE.solve(mlp(), torch.randn(5, 2), 0.0, 1.0, slow_job(2)).success.all())
-
-
-def test_an_error_of_the_progress_callback_comes_through():
-    def refuse(ended):
-        raise ZeroDivisionError("from the callback")
-
-    with pytest.raises(ZeroDivisionError, match="from the callback"):
-        NATIVE.solve(mlp(), torch.randn(50, 2), 0.0, 1.0, slow_job(10**12), refuse)
-
-
-def solve_told(model, n, steps, tell):
-    NATIVE.solve(model, torch.randn(n, 2), 0.0, 1.0, slow_job(steps), tell)
-
-
-def trace_told(model, n, steps, tell):
-    NATIVE.solve_with_trace(model, torch.randn(n, 2), 0.0, 1.0, slow_job(steps), None, tell)
-
-
-@pytest.mark.parametrize("call", [solve_told, trace_told])
-def test_progress_within_a_batch(call):
-    told = []
-
-    def tell(ended):
-        told.append(ended)
-        if len(told) == 4:
-            raise EnoughError
-
-    with pytest.raises(EnoughError):
-        call(mlp(), 10**6, 200, tell)
-    assert told == sorted(told)
-    assert 0 < told[-1] < 10**6
-
-
-class Ticker:
-    """A Python thread that notes the time again and again, as long as it gets the interpreter's lock."""
-
-    def __enter__(self):
-        self.ticks = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._tick)
-        self._thread.start()
-        while not self.ticks:
-            time.sleep(0.001)
-        return self
-
-    def _tick(self):
-        while not self._stop.wait(0.005):
-            self.ticks.append(time.monotonic())
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-
-    def between(self, first, last):
-        return sum(first < tick < last for tick in self.ticks)
-
-
-@pytest.mark.parametrize("call", [solve_told, trace_told])
-def test_other_threads_run_between_two_callbacks(call):
-    """The interpreter's lock is free in a solve, and not only where a callback gives way."""
-    windows = []
-    left = [time.monotonic()]
-
-    def tell(ended):
-        windows.append((left[0], time.monotonic()))
-        if len(windows) == 7:
-            raise EnoughError
-        left[0] = time.monotonic()
-
-    with Ticker() as ticker, pytest.raises(EnoughError):
-        call(mlp(), 50, 10**12, tell)
-    # About 50 ms each; the first begins before the call. A call that kept the lock would let one tick through as it
-    # enters the callback and one as it leaves.
-    assert sum(ticker.between(*window) >= 4 for window in windows[1:]) >= 2
-
-
-@pytest.mark.parametrize("call", ["field", "loss"])
-def test_other_threads_run_during_a_call(call):
-    model = wide()
-
-    def seconds(n):
-        rows, t = torch.randn(n, 2), torch.full((n,), 0.5)
-        options = job("loss_and_grads")
-        begin = time.monotonic()
-        if call == "field":
-            NATIVE.field(model, rows, t)
-        else:
-            NATIVE.loss_and_grads(model, Batch(rows, t, rows), options)
-        return begin, time.monotonic()
-
-    with Ticker() as ticker:
-        n = 500
-        while True:
-            begin, end = seconds(n)
-            if end - begin > 0.15:
-                break
-            n *= 2
-    # A margin for what is Python in the call itself.
-    assert ticker.between(begin + 0.02, end - 0.02) >= 3
-
-
-ENDS_AT_WORK = """
-import sys, threading, time
-import torch
-import vapo_fast as vf
-from vapo_fast.engines import Batch, Job
-from vapo_fast.engines.native import NATIVE
-from vapo_fast.ode import SolveOptions
-
-
-def tell(ended):
-    for _ in range(10**8):
-        pass
-
-
-torch.set_num_threads(2)
-model = vf.MLPPotential((2,), vf.DataHomotopy(), (512, 512, 512))
-rows, t = torch.randn(10**6, 2), torch.full((10**6,), 0.5)
-endless = Job("solve", solve=SolveOptions("rk4", steps=10**12))
-calls = {
-    "solve": lambda: NATIVE.solve(model, rows, 0.0, 1.0, endless),
-    "callback": lambda: NATIVE.solve(model, rows[:50], 0.0, 1.0, endless, tell),
-    "field": lambda: NATIVE.field(model, rows, t),
-    "loss": lambda: NATIVE.loss_and_grads(model, Batch(rows, t, rows), Job("loss_and_grads")),
-}
-threading.Thread(target=calls[sys.argv[1]], daemon=True).start()
-time.sleep(0.3)
-print("over", flush=True)
-"""
-
-
-def test_the_process_may_end_while_a_thread_is_at_work():
-    """Python ends a daemon thread that asks for the interpreter's lock by then, which must not abort the process."""
-    processes = {
-        call: subprocess.Popen(
-            [sys.executable, "-c", ENDS_AT_WORK, call],
-            env={**os.environ, "OMP_NUM_THREADS": "2"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for call in ("solve", "callback", "field", "loss")
-    }
-    for call, process in processes.items():
-        said, errors = process.communicate(timeout=120)
-        assert (said, errors, process.returncode) == ("over\n", "", 0), call
-
-
-def test_two_python_threads_share_a_potential():
-    model = mlp()
-    x0 = torch.randn(300, 2)
-    expected = NATIVE.solve(model, x0, 0.0, 2.0, job(solve=SolveOptions(rtol=1e-4))).x
-    results = [None] * 4
-
-    def work(i):
-        results[i] = [NATIVE.solve(model, x0, 0.0, 2.0, job(solve=SolveOptions(rtol=1e-4))).x for _ in range(5)]
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(x, expected) for found in results for x in found)
-
-
-# What users call.
 
 
 def test_log_density_and_field_are_left_alone():

@@ -7,7 +7,7 @@ import torch
 
 import vapo_fast as vf
 from vapo_fast.engines import Job, LossOptions, TritonEngine
-from vapo_fast.engines.precision import Noise
+from vapo_fast.engines.precision import RoundingNoise
 from vapo_fast.homotopy import DataHomotopy
 from vapo_fast.ode import SolveOptions
 from vapo_fast.potentials import MLPPotential
@@ -45,29 +45,29 @@ class Emulated:
     ("rtol", "expected"), [(1e-2, "bf16"), (1e-3, "bf16"), (1e-4, "tf32"), (1e-5, "float32"), (1e-6, "float32")]
 )
 def test_the_cheapest_arithmetic_below_the_tolerance(model, rtol, expected):
-    assert Noise(Emulated()).cheapest(model, 0.0, PATH.t1, SolveOptions(rtol=rtol)) == expected
+    assert RoundingNoise(Emulated()).cheapest(model, 0.0, PATH.t1, SolveOptions(rtol=rtol)) == expected
 
 
 def test_a_noisier_model_needs_more(model):
-    noise = Noise(Emulated({"ieee": 0.0, "bf16": 3e-2, "tf32": 4e-3}))
+    noise = RoundingNoise(Emulated({"ieee": 0.0, "bf16": 3e-2, "tf32": 4e-3}))
     assert noise.cheapest(model, 0.0, PATH.t1, SolveOptions(rtol=1e-3)) == "float32"
 
 
 def test_share_is_linear_in_the_tolerance_and_zero_for_float32(model):
-    noise = Noise(Emulated())
+    noise = RoundingNoise(Emulated())
     loose, tight = (noise.share(model, "tf32", 0.0, PATH.t1, SolveOptions(rtol=rtol)) for rtol in (1e-3, 1e-5))
     assert tight == pytest.approx(100 * loose, rel=1e-6)
     assert noise.share(model, "float32", 0.0, PATH.t1, SolveOptions()) == 0.0
 
 
 def test_noise_that_is_not_finite_is_too_much(model):
-    noise = Noise(Emulated({"ieee": 0.0, "bf16": float("nan"), "tf32": float("inf")}))
+    noise = RoundingNoise(Emulated({"ieee": 0.0, "bf16": float("nan"), "tf32": float("inf")}))
     assert noise.cheapest(model, 0.0, PATH.t1, SolveOptions(rtol=1e-1)) == "float32"
 
 
 def test_measured_once_for_each_state_of_the_weights(model):
     gradient = Emulated()
-    noise = Noise(gradient)
+    noise = RoundingNoise(gradient)
     for rtol in (1e-3, 1e-4, 1e-5):
         noise.cheapest(model, 0.0, PATH.t1, SolveOptions(rtol=rtol))
     assert sorted(gradient.calls) == ["bf16", "ieee", "ieee", "tf32"]
@@ -84,7 +84,7 @@ def test_writes_that_no_counter_sees_are_measured_again(model):
         size = float(model.output.weight.detach().abs().max())
         return torch.full_like(x, size * (1.0 + ERRORS[precision]))
 
-    noise, options = Noise(gradient), SolveOptions(rtol=1e-5)
+    noise, options = RoundingNoise(gradient), SolveOptions(rtol=1e-5)
     assert noise.cheapest(model, 0.0, PATH.t1, options) == "bf16"
     version = model.output.weight._version
     model.output.weight.data.fill_(5.0)
@@ -99,9 +99,9 @@ def test_points_are_spread_along_the_path(model):
         seen.append((x, t))
         return torch.zeros_like(x)
 
-    Noise(gradient).share(model, "tf32", 0.0, PATH.t1, SolveOptions())
+    RoundingNoise(gradient).share(model, "tf32", 0.0, PATH.t1, SolveOptions())
     x, t = seen[0]
-    assert x.shape == (Noise.POINTS, 16)
+    assert x.shape == (RoundingNoise.POINTS, 16)
     assert x.dtype == t.dtype == torch.float32
     assert float(t.min()) == PATH.t0
     assert float(t.max()) == pytest.approx(PATH.t1)
@@ -113,7 +113,7 @@ def test_points_are_spread_along_the_path(model):
 @pytest.fixture
 def engine():
     engine = TritonEngine()
-    engine._noise = Noise(Emulated())
+    engine._noise = RoundingNoise(Emulated())
     return engine
 
 

@@ -8,7 +8,7 @@ import torch
 from tests.support.zoo import Network, states, times
 from vapo_fast.engines import Batch, Job, LossOptions, ReferenceEngine
 from vapo_fast.engines.energy_loss import energy_loss_of
-from vapo_fast.engines.precision import Noise
+from vapo_fast.engines.precision import RoundingNoise
 from vapo_fast.engines.triton import TritonEngine
 from vapo_fast.loss import energy_loss
 from vapo_fast.ode import SolveOptions
@@ -122,7 +122,7 @@ def test_a_solution_says_which_precision_the_policy_chose(device, monkeypatch, r
     engine, loaded = TritonEngine(device.type), []
     monkeypatch.setattr(engine, "_device_type", "cuda")
     sizes = {"ieee": 0.0, "bf16": 1.2e-3, "tf32": 1.7e-4}
-    engine._noise = Noise(lambda model, x, t, precision: torch.ones_like(x) * (1.0 + sizes[precision]))
+    engine._noise = RoundingNoise(lambda model, x, t, precision: torch.ones_like(x) * (1.0 + sizes[precision]))
     load = engine._load
     monkeypatch.setattr(engine, "_load", lambda model, precision: (loaded.append(precision), load(model, precision))[1])
     model = Network(1, (3,), "tanh", 0, True, "linear").build(torch.float32).to(device)

@@ -9,6 +9,7 @@ from vapo_fast.kernels.finish_step import finish_step
 from vapo_fast.kernels.stage import stage
 from vapo_fast.kernels.tableau import slot_table
 
+from tests.support.recorder import RepeatingRecorder
 from vapo_fast.engines.graph.buckets import Buckets
 from vapo_fast.engines.graph.solver import Solver
 from vapo_fast.engines.graph.state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
@@ -135,7 +136,7 @@ def test_finish_step_is_the_twins(device, method, shape, dtype, backward):
     state.time.copy_(twin.time)
     before = {name: tensor.clone() for name, tensor in tensors(state).items()}
     finish_step(state, values, table(plan, device), plan)
-    TorchOps().settle(twin, values, plan)
+    TorchOps().finish_step(twin, values, plan)
     twin.point.copy_(state.point)
     assert_same(whole, twin_whole, ("h", "previous_ratio"))
     status = state.status.tolist()
@@ -173,7 +174,7 @@ def test_without_output_times(device, method):
     state.point.copy_(twin.point)
     state.time.copy_(twin.time)
     finish_step(state, values, table(plan, device), plan)
-    TorchOps().settle(twin, values, plan)
+    TorchOps().finish_step(twin, values, plan)
     twin.point.copy_(state.point)
     assert_same(whole, twin_whole, ("h", "previous_ratio"))
 
@@ -220,7 +221,9 @@ def test_whole_solves(device, method, dtype):
         options = replace(options, rtol=1e-2)
     x0 = torch.linspace(-2.0, 2.0, 15, dtype=dtype).reshape(5, 3).to(device)
     x0[3, 1] = math.nan
-    solution = Solver(Plan.of(options), Buckets(4), TritonOps()).solve(cubic, x0, 0.0, 1.0, options)
+    solution = Solver(Plan.of(options), Buckets(4), RepeatingRecorder(), TritonOps()).solve(
+        cubic, x0, 0.0, 1.0, options
+    )
     expected = integrate(cubic, x0, 0.0, 1.0, options)
     for name in ("t", "status", "nfe", "accepted", "rejected"):
         assert torch.equal(getattr(solution, name), getattr(expected, name)), name

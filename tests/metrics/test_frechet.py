@@ -83,8 +83,6 @@ def test_never_negative_and_single_precision_accepted():
 
 def test_bad_inputs():
     a = features(10, 3)
-    with pytest.raises(ValueError, match="features_b must have at least 2 rows for this metric, got 1"):
-        frechet_distance(a, a[:1])
     with pytest.raises(ValueError, match=r"got \(3,\) and \(4,\)"):
         frechet_distance(a, features(10, 4))
     bad = a.clone()

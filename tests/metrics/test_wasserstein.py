@@ -101,16 +101,6 @@ def test_floor_is_the_mean_over_disjoint_pairs():
 
 def test_bad_inputs():
     a = normal(5, 2)
-    with pytest.raises(ValueError, match=r"events of one shape, got \(2,\) and \(3,\)"):
-        sliced_wasserstein(a, normal(5, 3))
-    nan = a.clone()
-    nan[3, 1] = math.nan
-    with pytest.raises(ValueError, match=r"b has NaN or infinite entries in 1 of 5 rows \(first: row 3\)"):
-        sliced_wasserstein(a, nan)
-    with pytest.raises(ValueError, match="a must have at least 1 rows"):
-        sliced_wasserstein(a[:0], a)
-    with pytest.raises(TypeError, match=r"a must be a floating-point tensor .* got torch\.int64"):
-        sliced_wasserstein(torch.ones(3, 2, dtype=torch.int64), a)
     with pytest.raises(ValueError, match="b must have shape"):
         sliced_wasserstein(a, torch.ones(3))
     with pytest.raises(ValueError, match=r"p must be >= 1, got 0.5"):

@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-# Rows and registers of the tall block, csrc/mlp_product.h, and the vector registers that there are.
+# Rows and registers of the tall block, csrc/mlp/product.h, and the vector registers that there are.
 BLOCKS = {"avx2": (6, 2), "avx512": (8, 3)}
 
 _LABEL = re.compile(r"^([.\w$]+):")
@@ -85,18 +85,10 @@ def assemble(kernels: str, *more: str) -> str:
     return done.stdout
 
 
-@needs_compiler
-@pytest.mark.parametrize("name", BLOCKS)
-def test_products_of_convolutions_keep_their_sums_in_registers(name: str):
-    loops = product_loops(assemble(f"winograd_{name}.cpp"), *BLOCKS[name])
-    assert loops
-    assert [spilled for loop in loops if (spilled := spills(loop))] == []
-
-
 @pytest.fixture(scope="module")
 def assemblies() -> dict[str, str]:
     with ThreadPoolExecutor() as pool:
-        return dict(zip(BLOCKS, pool.map(assemble, [f"kernels_{name}.cpp" for name in BLOCKS]), strict=True))
+        return dict(zip(BLOCKS, pool.map(assemble, [f"simd/{name}.cpp" for name in BLOCKS]), strict=True))
 
 
 @needs_compiler
@@ -104,7 +96,7 @@ def assemblies() -> dict[str, str]:
 def test_products_keep_their_sums_in_registers(assemblies: dict[str, str], name: str):
     loops = product_loops(assemblies[name], *BLOCKS[name])
     kinds = {match["kind"] for loop in loops for match in map(_MULTIPLY_ADD.match, loop) if match}
-    # Both number types, in the products of the sweeps and in the sums over rows.
+    # Both number types, in the products of the sweeps and of convolutions, and in the sums over rows.
     assert len(loops) >= 4
     assert kinds >= {"ps", "pd"}
     assert [spilled for loop in loops if (spilled := spills(loop))] == []

@@ -22,7 +22,7 @@ from vapo_fast.ode.controller import PIController, initial_step, trial_step
 
 if extension.unavailable_reason() is not None:
     pytest.skip(str(extension.unavailable_reason()), allow_module_level=True)
-testing = importlib.import_module("vapo_fast._native").testing
+testing = importlib.import_module("vapo_fast._native_testing")
 
 SHARES = st.sampled_from([0.0, 0.05, 0.2, 0.9])
 ADAPTIVE = [name for name, tableau in TABLEAUS.items() if tableau.adaptive]

@@ -1,9 +1,10 @@
-"""The C++ tests of the scheduler, the solver, an MLP's field and loss, and convolutions (csrc/tests), without Python.
+"""The C++ programs of csrc/testing/programs: scheduler, solver, field and loss of an MLP, convolutions; no Python.
 
 VAPO_FAST_SANITIZE=thread (or address,undefined) builds them with that sanitizer; `make sanitize` runs both.
 """
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,26 +16,30 @@ import pytest
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 PROGRAMS = {
-    "test_scheduler": ["scheduler.cpp", "tests/test_scheduler.cpp"],
-    "test_solve": ["scheduler.cpp", "solve.cpp", "tests/test_solve.cpp", "tests/counted_new.cpp"],
+    "test_scheduler": ["core/scheduler.cpp", "testing/programs/test_scheduler.cpp"],
+    "test_solve": [
+        "core/scheduler.cpp",
+        "solver/solve.cpp",
+        "testing/programs/test_solve.cpp",
+        "testing/programs/counted_new.cpp",
+    ],
     "test_mlp": [
-        "scheduler.cpp",
-        "solve.cpp",
-        "mlp.cpp",
-        "mlp_field.cpp",
-        "kernels.cpp",
-        "kernels_baseline.cpp",
-        "instruction_set.cpp",
-        "tests/test_mlp.cpp",
-        "tests/counted_new.cpp",
+        "core/scheduler.cpp",
+        "solver/solve.cpp",
+        "mlp/mlp.cpp",
+        "mlp/mlp_field.cpp",
+        "simd/baseline.cpp",
+        "simd/instruction_set.cpp",
+        "testing/programs/test_mlp.cpp",
+        "testing/programs/counted_new.cpp",
     ],
     "test_winograd": [
-        "scheduler.cpp",
-        "shared_threads.cpp",
-        "winograd.cpp",
-        "winograd_baseline.cpp",
-        "instruction_set.cpp",
-        "tests/test_winograd.cpp",
+        "core/scheduler.cpp",
+        "core/shared_threads.cpp",
+        "image/winograd.cpp",
+        "simd/baseline.cpp",
+        "simd/instruction_set.cpp",
+        "testing/programs/test_winograd.cpp",
     ],
 }
 FEWEST_TESTS = {"test_scheduler": 7, "test_solve": 8, "test_mlp": 6, "test_winograd": 4}
@@ -46,6 +51,8 @@ pytestmark = pytest.mark.skipif(COMPILER is None or os.name == "nt", reason="nee
 def programs(tmp_path_factory):
     """Compiles all programs at once; maps each name to its path, or to the compiler's complaint."""
     folder = tmp_path_factory.mktemp("programs")
+    generate = runpy.run_path(str(CSRC / "solver" / "generate_methods.py"))["generate"]
+    generate(folder / "solver" / "methods.h")
     flags = [
         "-std=c++17",
         "-O1",
@@ -55,6 +62,8 @@ def programs(tmp_path_factory):
         "-Werror",
         "-pthread",
         "-DVAPO_FAST_BASELINE_ONLY",
+        f"-I{CSRC}",
+        f"-I{folder}",
     ]
     if sanitizer := os.environ.get("VAPO_FAST_SANITIZE"):
         flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-g"]

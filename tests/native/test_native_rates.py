@@ -8,7 +8,9 @@ pytestmark = pytest.mark.skipif(extension.unavailable_reason() is not None, reas
 
 
 def rates():
-    return extension.load().rates
+    from vapo_fast import _native_testing
+
+    return _native_testing.rates
 
 
 @pytest.mark.parametrize("threads", [1, 3])

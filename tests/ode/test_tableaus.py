@@ -1,13 +1,15 @@
 """Every tableau against the order conditions, one for each rooted tree."""
 
 import itertools
+import runpy
+import sys
 from functools import lru_cache
 from math import prod
 
 import numpy as np
 import pytest
 
-from vapo_fast.ode import TABLEAUS
+from vapo_fast.ode import TABLEAUS, tableaus
 
 ALL = list(TABLEAUS.values())
 PAIRS = [tableau for tableau in ALL if tableau.adaptive]
@@ -102,3 +104,12 @@ def test_last_stage_is_the_next_first_stage(tableau):
     assert tableau.fsal
     assert (*tableau.a[-1], 0.0) == tableau.b
     assert tableau.c[-1] == 1.0
+
+
+def test_they_are_read_by_path_without_torch(monkeypatch):
+    """As a build does, which has neither the package nor torch."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    read = runpy.run_path(tableaus.__file__)["TABLEAUS"]
+    assert {name: vars(tableau) for name, tableau in read.items()} == {
+        name: vars(tableau) for name, tableau in TABLEAUS.items()
+    }

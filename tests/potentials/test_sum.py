@@ -6,17 +6,11 @@ import pytest
 import torch
 
 import vapo_fast as vf
+from tests.support.exact import gaussian
 from vapo_fast.noise import normal
 from vapo_fast.potentials import potential_from_config
 
 PATHS = [vf.DataHomotopy(1.0, 0.1), vf.LinearHomotopy(1.3, 0.9)]
-
-
-def gaussian(mean, variance, path):
-    mean = torch.as_tensor(mean, dtype=torch.float64)
-    return vf.GaussianMixturePotential(
-        torch.ones(1), mean[None], variance * torch.eye(len(mean), dtype=torch.float64)[None], path
-    )
 
 
 def mixture(path):
@@ -30,7 +24,7 @@ def points(n=40, seed=3):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.4, 0.6), (1.0, -0.5), (2.5, 0.7)])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.4, 0.6), (1.0, -0.5), (2.5, 0.7), (1.7, 0.9)])
 def test_read_outs_add(path, weights):
     a, b, s = mixture(path), gaussian([0.4, -0.2], 0.3, path), 0.8
     both = vf.SumPotential([a, b], weights, reference_scale=s)
@@ -44,17 +38,10 @@ def test_read_outs_add(path, weights):
         expected = sum(w * p for w, p in zip(weights, parts, strict=True)) + (1.0 - sum(weights)) * reference
         found = vf.log_density(both, x, t)
         gap = found - expected
-        assert float((gap - gap.mean()).abs().max()) < 1e-8 * max(1.0, float(expected.abs().max())), fraction
-
-
-@pytest.mark.parametrize("path", PATHS, ids=repr)
-def test_gradient_at_the_start_is_finite_and_the_read_out_is_the_prior(path):
-    both = vf.SumPotential([mixture(path), gaussian([0.4, -0.2], 0.3, path)], (1.7, 0.9))
-    x = points()
-    _, gradient = both.field(x, path.t0)
-    assert bool(torch.isfinite(gradient).all())
-    gap = vf.log_density(both, x, path.t0) + 0.5 * x.square().sum(1) / path.omega**2
-    torch.testing.assert_close(gap, gap.mean().expand_as(gap), rtol=0, atol=1e-10)
+        # At the start every part is the prior, so the sum is, for any weights.
+        bound = 1e-10 if fraction == 0.0 else 1e-8 * max(1.0, float(expected.abs().max()))
+        assert float((gap - gap.mean()).abs().max()) < bound, fraction
+        assert bool(torch.isfinite(both.field(x, t)[1]).all())
 
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)
@@ -143,9 +130,7 @@ def test_parts_that_do_not_fit_are_refused():
     path = PATHS[0]
     a = vf.MLPPotential((2,), path, (4,))
     others = {
-        "event_shape": vf.MLPPotential((3,), path, (4,)),
         "homotopy": vf.MLPPotential((2,), PATHS[1], (4,)),
-        "time-dependent": vf.MLPPotential((2,), path, (4,), time_dependent=False),
         "dtype": vf.MLPPotential((2,), path, (4,)).double(),
     }
     for words, other in others.items():
@@ -154,12 +139,8 @@ def test_parts_that_do_not_fit_are_refused():
         assert "position 1" in str(caught.value)
     with pytest.raises(TypeError, match="Linear at position 0"):
         vf.SumPotential([torch.nn.Linear(2, 1)])
-    with pytest.raises(TypeError, match="sequence of Potentials"):
-        vf.SumPotential(a)
     with pytest.raises(ValueError, match="at least one"):
         vf.SumPotential([])
-    with pytest.raises(ValueError, match="weights must be 2 numbers"):
-        vf.SumPotential([a, a], [1.0])
     with pytest.raises(ValueError, match="finite"):
         vf.SumPotential([a, a], [1.0, float("nan")])
     with pytest.raises(ValueError, match="reference_scale"):

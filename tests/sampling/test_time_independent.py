@@ -6,23 +6,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.support.exact import Quadratic
 from vapo_fast import DataHomotopy, Potential, energy_loss, sample
 
 PATH = DataHomotopy(1.0, 0.1)
 SCALE = 0.5
-
-
-class Quadratic(nn.Module):
-    """``c |x|^2 / 2``."""
-
-    def __init__(self, curvature: float) -> None:
-        super().__init__()
-        self.curvature = nn.Parameter(torch.tensor(curvature, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.5 * self.curvature * x.square().sum(1)
 
 
 def best_curvature() -> float:
@@ -44,7 +34,7 @@ def test_energy_loss_is_least_there() -> None:
     generator = torch.Generator().manual_seed(1)
     x_data, noise = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     t = PATH.t1 * (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
-    model = Potential.from_module(Quadratic(1.0), (3,), PATH)
+    model = Potential.from_module(Quadratic(1.0).double(), (3,), PATH)
     for estimator, bound in (("velocity", 2e-3), ("covariance", 4e-3)):
         loss = energy_loss(model, SCALE * x_data, t, noise, estimator=estimator, weight="uniform")
         found = -float(loss.linear.detach()) / (2 * float(loss.quadratic.detach()))
@@ -53,7 +43,7 @@ def test_energy_loss_is_least_there() -> None:
 
 def test_its_samples_do_not_have_the_variance_of_the_data() -> None:
     curvature = best_curvature()
-    model = Potential.from_module(Quadratic(curvature), (3,), PATH)
+    model = Potential.from_module(Quadratic(curvature).double(), (3,), PATH)
     x = sample(model, 20_000, rtol=1e-9)
     assert isinstance(x, Tensor)
     scale = sample(model, 20_000, rtol=1e-9, t_end=1e-9)  # the prior itself

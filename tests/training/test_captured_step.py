@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-import vapo_fast.training.trainer as trainer_module
 from vapo_fast import Trainer
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.potentials import MLPPotential
-from vapo_fast.training import device_batches
+from vapo_fast.training import captured_step, device_batches
+from vapo_fast.training import trainer as trainer_module
 from vapo_fast.training.batches import Batches, as_source
 from vapo_fast.training.run import Callback
 
@@ -39,7 +39,7 @@ class EmulatedGraph:
     def replay(self) -> None:
         self.replays += 1
         step = self.step
-        with torch.autograd._unsafe_preserve_version_counter(tuple(_written(step._trainer))):
+        with torch.autograd._unsafe_preserve_version_counter(tuple(_written(step._update.__self__))):
             step._values.copy_(step._run(step._batch))
 
 
@@ -53,19 +53,19 @@ def _written(trainer: Trainer) -> list[Tensor]:
 def emulated(monkeypatch: pytest.MonkeyPatch) -> type[EmulatedGraph]:
     EmulatedGraph.made = []
     current: list[Any] = []
-    original = trainer_module._DeferredStep.__init__
+    original = captured_step.DeferredStep.__init__
 
-    def begin(self: Any, trainer: Trainer, draws: Any = None) -> None:
-        original(self, trainer, draws)
+    def begin(self: Any, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
         self._eager_left = self.EAGER_STEPS
         current.append(self)
 
     @contextmanager
     def record(graph: EmulatedGraph, stream: object, capture_error_mode: str) -> Iterator[None]:
         """Recording runs nothing: whatever the step wrote is put back."""
-        assert stream == current[-1]._trainer.device
+        assert stream == current[-1]._device
         graph.step = current[-1]
-        places = _written(current[-1]._trainer)
+        places = _written(current[-1]._update.__self__)
         kept = [place.detach().clone() for place in places]
         yield
         with torch.no_grad():
@@ -73,10 +73,10 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> type[EmulatedGraph]:
                 place.copy_(value)
 
     monkeypatch.setattr(trainer_module, "_defers", lambda model: True)
-    monkeypatch.setattr(trainer_module._DeferredStep, "__init__", begin)
+    monkeypatch.setattr(captured_step.DeferredStep, "__init__", begin)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", EmulatedGraph)
     monkeypatch.setattr(torch.cuda, "graph", record)
-    monkeypatch.setattr(trainer_module, "_capture_stream", lambda device: device)
+    monkeypatch.setattr(captured_step, "_capture_stream", lambda device: device)
     return EmulatedGraph
 
 
@@ -102,7 +102,7 @@ def test_replays_are_the_steps(emulated: type[EmulatedGraph]) -> None:
     ours.fit(DATA, 9, callbacks=(seen,))
     assert [graph.replays for graph in emulated.made] == [7]
     theirs, expected = trainer(), Seen()
-    theirs._watch.deferred = False
+    theirs._defers = False
     theirs.fit(DATA, 9, callbacks=(expected,))
     torch.testing.assert_close(seen.losses, expected.losses, rtol=1e-5, atol=1e-6)
     for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):

@@ -8,10 +8,10 @@ import json
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import yaml
@@ -21,10 +21,13 @@ from vapo_fast.core import processes
 from vapo_fast.data import Dataset, Mirrored, Subset, load, of_classes
 from vapo_fast.homotopy import DataHomotopy, Homotopy, LinearHomotopy
 from vapo_fast.potentials import MLPPotential, Potential, UNetPotential, WideResNetPotential
+from vapo_fast.training.options import EngineOptions, TrainingOptions, plain_types
 
 # A data set of at most this many bytes is read into memory before training; a larger one is streamed.
 _IN_MEMORY = 1 << 30
 _SCALE_ROWS = 4096
+
+Class = TypeVar("Class")
 
 
 class ConfigError(ValueError):
@@ -38,9 +41,29 @@ def _setting(default: Any, panel: str, text: str) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def with_training_options(options: type[TrainingOptions]) -> Callable[[type[Class]], type[Class]]:
+    """Decorator of a class that becomes a dataclass: it adds the options, each at the end of its panel."""
+
+    def add(cls: type[Class]) -> type[Class]:
+        kinds = dict(cls.__annotations__) | plain_types(options)
+        for option in dataclasses.fields(options):
+            if option.name in kinds:
+                setattr(cls, option.name, _setting(option.default, option.metadata["panel"], option.metadata["help"]))
+        panels = {name: getattr(cls, name).metadata["panel"] for name in kinds}
+        order = list(dict.fromkeys(panels.values()))
+        cls.__annotations__ = {name: kinds[name] for name in sorted(kinds, key=lambda name: order.index(panels[name]))}
+        return cls
+
+    return add
+
+
 @dataclass
+@with_training_options(EngineOptions)
 class TrainConfig:
-    """Everything that decides a training run. A file's keys are these names; flags write ``-`` for ``_``."""
+    """Everything that decides a training run. A file's keys are these names; flags write ``-`` for ``_``.
+
+    The options of `vapo_fast.training.options.EngineOptions` are settings too.
+    """
 
     data: str = _setting("", "Data", "Name known to vapo_fast.data.load, image folder, .npy, .npz or idx file.")
     root: str | None = _setting(None, "Data", "Folder with the files of a named image set.")
@@ -74,31 +97,8 @@ class TrainConfig:
     minutes: float | None = _setting(
         None, "Training", "Instead of steps: as many as fit this time, from a short trial."
     )
-    batch_size: int | None = _setting(None, "Training", "Samples in one step; by default what suits the model.")
-    lr: float | None = _setting(None, "Training", "Peak learning rate; by default what suits the model.")
-    optimizer: str = _setting("adam", "Training", "adam or adamw.")
-    weight_decay: float = _setting(0.0, "Training", "Weight decay.")
-    warmup_steps: int = _setting(100, "Training", "Steps over which the learning rate rises.")
-    schedule: str = _setting("cosine", "Training", "cosine or constant.")
-    grad_clip: float | None = _setting(None, "Training", "Largest norm of the gradient.")
-    ema_decay: float = _setting(0.999, "Training", "Decay of the averaged weights, in [0, 1).")
-    accumulate: int = _setting(1, "Training", "Micro-batches in one step, for less memory.")
-    estimator: str = _setting("velocity", "Training", "velocity or covariance.")
-    weight: str | None = _setting(
-        None, "Training", "inverse_variance or uniform; by default what weighs all noise levels of the path alike."
-    )
-    time_sampling: str = _setting(
-        "log_noise", "Training", "log_noise (times uniform in the noise's logarithm) or uniform (in the path's time)."
-    )
-    seed: int = _setting(0, "Training", "Decides initial weights, data order, times and noise.")
-    augment: str | None = _setting(None, "Training", "flip: mirror each image left to right with probability 1/2.")
-    prefetch: int | None = _setting(
-        None, "Training", "Batches that a thread prepares ahead; by default 2 on CUDA, 0 on the CPU."
-    )
 
     device: str = _setting("auto", "Machine", "auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
-    engine: str = _setting("auto", "Machine", "Engine for loss and gradients, see `vapo-fast info`.")
-    precision: str = _setting("auto", "Machine", "auto, float32 or bf16 (the network's products in bfloat16).")
 
     out: str | None = _setting(
         None, "Output", "Folder for checkpoints, log, pictures and resolved.yaml; runs/DATA by default."
@@ -107,8 +107,12 @@ class TrainConfig:
     sample_every: int | None = _setting(
         None, "Output", "Steps between pictures of samples; a tenth of the run by default, 0: none."
     )
-    log_every: int | None = _setting(None, "Output", "Steps between rows of the log; 1 on the CPU, 20 on CUDA.")
     tensorboard: bool = _setting(False, "Output", "Also write TensorBoard logs.")
+
+    if TYPE_CHECKING:  # the training options
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(TrainConfig)}
@@ -243,31 +247,9 @@ def build_model(config: TrainConfig, data: Dataset) -> Potential:
         )
 
 
-TRAINER_KEYS = (
-    "lr",
-    "batch_size",
-    "optimizer",
-    "weight_decay",
-    "warmup_steps",
-    "schedule",
-    "grad_clip",
-    "ema_decay",
-    "accumulate",
-    "estimator",
-    "weight",
-    "time_sampling",
-    "seed",
-    "augment",
-    "prefetch",
-    "log_every",
-    "engine",
-    "precision",
-)
-
-
 def trainer_options(config: TrainConfig) -> dict[str, Any]:
     """The keyword arguments of `vapo_fast.Trainer`."""
-    return {name: getattr(config, name) for name in TRAINER_KEYS}
+    return {name: getattr(config, name) for name in plain_types(EngineOptions)}
 
 
 def build_device(name: str) -> torch.device:

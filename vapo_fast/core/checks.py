@@ -1,4 +1,4 @@
-"""Argument checks that share one wording: what the argument is called, what it was, what would be right."""
+"""Argument checks with one wording: the argument's name, its value, and what would be right."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ from torch import Tensor
 
 def positive_int(name: str, value: object) -> int:
     """Return ``value`` as an int; TypeError unless it is an integer, ValueError unless it is >= 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a positive integer, got {value!r} ({type(value).__name__})")
-    if value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
+    return _integer(name, value, "a positive integer", least=1)
 
 
 def non_negative_int(name: str, value: object) -> int:
     """Return ``value`` as an int; TypeError unless it is an integer, ValueError unless it is >= 0."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a non-negative integer, got {value!r} ({type(value).__name__})")
-    if value < 0:
-        raise ValueError(f"{name} must be a non-negative integer, got {value!r}")
-    return int(value)
+    return _integer(name, value, "a non-negative integer", least=0)
+
+
+def unsigned(name: str, value: object, bits: int) -> int:
+    """Return ``value`` as an int; TypeError unless it is an integer, ValueError unless it is in [0, 2^bits)."""
+    return _integer(name, value, f"an integer in [0, 2**{bits})", least=0, below=1 << bits)
 
 
 def positive_float(name: str, value: object) -> float:
@@ -103,6 +100,20 @@ def all_finite(name: str, x: Tensor) -> Tensor:
             f"(first: row {int(rows[0])}); remove or repair them"
         )
     return x
+
+
+def kind_of(value: object) -> str:
+    """The dtype and shape of a tensor, or the type of another value, for messages."""
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _integer(name: str, value: object, kind: str, *, least: int, below: float = math.inf) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be {kind}, got {value!r} ({type(value).__name__})")
+    number = int(value)
+    if not least <= number < below:
+        raise ValueError(f"{name} must be {kind}, got {number}")
+    return number
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

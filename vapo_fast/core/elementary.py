@@ -1,9 +1,9 @@
 """Logarithm, exponential and sine/cosine in float64 from correctly rounded operations only.
 
-A maths library's ``log`` or ``pow`` may differ in the last bit between machines, devices, and even between the vector
-body and the scalar tail of one PyTorch loop, so a number could depend on its place in the batch. IEEE 754 fixes the
-result of ``+ - * / sqrt`` and of bit operations, so functions built from those alone give the same bits everywhere,
-provided that the operations are done in the order written and each is rounded on its own: an engine that repeats them
+The ``log`` or ``pow`` of a maths library may differ in the last bit between machines and devices. It may even differ
+between the vector body and the scalar tail of one PyTorch loop, so that a number would depend on its place in the
+batch. IEEE 754 fixes the result of ``+ - * / sqrt`` and of bit operations. Functions built from those alone give the
+same bits everywhere if the operations keep their order and each is rounded on its own: an engine that repeats them
 must not fuse a multiply and an add. Errors are below 1e-15 of max(1, |result|).
 """
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 _FRACTION_BITS = 52
-_FRACTION_MASK = (1 << _FRACTION_BITS) - 1
 _EXPONENT_BIAS = 1023
 # ln 2 in two parts; the first has 32 significant bits, so that its product with an exponent is exact.
 _LN2_HIGH = float.fromhex("0x1.62e42ff000000p-1")
@@ -32,7 +31,7 @@ _COS_COEFFICIENTS = tuple((-1) ** k / math.factorial(2 * k) for k in range(10))
 def sqrt(x: Tensor) -> Tensor:
     """Square root, correctly rounded in x's dtype, outside autograd.
 
-    PyTorch's own on a CPU is a maths library's, off by one unit in the last place at one number in five (float32, MKL).
+    On a CPU, PyTorch calls a maths library: one result in five is off by one unit in the last place (float32, MKL).
     """
     return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else torch.sqrt(x)
 

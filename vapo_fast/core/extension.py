@@ -1,4 +1,4 @@
-"""The optional C++ extension ``vapo_fast._native``: whether it is there, and typed, checked access to what it does.
+"""The optional C++ extension ``vapo_fast._native``: its availability, and typed, checked access to its functions.
 
 The package works without it; every function here has a pure-PyTorch twin that defines the result.
 """
@@ -33,7 +33,7 @@ class NativeUnavailableError(RuntimeError):
 
 @functools.cache
 def unavailable_reason() -> str | None:
-    """None if the extension can be used, else why not: one line, and what the compiler said where it said something."""
+    """None if the extension can be used, else the reason in one line, followed by the compiler's output if any."""
     return _load()[1]
 
 

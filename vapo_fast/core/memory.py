@@ -1,11 +1,11 @@
-"""How much memory there is, what one sample's evaluation keeps of it, and computations that ran out of it."""
+"""How much memory there is, what an evaluation takes of it, and computations that ran out of it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -16,6 +16,13 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _ONEDNN_OUT_OF_MEMORY = ("could not create a primitive", "could not execute a primitive")
 MEMORY_INFO = Path("/proc/meminfo")
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+class MemoryEstimate(NamedTuple):
+    """Bytes that an evaluation takes: the activations of one sample, and copies of weights whatever the batch."""
+
+    sample: int
+    weights: int
 
 
 def or_none_if_out_of_memory(compute: Callable[[], Result]) -> Result | None:

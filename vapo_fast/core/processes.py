@@ -131,8 +131,7 @@ def raise_failures(own: Exception | None) -> None:
     if own is not None:
         raise own
     if failures:
-        rank, text = next(iter(failures.items()))
-        raise ProcessFailedError(f"process {rank} of {world().size} failed: {text}")
+        raise first_failure(failures)
 
 
 def told_failures(own: BaseException | None) -> dict[int, str]:
@@ -140,6 +139,12 @@ def told_failures(own: BaseException | None) -> dict[int, str]:
     told: list[str | None] = [None] * world().size
     dist.all_gather_object(told, None if own is None else f"{type(own).__name__}: {own}".removesuffix(": "))
     return {rank: text for rank, text in enumerate(told) if text is not None}
+
+
+def first_failure(failures: dict[int, str]) -> ProcessFailedError:
+    """The error that names the first process of what `told_failures` gave."""
+    rank, text = next(iter(failures.items()))
+    return ProcessFailedError(f"process {rank} of {world().size} failed: {text}")
 
 
 @torch.no_grad()

@@ -8,28 +8,28 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-# Up to as many numbers, one thread goes over them about as fast as several, and leaves the others to what comes next.
+# Up to this many numbers, one thread is about as fast as several, and the other processors stay free.
 _FEW = 1 << 18
 
 
 def threads_for(tensors: Iterable[Tensor]) -> AbstractContextManager[None]:
-    """`one_thread` if `fit_one_thread`; otherwise nothing changes."""
+    """`one_thread` if `fit_one_thread`; otherwise a context that changes nothing."""
     return one_thread() if fit_one_thread(tensors) else nullcontext()
 
 
 def fit_one_thread(tensors: Iterable[Tensor]) -> bool:
-    """Whether all of them lie on the CPU and are small together."""
-    all_of_them = list(tensors)
-    small = sum(tensor.numel() for tensor in all_of_them) <= _FEW
-    return small and all(tensor.device.type == "cpu" for tensor in all_of_them)
+    """Whether all tensors lie on the CPU and hold few numbers together."""
+    listed = list(tensors)
+    few = sum(tensor.numel() for tensor in listed) <= _FEW
+    return few and all(tensor.device.type == "cpu" for tensor in listed)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, operations on the CPU that this thread starts run on it alone.
+    """Run the CPU operations of this thread on one thread while the context is open.
 
-    For tensors so small that waking other threads takes longer than the operation. Those threads also go on spinning
-    for a while after it, on the processors that whatever comes next would have, such as the native engine's threads.
+    It is for tensors so small that waking other threads takes longer than the operation. Woken threads also keep
+    spinning for a while, and take processors from the next operation, such as a solve of the native engine.
     """
     before = torch.get_num_threads()
     if before == 1:

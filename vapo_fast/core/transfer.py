@@ -1,4 +1,4 @@
-"""Copies from the host to a device that nobody waits for."""
+"""Asynchronous copies from the host to a device."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """A copy on a device that nobody waits for: from ordinary memory, CUDA would first finish all its work."""
+    """Copy to a device without waiting. From pageable memory, CUDA would first finish all its queued work."""
     return pinned(host, device).to(device, non_blocking=device.type == "cuda" and host.device.type == "cpu")
 
 
 def pinned(host: Tensor, device: torch.device) -> Tensor:
-    """``host`` where `to_device` will take it from without another copy."""
+    """``host`` in pinned memory if ``device`` is CUDA, so that `to_device` needs no further copy."""
     return host.pin_memory() if device.type == "cuda" and host.device.type == "cpu" else host

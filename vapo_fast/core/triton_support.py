@@ -1,4 +1,4 @@
-"""Whether the Triton kernels can be used on this machine, asked before anything of them is imported."""
+"""Whether the Triton kernels can be used on this machine. Importing this module imports no kernel."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def unavailable_reason(device: torch.device | str = "cuda") -> str | None:
     """None if the kernels run on this device, else the reason why not.
 
     Args:
-        device: of CUDA, with its number, or without for any that there is; or "cpu", which only Triton's interpreter
-            takes.
+        device: a CUDA device, with or without its number (without: any device will do); or "cpu", which only Triton's
+            interpreter supports.
     """
     device = torch.device(device)
     if importlib.util.find_spec("triton") is None:

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from vapo_fast.core import checks
 from vapo_fast.data.base import ArrayDataset, DataFormatError
 
 _CHUNK_BYTES = 2**26
 
 
 def load_npy(path: Path, split: str, image_size: int | None) -> ArrayDataset:
-    """A .npy file, memory-mapped: uint8 images (n, H, W), (n, H, W, C) or (n, C, H, W), or floating-point events (n,
-    ...) as they are.
+    """Open a .npy file, memory-mapped.
 
-    A uint8 array is taken as channels last when its last size is 1 or 3 and its second is not. Every event is checked
-    once for NaN and infinity, reading the file in parts. Raises ValueError for split "test" (one file has no splits),
-    DataFormatError otherwise.
+    It holds uint8 images (n, H, W), (n, H, W, C) or (n, C, H, W), or floating-point events (n, ...), used as they are.
+    A uint8 array counts as channels last if its last size is 1 or 3 and its second is not. Every event is checked once
+    for NaN and infinity; the file is read in parts.
+
+    Raises: ValueError for split "test", as one file has no splits; DataFormatError for an unsuitable file.
     """
     if split != "train":
         raise ValueError(f"split must be 'train' for the single file {path}; pass the path of the {split} file instead")
@@ -34,9 +34,11 @@ def load_npy(path: Path, split: str, image_size: int | None) -> ArrayDataset:
 
 
 def load_npz(path: Path, split: str, image_size: int | None) -> ArrayDataset:
-    """A .npz archive, read into memory: events under ``x_train``/``x_test``, or for "train" also ``x``, ``data``,
-    ``images`` or ``arr_0``, or its only array; class labels under ``y_train``/``y_test``, or ``y`` or ``labels``.
-    Arrays and errors as `load_npy`.
+    """Read a .npz archive into memory.
+
+    Events are under ``x_train`` or ``x_test``; for "train" also under ``x``, ``data``, ``images`` or ``arr_0``, or they
+    are the only array. Class labels are under ``y_train`` or ``y_test``, or ``y`` or ``labels``. Arrays and errors are
+    those of `load_npy`.
     """
     _check_magic(path, b"PK", ".npz archive")
     try:
@@ -53,7 +55,7 @@ def load_npz(path: Path, split: str, image_size: int | None) -> ArrayDataset:
 
 
 def _check_magic(path: Path, magic: bytes, kind: str) -> None:
-    """DataFormatError unless the file begins as its kind does: numpy takes any other file for a pickle and says so."""
+    """DataFormatError unless the file begins with ``magic``: numpy would report any other file as a pickle."""
     with path.open("rb") as file:
         start = file.read(len(magic))
     if start != magic:
@@ -82,8 +84,6 @@ def _dataset(
             raise DataFormatError(f"{path}: labels must be integers, got {classes.dtype}")
         labels = torch.from_numpy(classes.reshape(-1).astype(np.int64))
     last = array.ndim == 4 and array.shape[-1] in (1, 3) and array.shape[1] not in (1, 3)
-    if image_size is not None:
-        checks.positive_int("image_size", image_size)
     dataset = ArrayDataset(str(path), array, labels=labels, channels_last=last, image_size=image_size)
     if array.dtype.kind == "f":
         rows = max(1, _CHUNK_BYTES // max(1, array.nbytes // len(array)))

@@ -1,4 +1,4 @@
-"""What every data set is: a finite, indexable collection of float32 events that can serve any batch of them."""
+"""The interface of data sets: finite, indexable collections of float32 events, read a batch at a time."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Indices = Tensor | range | Sequence[int] | IndexArray
 
 
 class DataNotFoundError(FileNotFoundError):
-    """The files of a data set are not where they were looked for; the message lists the places and how to get them."""
+    """The files of a data set were not found; the message lists the folders searched and how to get the files."""
 
 
 class DataFormatError(ValueError):
-    """A data file was found but is not what it should be: wrong magic, truncated, wrong shape, NaN, unsafe pickle."""
+    """A data file is unsuitable: wrong magic number, truncated, wrong shape, NaN or unsafe pickle."""
 
 
 class Dataset(torch.utils.data.Dataset[Tensor], ABC):
     """``n`` events of one shape. Images are (channels, height, width) with values in [-1, 1].
 
     ``dataset[i]`` is one event, ``dataset.batch(indices)`` a stack of them, ``dataset.labels`` the class of each
-    event, int64 (n,), or None. Subclasses implement `_read`; nothing is kept in memory unless they say so.
+    event, int64 (n,), or None. Subclasses implement `_read`, and keep events in memory only if they say so.
     """
 
     def __init__(self, name: str, n: int, event_shape: Sequence[int]) -> None:
@@ -60,10 +60,10 @@ class Dataset(torch.utils.data.Dataset[Tensor], ABC):
         return (self[i] for i in range(self._n))
 
     def batch(self, indices: Indices) -> Tensor:
-        """The events at ``indices`` ((B,) integers in [0, n), in any order, repeats allowed): float32 (B,
-        *event_shape).
+        """The events at ``indices``, float32 (B, *event_shape).
 
-        Raises TypeError when the indices are not integers, IndexError when one lies outside [0, n).
+        Args: indices: (B,) integers in [0, n), in any order, repeats allowed.
+        Raises: TypeError for indices that are not integers, IndexError for one outside [0, n).
         """
         wanted = _as_indices(indices)
         if wanted.size and (int(wanted.min()) < 0 or int(wanted.max()) >= self._n):
@@ -194,8 +194,8 @@ def of_classes(dataset: Dataset, classes: Sequence[int]) -> Subset:
 class Mirrored(Dataset):
     """An image data set and its left-right mirror images: item ``i + n`` is item ``i`` mirrored.
 
-    Flip augmentation without hidden state: what an index gives never changes, so training stays reproducible and
-    resumable.
+    This is flip augmentation without hidden state: an index always gives the same event, so training stays
+    reproducible and can be resumed.
     """
 
     def __init__(self, parent: Dataset) -> None:
@@ -220,8 +220,7 @@ def scale_bytes(images: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, image_size: int | None) -> Tensor:
-    """(B, C, H, W) to (B, C, image_size, image_size), bilinear with anti-aliasing; unchanged when None or already
-    so."""
+    """(B, C, H, W) to (B, C, image_size, image_size), bilinear with anti-aliasing; None leaves the size."""
     if image_size is None or tuple(images.shape[-2:]) == (image_size, image_size):
         return images
     return torch.nn.functional.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True).clamp_(

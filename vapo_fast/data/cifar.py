@@ -1,4 +1,4 @@
-"""CIFAR-10 in its python version, read without running the pickles it is made of."""
+"""CIFAR-10 in its Python version, whose pickles are read without running code from them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_ba
 def load_cifar10(folders: list[Path], split: str, image_size: int | None) -> ArrayDataset:
     """CIFAR-10 as (3, 32, 32), held in memory as bytes (154 MB for "train").
 
-    Raises DataNotFoundError naming every folder tried, DataFormatError for a batch that is damaged or holds other
-    things than arrays.
+    Raises: DataNotFoundError naming every folder searched; DataFormatError for a batch that is damaged or holds
+        anything but arrays.
     """
     names = _BATCHES[split]
     for folder in folders:
@@ -42,8 +42,7 @@ def _read_batch(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
         batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     except DataFormatError as error:
         raise DataFormatError(f"{path}: {error}") from error
-    # A damaged pickle can raise nearly anything from within the unpickler; each means the same to the reader of the
-    # message.
+    # The unpickler may raise almost any exception on a damaged file.
     except Exception as error:
         raise DataFormatError(f"{path}: damaged or truncated ({error}); unpack the archive again") from error
     if not isinstance(batch, dict):
@@ -58,8 +57,7 @@ def _read_batch(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles containers, numbers, bytes and numpy arrays; any other name in the pickle is refused before it is
-    imported."""
+    """Unpickles containers, numbers, bytes and numpy arrays, and refuses any other name before importing it."""
 
     def find_class(self, module: str, name: str) -> Any:
         top, _, rest = module.partition(".")
@@ -78,7 +76,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _empty_array(kind: object, shape: tuple[int, ...], typecode: bytes) -> np.ndarray[Any, Any]:
-    """What numpy's pickles call first; their state fills the array afterwards."""
+    """Replace numpy's `_reconstruct`; the pickled state fills the array afterwards."""
     if kind is not np.ndarray:
         raise DataFormatError("holds an array of an unknown kind")
     return np.ndarray.__new__(np.ndarray, (0,), np.uint8)
@@ -87,12 +85,12 @@ def _empty_array(kind: object, shape: tuple[int, ...], typecode: bytes) -> np.nd
 def _array_from_buffer(
     buffer: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, *_: object
 ) -> np.ndarray[Any, Any]:
-    """What numpy's pickles of protocol 5 call."""
+    """Replace numpy's `_frombuffer`, which pickles of protocol 5 call."""
     return np.frombuffer(buffer, dtype=dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
 def _latin1_bytes(text: str, encoding: object) -> bytes:
-    """How Python 3 writes bytes in protocol 2; any other codec is refused."""
+    """Replace `codecs.encode`, by which Python 3 writes bytes in protocol 2; only latin1 is allowed."""
     if encoding not in ("latin1", b"latin1"):
         raise DataFormatError(f"holds text in codec {encoding!r}, expected latin1")
     return text.encode("latin1")

@@ -11,9 +11,8 @@ from vapo_fast.data.base import ArrayDataset, DataNotFoundError, resize
 def load_digits(split: str, image_size: int | None = None) -> ArrayDataset:
     """Digits as (1, 8, 8) in [-1, 1] with labels 0..9; 1 437 of "train" and 360 of "test".
 
-    The split is fixed: with the images stably sorted by label, every fifth one, the first included, is for testing,
-    so each class keeps its share to within one image and no random generator is involved. ``image_size`` resizes,
-    bilinear.
+    The split is fixed and needs no random generator: of the images, stably sorted by label, the first and every fifth
+    after it are for testing. Each class keeps its share to within one image. ``image_size`` resizes, bilinear.
     """
     try:
         from sklearn.datasets import load_digits as read

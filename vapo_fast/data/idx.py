@@ -1,5 +1,4 @@
-"""The idx format of MNIST and its relatives: a magic number, big-endian sizes, then raw values. Plain files are
-memory-mapped."""
+"""The idx format of MNIST and its relatives: a magic number, big-endian sizes, then raw values."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from vapo_fast.data.base import ArrayDataset, DataFormatError, DataNotFoundError
 
-# Fashion-MNIST's training images are 45 MiB decompressed; beyond this a memory-mapped raw file is the better idea.
+# Fashion-MNIST's training images are 45 MiB decompressed. Larger content is better memory-mapped from a raw file.
 LARGEST_DECOMPRESSED = 2 * 2**30
 """Largest content, in bytes, of a .gz that `read_idx` decompresses into memory."""
 
@@ -24,12 +23,11 @@ _UNSIGNED_BYTE = 0x08
 
 
 def read_idx(path: str | Path) -> np.ndarray[Any, Any]:
-    """The uint8 array of an idx file: memory-mapped when plain, decompressed into memory (its size in the header)
-    when gzip.
+    """The uint8 array of an idx file: memory-mapped if plain, decompressed into memory if gzip.
 
-    Raises DataFormatError for a wrong magic number, a value type other than unsigned bytes, a truncated or overlong
-    file, a damaged gzip stream, or a .gz whose content would exceed `LARGEST_DECOMPRESSED`; FileNotFoundError when
-    there is no such file.
+    Raises: DataFormatError for a wrong magic number, a value type other than unsigned bytes, a truncated or overlong
+        file, a damaged gzip stream, or a .gz whose header announces more than `LARGEST_DECOMPRESSED`;
+        FileNotFoundError for a missing file.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -62,7 +60,7 @@ def read_idx(path: str | Path) -> np.ndarray[Any, Any]:
 
 
 def open_images(images: Path, labels: Path | None, name: str, image_size: int | None = None) -> ArrayDataset:
-    """Images (n, H, W) of one idx file and, where given, their labels of another, as a data set of (1, H, W)."""
+    """A data set of (1, H, W) events from an idx file of images (n, H, W) and, if given, one of labels."""
     array = read_idx(images)
     if array.ndim != 3:
         raise DataFormatError(f"{images}: expected images, three sizes (n, H, W), found {array.shape}")
@@ -78,8 +76,7 @@ def read_labels(path: Path) -> Tensor:
 
 
 def find_pair(folder: Path, split: str) -> tuple[Path, Path] | None:
-    """The images and labels of a split under their usual names in ``folder``, plain before .gz; None unless both are
-    there."""
+    """The files of a split's images and labels in ``folder``, plain before .gz; None unless both exist."""
     stem = "train" if split == "train" else "t10k"
     found = []
     for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
@@ -93,8 +90,7 @@ def find_pair(folder: Path, split: str) -> tuple[Path, Path] | None:
 
 
 def labels_beside(images: Path) -> Path | None:
-    """The labels file that belongs to an images file by name (``images-idx3`` to ``labels-idx1``, plain or .gz), or
-    None."""
+    """The labels file of an images file by its name (``images-idx3`` to ``labels-idx1``, plain or .gz), or None."""
     stem = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
     if stem == images.name.removesuffix(".gz"):
         return None

@@ -1,4 +1,4 @@
-"""Folders of image files, decoded a batch at a time: nothing but their names is kept in memory."""
+"""Folders of image files, decoded a batch at a time; only their names are kept in memory."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from vapo_fast.core import checks
 from vapo_fast.data.base import DataFormatError, DataNotFoundError, Dataset, IndexArray, scale_bytes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-"""File name endings taken for images, in any case."""
+"""File name endings that count as images, in upper or lower case."""
 
-# Enough files to see whether a folder is grey or of mixed sizes without opening all of a large one; decoding checks
-# each again.
+# Enough files to tell a grey folder or mixed sizes without opening all files. Decoding checks each file again.
 _PROBED = 64
 _GREY_MODES = ("1", "L")
 
 
 class ImageFolder(Dataset):
-    """Image files as (C, H, W) in [-1, 1], decoded when asked for.
+    """Image files as (C, H, W) in [-1, 1], decoded on demand.
 
-    ``paths`` are the files, in the order of the indices. ``crop`` first takes the central square of that many pixels.
-    With ``image_size`` the shorter side is then resized to it and the centre cut out; without it all images must be
-    of one size. ``channels`` is 1 or 3, or None to use 1 only if the images looked at first are all grey. Rotation
-    marks of cameras are obeyed, transparency is dropped. Raises DataFormatError, naming the file, for one that cannot
-    be decoded or does not fit; ValueError for no paths or a bad size.
+    Rotation marks of cameras are applied, and transparency is dropped.
+
+    Args:
+        paths: the files, in the order of the indices.
+        name: of the data set.
+        image_size: the shorter side is resized to it and the centre cut out; None asks for images of one size.
+        labels: (n,) int64 classes, or None.
+        crop: side in pixels of a central square that is taken first.
+        channels: 1 or 3; None is 1 if the first images and a sample of the others are all grey, else 3.
+    Raises: DataFormatError naming a file that cannot be decoded or does not fit; ValueError for no paths or a bad size.
     """
 
     def __init__(
@@ -118,11 +122,12 @@ class ImageFolder(Dataset):
 
 
 def load_folder(folder: Path, split: str, image_size: int | None) -> ImageFolder:
-    """All images under ``folder/split`` if there is such a folder, else under ``folder`` itself (for split "train").
+    """All images under ``folder/split`` if that folder exists, else, for split "train", under ``folder`` itself.
 
-    Subfolders are classes, numbered in alphabetic order; without subfolders there are no labels. Raises
-    DataNotFoundError when there are no images or the folder has no "test" part, DataFormatError when images lie both
-    in the top folder and in subfolders.
+    Subfolders are classes, numbered in alphabetic order; without subfolders there are no labels.
+
+    Raises: DataNotFoundError if there are no images or no "test" folder; DataFormatError if images lie both in the
+        top folder and in subfolders.
     """
     root = folder / split if (folder / split).is_dir() else folder
     if root is folder and split != "train":
@@ -146,11 +151,12 @@ def load_folder(folder: Path, split: str, image_size: int | None) -> ImageFolder
 
 
 def load_celeba(folders: list[Path], split: str, image_size: int | None) -> ImageFolder:
-    """CelebA's aligned images, the central 140 x 140 pixels resized to ``image_size`` (default 64); splits "train",
-    "valid", "test".
+    """CelebA's aligned images: the central 140 x 140 pixels resized to ``image_size`` (default 64).
 
-    Raises DataNotFoundError naming every folder tried or the first missing image, DataFormatError for a malformed
-    partition list.
+    Splits are "train", "valid" and "test".
+
+    Raises: DataNotFoundError naming every folder searched, or the first missing image; DataFormatError for a malformed
+        partition list.
     """
     number = {"train": "0", "valid": "1", "test": "2"}[split]
     for folder in folders:
@@ -212,7 +218,7 @@ def _open(path: str) -> Any:
     except ImportError as error:
         raise DataNotFoundError("image files need Pillow: pip install pillow") from error
     try:
-        # The file stays open only while its pixels are unread; closing it here would make every probe a full decode.
+        # The file stays open until its pixels are read. Closing it here would make every probe a full decode.
         image = Image.open(path)
         ImageOps.exif_transpose(image, in_place=True)
     except FileNotFoundError as error:

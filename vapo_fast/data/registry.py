@@ -31,7 +31,7 @@ _READERS: dict[str, Callable[[list[Path], str, int | None], Dataset]] = {
 
 
 def names() -> tuple[str, ...]:
-    """Names that `load` knows; it also takes the path of an image folder, a .npy, a .npz or an idx file."""
+    """Names that `load` accepts besides the path of an image folder or of a .npy, .npz or idx file."""
     return (*TOYS, "digits", *_READERS)
 
 
@@ -44,24 +44,24 @@ def load(
     n: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """The data set called ``name``, or the files at that path. Nothing is ever downloaded.
+    """Open a data set by its name, or by the path of its files. Nothing is downloaded.
 
     Names: ``8gaussians``, ``2moons``, ``checkerboard``, ``pinwheel``, ``swissroll`` (points (2,),
     `vapo_fast.data.toy`), ``digits``, ``fashion-mnist``, ``cifar10``, ``celeba``. Paths: a folder of images
     (`vapo_fast.data.images.load_folder`), a ``.npy`` or ``.npz`` file (`vapo_fast.data.arrays`), an idx file, plain
     or .gz, with its labels beside it. Images are (C, H, W) in [-1, 1].
 
-    - ``root``: folder with the files of a named image set, in it or in a subfolder of its usual name; default the
-      environment variable VAPO_FAST_DATA and then the current folder's ``data``; for Fashion-MNIST also where
-      Debian's package puts it.
+    - ``root``: folder with the files of a named image set, or with a subfolder of its usual name. Default: the
+      environment variable VAPO_FAST_DATA, then ``data`` in the current folder; for Fashion-MNIST also the folder of
+      Debian's package.
     - ``split``: "train" or "test" ("valid" too for celeba).
     - ``image_size``: side of the square to which images are resized; None keeps them (celeba: 64).
-    - ``n``: how many events; of files the first ``n`` of a shuffle by ``seed``, of a 2-D set how many are made (100
-      000).
+    - ``n``: how many events: of files the first ``n`` of a shuffle by ``seed``, of a 2-D set the number generated
+      (default 100 000).
     - ``seed``: of the shuffle for ``n``, or of the 2-D set.
 
-    Raises DataNotFoundError naming every place looked at and how to get the files, DataFormatError for damaged or
-    unsuitable files, ValueError for an unknown name, split, or an ``n`` beyond the data's size.
+    Raises: DataNotFoundError naming the folders searched and how to get the files; DataFormatError for damaged or
+        unsuitable files; ValueError for an unknown name or split, or an ``n`` beyond the data's size.
     """
     wanted = os.fspath(name)
     splits = ("train", "valid", "test") if wanted == "celeba" else ("train", "test")
@@ -120,7 +120,7 @@ def _open_file(path: Path, split: str, image_size: int | None) -> Dataset:
 
 
 def _places(name: str, root: str | os.PathLike[str] | None) -> list[Path]:
-    """Folders in which the files of a named set may lie, in the order of looking."""
+    """Folders in which the files of a named set may lie, in the order of the search."""
     if root is not None:
         roots = [Path(root).expanduser()]
     else:

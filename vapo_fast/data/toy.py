@@ -1,6 +1,7 @@
-r"""Two-dimensional sets, each a formula fed by counter-based noise: point ``i`` depends on ``(seed, i)`` only.
- Below, z1, z2 ~ N(0, 1) and u1, u2 ~ U(0, 1) are independent draws for the point. Every set has a root mean square of
-0.4 to 0.9 per coordinate and lies, but for rare tails, inside [-1.6, 1.6]^2.
+r"""Two-dimensional sets, each a formula of counter-based noise: point ``i`` depends on ``(seed, i)`` only.
+
+Below, z1, z2 ~ N(0, 1) and u1, u2 ~ U(0, 1) are independent draws for the point. Every set has a root mean square of
+0.4 to 0.9 per coordinate and lies, except for rare tails, inside [-1.6, 1.6]^2.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from vapo_fast.data.base import Dataset, IndexArray
 EIGHT_GAUSSIANS_SD = 0.05
 """Standard deviation of each mode of ``8gaussians``, in each coordinate."""
 
-# Normals and uniforms of one point must not share counter words; the uniforms read a range of indices no data set
-# reaches.
+# Normals and uniforms of one point must not share counter words, so the uniforms use indices beyond any data set.
 _UNIFORM_OFFSET = 2**48
 _TEST_OFFSET = 2**40
-# Up to this many points (8 MB) a set is generated once and kept; beyond, each batch is generated when asked for.
+# Up to this many points (8 MB) a set is generated once and kept; beyond, each batch is generated on demand.
 _KEEP_AT_MOST = 2**20
 
 Points = tuple[Tensor, Tensor | None]
@@ -46,15 +46,20 @@ def eight_gaussians_mixture() -> Mixture:
 
 
 def eight_gaussians(z: Tensor, u: Tensor) -> Points:
-    """Eight equal modes on the unit circle: ``(cos k pi/4, sin k pi/4) + 0.05 (z1, z2)``, ``k = floor(8 u1)``; label
-    k."""
+    """Eight equal modes on the unit circle, with label k.
+
+    ``(cos k pi/4, sin k pi/4) + 0.05 (z1, z2)``, ``k = floor(8 u1)``.
+    """
     mode = (8 * u[:, 0]).long()
     return eight_gaussians_mixture().means[mode] + EIGHT_GAUSSIANS_SD * z, mode
 
 
 def two_moons(z: Tensor, u: Tensor) -> Points:
-    """Two half circles of radius 1: with ``a = pi u2``, ``(cos a - 1/2, sin a - 1/4)`` when u1 < 1/2 (label 0), else
-    its point reflection ``(1/2 - cos a, 1/4 - sin a)`` (label 1); plus ``0.05 (z1, z2)``."""
+    """Two half circles of radius 1, plus ``0.05 (z1, z2)``.
+
+    With ``a = pi u2``: ``(cos a - 1/2, sin a - 1/4)`` if u1 < 1/2 (label 0), else its point reflection
+    ``(1/2 - cos a, 1/4 - sin a)`` (label 1).
+    """
     angle = math.pi * u[:, 1]
     moon = (u[:, 0] >= 0.5).long()
     upper = torch.stack((angle.cos() - 0.5, angle.sin() - 0.25), dim=1)
@@ -62,9 +67,11 @@ def two_moons(z: Tensor, u: Tensor) -> Points:
 
 
 def checkerboard(z: Tensor, u: Tensor) -> Points:
-    """Uniform on the eight dark squares of a 4 x 4 board on [-1, 1]^2 (side 1/2; dark where column + row is even): x
-    = 2 u1 - 1 in column ``c = floor(4 u1)``, ``r = 2 floor(2 u2) + (c mod 2)``, ``y = (r + frac(2 u2)) / 2 - 1``;
-    label 4 r + c."""
+    """Uniform on the eight dark squares of a 4 x 4 board on [-1, 1]^2: side 1/2, dark where column + row is even.
+
+    ``x = 2 u1 - 1`` in column ``c = floor(4 u1)``; ``y = (r + frac(2 u2)) / 2 - 1`` in row
+    ``r = 2 floor(2 u2) + (c mod 2)``; label 4 r + c.
+    """
     column = (4 * u[:, 0]).long()
     half = (2 * u[:, 1]).floor()
     row = 2 * half.long() + column % 2

@@ -2,7 +2,6 @@
 
 from vapo_fast.engines.base import (
     ENVIRONMENT_VARIABLE,
-    ORDER,
     PRECISIONS,
     Engine,
     Job,
@@ -15,18 +14,15 @@ from vapo_fast.engines.base import (
 )
 from vapo_fast.engines.graph.engine import GRAPH, GraphEngine
 from vapo_fast.engines.native import NATIVE, NativeEngine
-from vapo_fast.engines.reference import ReferenceEngine
+from vapo_fast.engines.reference import REFERENCE, ReferenceEngine
 from vapo_fast.engines.triton import TRITON, TritonEngine
 from vapo_fast.loss import Batch
 
-register(TRITON)
-register(GRAPH)
-register(NATIVE)
-register(ReferenceEngine())
+for _engine in (TRITON, GRAPH, NATIVE, REFERENCE):
+    register(_engine)
 
 __all__ = [
     "ENVIRONMENT_VARIABLE",
-    "ORDER",
     "PRECISIONS",
     "Batch",
     "Engine",

@@ -16,6 +16,9 @@ def arithmetic(precision: str, device_type: str) -> Iterator[None]:
     PyTorch lets convolutions of float32 numbers use TF32 unless told otherwise; a field in "float32" must not. "bf16"
     is autocast, whose casts of weights are kept until the context ends.
     """
+    if not torch.amp.is_autocast_available(device_type):
+        yield
+        return
     with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16"):
         if device_type != "cuda":
             yield
@@ -31,7 +34,7 @@ def _tf32(allowed: bool) -> Iterator[None]:
     kept = [backend.fp32_precision for backend in backends]
     try:
         older = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    except RuntimeError:  # whoever set the newer names alone has made the older ones ambiguous
+    except RuntimeError:  # the newer names were set alone, which makes the older ones ambiguous
         older = None
     # By their older names first, which set both: compilers and modules may still read them.
     torch.set_float32_matmul_precision("high" if allowed else "highest")

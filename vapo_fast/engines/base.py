@@ -1,9 +1,9 @@
 """The engine contract, the registry, and the choice of an engine for a job.
 
 An engine does numerical jobs for a potential: its field, solves of its flow, losses with gradients. Before a job it is
-asked `Engine.supports`, which answers None or the reason why not. ``auto`` takes the first engine of `ORDER` that
-supports the job. A user who names an engine, in the call or in the environment variable VAPO_FAST_ENGINE (which takes
-the place of ``auto``), gets that engine or its reason, never another one.
+asked `Engine.supports`, which answers None or the reason why not. ``auto`` takes the first engine by priority that
+supports the job. A user who names an engine gets that engine or its reason, never another one. The environment variable
+VAPO_FAST_ENGINE takes the place of ``auto``. A program can `register` an engine of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from vapo_fast.loss import Baseline, Batch, EnergyLoss, Weight
 from vapo_fast.ode import Solution, SolveOptions
 from vapo_fast.potentials.base import Potential
 
-ORDER = ("triton", "graph", "native", "reference")
 ENVIRONMENT_VARIABLE = "VAPO_FAST_ENGINE"
 
 PRECISIONS = ("auto", "float64", "float32", "tf32", "bf16")
@@ -74,6 +73,8 @@ class Engine(ABC):
     """One way of computing. Methods may assume that `supports` answered None for the job."""
 
     name: str
+    priority: int = 0
+    """``auto`` asks engines of higher priority first. The library's own have 10 (reference) to 40 (triton)."""
     capturable: bool = False
     """Whether losses with gradients only launch work, so that a training step can be captured as a CUDA graph."""
 
@@ -154,19 +155,24 @@ _REGISTRY: dict[str, Engine] = {}
 
 
 def register(engine: Engine) -> None:
-    """Make an engine known under its name; ValueError for a name that is not in `ORDER`."""
-    checks.one_of("engine name", engine.name, ORDER)
+    """Make an engine known under its name, in place of any other of that name; ValueError for the name "auto"."""
+    if engine.name == "auto":
+        raise ValueError("an engine must not be called 'auto', which asks for any")
     _REGISTRY[engine.name] = engine
 
 
 def registered(name: str) -> Engine:
     """The engine with this name; ValueError if there is none."""
-    return _REGISTRY[checks.one_of("engine", name, _REGISTRY)]
+    return _REGISTRY[checks.one_of("engine", name, _by_priority())]
 
 
 def engines() -> dict[str, str]:
-    """Every engine's name with "usable", or the reason why it is not."""
-    return {name: _unavailable(name) or "usable" for name in ORDER}
+    """Every engine's name, in the order of priority, with "usable", or the reason why it is not."""
+    return {name: _REGISTRY[name].available() or "usable" for name in _by_priority()}
+
+
+def _by_priority() -> list[str]:
+    return sorted(_REGISTRY, key=lambda name: -_REGISTRY[name].priority)
 
 
 def choose(name: str, potential: Potential, device: torch.device, dtype: torch.dtype, job: Job) -> Engine:
@@ -179,27 +185,23 @@ def choose(name: str, potential: Potential, device: torch.device, dtype: torch.d
             message.
         ValueError: no such engine.
     """
-    checks.one_of("engine", name, ("auto", *ORDER))
+    known = _by_priority()
+    checks.one_of("engine", name, ("auto", *known))
     origin = f"engine={name!r}"
     if name == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
-        name = checks.one_of(ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE], ("auto", *ORDER))
+        name = checks.one_of(ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE], ("auto", *known))
         origin = f"{ENVIRONMENT_VARIABLE}={name}"
     reasons = {}
-    for candidate in ORDER if name == "auto" else (name,):
-        reason = _unavailable(candidate) or _REGISTRY[candidate].supports(potential, device, dtype, job)
+    for candidate in known if name == "auto" else (name,):
+        engine = _REGISTRY[candidate]
+        reason = engine.available() or engine.supports(potential, device, dtype, job)
         if reason is None:
-            return _REGISTRY[candidate]
+            return engine
         reasons[candidate] = reason
     if name == "auto":
         listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
         raise UnsupportedJobError(f"no engine can do this {job.kind!r} job: {listed}")
     raise UnsupportedJobError(f"{origin} cannot do this {job.kind!r} job: {reasons[name]}")
-
-
-def _unavailable(name: str) -> str | None:
-    if name not in _REGISTRY:
-        return "not included in this version of vapo_fast"
-    return _REGISTRY[name].available()
 
 
 def saved_bytes_per_sample(model: Potential, dtype: torch.dtype, device: torch.device) -> int:

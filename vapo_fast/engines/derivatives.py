@@ -1,21 +1,20 @@
-"""The derivatives of a potential that the graph engine's programs are made of: written out by hand, or autograd's."""
+"""Derivatives of a potential, for engines to solve and train with: autograd's, or explicit ones for our networks."""
 
 from __future__ import annotations
 
 import warnings
 import weakref
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vapo_fast.core.memory import free_memory, or_none_if_out_of_memory
+from vapo_fast.core.memory import MemoryEstimate, free_memory, or_none_if_out_of_memory
 from vapo_fast.engines.autocast import arithmetic
 from vapo_fast.engines.base import Job, LossAndGrads, saved_bytes_per_sample
 from vapo_fast.engines.explicit import explicit_passes, unlike_a_plain_network
-from vapo_fast.engines.reference import ReferenceEngine, gradient_and_trace
-from vapo_fast.loss import Batch
+from vapo_fast.loss import Batch, EnergyLoss, energy_loss
 from vapo_fast.potentials.base import Potential
 
 # What is alive at once of what autograd keeps for one evaluation: itself, and gradients on their way back. A second
@@ -28,13 +27,6 @@ _LOSS_SHARE = 0.6
 _RECOMPUTED: weakref.WeakKeyDictionary[Potential, dict[tuple[object, ...], bool]] = weakref.WeakKeyDictionary()
 
 
-class Needs(NamedTuple):
-    """Bytes that an evaluation takes: the activations of one sample, and copies of weights whatever the batch."""
-
-    sample: int
-    weights: int
-
-
 class Derivatives(Protocol):
     """Of one potential; ``precision`` is one of "float64", "float32", "tf32", "bf16"."""
 
@@ -42,16 +34,19 @@ class Derivatives(Protocol):
         """Phi (B,) and grad Phi (B, *event), detached."""
 
     def gradient_and_trace(self, x: Tensor, t: Tensor, probes: Tensor | None, precision: str) -> tuple[Tensor, Tensor]:
-        """As `vapo_fast.engines.reference.gradient_and_trace`."""
+        """grad Phi (B, *event), and the trace of its Jacobian (B, 1), or estimates (B, m) of it.
+
+        ``probes`` (B, m, D) are directions v, each for an estimate ``v . (Hessian v)``; None is for the exact trace.
+        """
 
     def loss_and_grads(self, batch: Batch, job: Job, precision: str) -> LossAndGrads:
         """As `Engine.loss_and_grads`."""
 
-    def needs(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> Needs | None:
+    def memory(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> MemoryEstimate | None:
         """Memory of `field`, or of `gradient_and_trace`; None if not even one sample fits."""
 
 
-class ByHand(Derivatives):
+class ExplicitDerivatives(Derivatives):
     """`vapo_fast.engines.explicit`: no autograd graph. Only for potentials that `unlike_a_plain_network` accepts."""
 
     def __init__(self, potential: Potential) -> None:
@@ -93,12 +88,12 @@ class ByHand(Derivatives):
             )
         return LossAndGrads(*result)
 
-    def needs(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> Needs | None:
+    def memory(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> MemoryEstimate | None:
         sample = self._passes.bytes_per_sample("field_and_trace" if trace else "field", precision)
-        return Needs(sample, self._passes.bytes_of_weights(precision))
+        return MemoryEstimate(sample, self._passes.bytes_of_weights(precision))
 
 
-class ByAutograd(Derivatives):
+class AutogradDerivatives(Derivatives):
     """Reverse mode, and reverse over reverse for second derivatives: any potential."""
 
     def __init__(self, potential: Potential) -> None:
@@ -113,14 +108,44 @@ class ByAutograd(Derivatives):
             return gradient_and_trace(self._potential, x, t, probes)
 
     def loss_and_grads(self, batch: Batch, job: Job, precision: str) -> LossAndGrads:
-        with arithmetic(precision, batch.x_data.device.type):
-            return ReferenceEngine().loss_and_grads(self._potential, batch, job)
+        options = job.loss
+        parameters = {name: p for name, p in self._potential.named_parameters() if p.requires_grad}
+        with torch.enable_grad():
+            with arithmetic(precision, batch.x_data.device.type):
+                loss = energy_loss(self._potential, *batch, options.estimator, options.weight, options.baseline)
+            grads = torch.autograd.grad(loss.total, list(parameters.values()), materialize_grads=True)
+        return LossAndGrads(EnergyLoss(*(term.detach() for term in loss)), dict(zip(parameters, grads, strict=True)))
 
-    def needs(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> Needs | None:
+    def memory(self, dtype: torch.dtype, device: torch.device, trace: bool, precision: str) -> MemoryEstimate | None:
         saved = or_none_if_out_of_memory(partial(saved_bytes_per_sample, self._potential, dtype, device))
-        return None if saved is None else Needs((_SECOND_ACTIVATIONS if trace else _ACTIVATIONS) * saved, 0)
+        return None if saved is None else MemoryEstimate((_SECOND_ACTIVATIONS if trace else _ACTIVATIONS) * saved, 0)
 
 
-def derivatives(potential: Potential) -> Derivatives:
-    """By hand where there are explicit passes, else autograd's."""
-    return ByAutograd(potential) if unlike_a_plain_network(potential) else ByHand(potential)
+def explicit_or_autograd(potential: Potential) -> Derivatives:
+    """Explicit derivatives where there are such for the potential, else autograd's."""
+    return AutogradDerivatives(potential) if unlike_a_plain_network(potential) else ExplicitDerivatives(potential)
+
+
+def gradient_and_trace(potential: Potential, x: Tensor, t: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """grad Phi (B, *event) and the trace of its Jacobian (B, 1), or one estimate for each of (B, m, D) probes (B, m).
+
+    One reverse pass through the gradient for each coordinate (exact) or probe v (``v . grad(grad Phi . v)``).
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        _, gradient = potential.field(x, t, create_graph=True)
+        flat = gradient.flatten(1)
+
+        def second(direction: Tensor) -> Tensor:
+            if not flat.requires_grad:
+                return flat.new_zeros(flat.shape[0])
+            projected = (flat * direction).sum()
+            (row,) = torch.autograd.grad(projected, x, retain_graph=True, materialize_grads=True)
+            return (row.flatten(1) * direction).sum(1)
+
+        if probes is None:
+            unit = torch.eye(flat.shape[1], dtype=flat.dtype, device=flat.device)
+            trace = torch.stack([second(direction) for direction in unit], dim=1).sum(1, keepdim=True)
+        else:
+            trace = torch.stack([second(direction) for direction in probes.unbind(1)], dim=1)
+    return gradient.detach(), trace.detach()

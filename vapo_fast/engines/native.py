@@ -36,6 +36,7 @@ class NativeEngine(Engine):
     """`MLPPotential` on the CPU through ``vapo_fast._native``; see the module's docstring."""
 
     name = "native"
+    priority = 20
 
     def __init__(self) -> None:
         self._packed: weakref.WeakKeyDictionary[MLPPotential, tuple[dict[str, Any], Mlp]] = weakref.WeakKeyDictionary()
@@ -106,7 +107,7 @@ class NativeEngine(Engine):
         try:
             mlp = self._mlp(potential)
         except extension.load().NonFiniteWeightsError:
-            # What any arithmetic makes of such weights; whoever trains looks for it and knows the step.
+            # What any arithmetic makes of such weights; the trainer looks for it and knows the step.
             bad = torch.full((), torch.nan, dtype=x_data.dtype)
             grads = {
                 name: torch.full_like(p, torch.nan, requires_grad=False)

@@ -25,7 +25,7 @@ from vapo_fast.potentials.base import Potential
 Gradient = Callable[[Potential, Tensor, Tensor, str], Tensor]
 
 
-class Noise:
+class RoundingNoise:
     """Remembers what was measured for each model, until its weights change.
 
     Args:

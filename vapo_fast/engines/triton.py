@@ -9,20 +9,21 @@ from __future__ import annotations
 import copy
 import math
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vapo_fast import noise
+from vapo_fast import noise, ode
 from vapo_fast.core import checks, triton_support
 from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress, choose
 from vapo_fast.engines.energy_loss import energy_loss_of
 from vapo_fast.engines.mlp_requirements import unlike_a_plain_mlp, unlike_parameters_of_its_own
-from vapo_fast.engines.precision import Noise
+from vapo_fast.engines.precision import RoundingNoise
 from vapo_fast.homotopy import Time
 from vapo_fast.loss import Batch, EnergyLoss, Weight, loss_weight
-from vapo_fast.ode import Solution, SolveOptions, Status
+from vapo_fast.ode import Solution, SolveOptions
 from vapo_fast.potentials.base import Potential
 from vapo_fast.potentials.mlp import MLPPotential
 
@@ -50,12 +51,13 @@ class TritonEngine(Engine):
     """
 
     name = "triton"
+    priority = 40
     capturable = True
 
     def __init__(self, device_type: str = "cuda") -> None:
         self._device_type = device_type
         self._packed: weakref.WeakKeyDictionary[MLPPotential, dict[Tile, PackedMlp]] = weakref.WeakKeyDictionary()
-        self._noise = Noise(self._gradient)
+        self._noise = RoundingNoise(self._gradient)
 
     def available(self) -> str | None:
         return triton_support.unavailable_reason(self._device_type)
@@ -143,7 +145,9 @@ class TritonEngine(Engine):
         start, stop = checks.finite_float("t0", t0), checks.finite_float("t1", t1)
         options.check_times(start, stop)
         if start == stop:
-            return self._standing(x0, start, job, 1 if probes is None else probes.shape[1])
+            solution = ode.integrate(lambda x, t: x, x0, start, stop, options)  # nothing is evaluated
+            named = replace(solution, engine=self.name, precision="float32")
+            return named, x0.new_zeros(x0.shape[0], 1 if probes is None else probes.shape[1])
         precision = self._precision(potential, start, stop, job)
         mlp, program = self._load(potential, precision)
         directions = None if probes is None else probes.detach().to(torch.float32).contiguous()
@@ -160,18 +164,6 @@ class TritonEngine(Engine):
             precision,
         )
         return solution, result.integrals
-
-    def _standing(self, x0: Tensor, t: float, job: Job, traces: int) -> tuple[Solution, Tensor]:
-        """The result over an interval of no length."""
-        n = x0.shape[0]
-        finite = torch.isfinite(x0).reshape(n, -1).all(1)
-        zeros = torch.zeros(n, dtype=torch.int64, device=x0.device)
-        status = torch.where(finite, int(Status.SUCCESS), int(Status.NON_FINITE))
-        times = torch.full((n,), t, dtype=torch.float64, device=x0.device)
-        ys = None if job.solve.t_eval is None else x0.detach().expand(len(job.solve.t_eval), *x0.shape).clone()
-        counts = (zeros, zeros.clone(), zeros.clone())
-        solution = Solution(x0.detach().clone(), times, status, *counts, ys, self.name, "float32")
-        return solution, x0.new_zeros(n, traces)
 
     def _precision(self, potential: Potential, t0: float, t1: float, job: Job) -> str:
         """The arithmetic of a solve: the cheapest whose noise the tolerance does not see, or what the user says."""

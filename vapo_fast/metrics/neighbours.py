@@ -1,7 +1,7 @@
-"""Precision, recall, density and coverage from nearest neighbours, in memory bounded by a few thousand rows of
-distances.
- The package ``prdc`` computes the same four numbers from three full distance matrices (2.4 GB at 10 000 samples) and
-prints; the tests use it as the reference.
+"""Precision, recall, density and coverage from nearest neighbours, in bounded memory.
+
+The package ``prdc`` computes the same four numbers from three full distance matrices (2.4 GB at 10 000 samples). The
+tests use it as the reference.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ _BLOCK = 2**23
 
 
 def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
-    """Precision, recall, density and coverage of ``fake`` (m, F) against ``real`` (n, F), by balls to the k-th
-    neighbour.
+    """Precision, recall, density and coverage of ``fake`` (m, F) against ``real`` (n, F).
 
     - precision: share of fake points inside the ball of some real point;
     - recall: share of real points inside the ball of some fake point;
     - density: mean number of real balls around a fake point, over k (may exceed 1);
     - coverage: share of real balls that hold a fake point.
 
-    A ball's radius is the distance to the k-th nearest other point of the same set; inside means strictly. Events are
-    flattened. Raises TypeError/ValueError for sets of k or fewer points, different F, or NaN.
-    (Kynkäänniemi et al. 2019, arXiv 1904.06991; Naeem et al. 2020, arXiv 2002.09797.)
+    Each point has a ball whose radius is the distance to the k-th nearest other point of its set; inside means
+    strictly inside. Events are flattened. (Kynkäänniemi et al. 2019, arXiv 1904.06991; Naeem et al. 2020, arXiv
+    2002.09797.)
+
+    Raises: TypeError/ValueError for sets of k or fewer points, different F, or NaN.
     """
     neighbours = checks.positive_int("k", k)
     x, y = two_sets("real", real, "fake", fake, at_least=neighbours + 1)

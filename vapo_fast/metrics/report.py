@@ -1,5 +1,4 @@
-"""`evaluate`: every number with the floor that a perfect model would reach, the sample sizes and the extractor's
-name."""
+"""`evaluate`: metrics beside the floor that a perfect model would reach, with sample sizes and the extractor's name."""
 
 from __future__ import annotations
 
@@ -41,21 +40,20 @@ def evaluate(
     batch_size: int = 256,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compare ``fake`` with ``real``, and beside each number say what real data itself would score.
+    """Compare ``fake`` with ``real``, and report beside each number the score of real data itself.
 
-    ``reference_split`` is real data that shares no event with ``real``: it plays the perfect model. Both it and
-    ``fake`` are cut to the smaller of their sizes, since most of these numbers depend on the sample size. The floor
-    is the mean over ``floor_trials``: the first compares ``reference_split`` with ``real`` as given, the others
-    repeat it on reshuffles of the two together.
+    ``reference_split`` is real data that shares no event with ``real`` and stands for a perfect model. It and ``fake``
+    are cut to the smaller of their sizes, since most of these numbers depend on the sample size. The floor is the mean
+    over ``floor_trials``. The first trial compares ``reference_split`` with ``real`` as given; the others use
+    reshuffles of the two together.
 
-    Returns a dictionary fit for JSON: ``extractor``, ``n_fake``, ``n_real``, ``n_features``, ``metrics`` (name to
-    ``value``, ``floor``, ``floor_sd``; the latter None for one trial) and ``warnings`` (list of sentences). Metrics:
-    ``sliced_wasserstein`` of the events; of features ``FD-<extractor>`` (called ``FID`` only for Inception),
-    ``kernel_distance`` (standardised), ``precision``, ``recall``, ``density``, ``coverage`` (of at most 10 000 rows
-    each).
-
-    Raises TypeError/ValueError for NaN or infinite events, different event shapes, sets of ``k`` or fewer events, or an
-    unknown extractor.
+    Returns: a dictionary of JSON values: ``extractor``, ``n_fake``, ``n_real``, ``n_features``, ``metrics`` (name to
+        ``value``, ``floor``, ``floor_sd``; the last is None for one trial) and ``warnings`` (list of sentences).
+        Metrics: ``sliced_wasserstein`` of the events; of features ``FD-<extractor>`` (``FID`` for Inception only),
+        ``kernel_distance`` (standardised), ``precision``, ``recall``, ``density``, ``coverage`` (of at most 10 000
+        rows each).
+    Raises: TypeError/ValueError for NaN or infinite events, different event shapes, sets of ``k`` or fewer events, or
+        an unknown extractor.
     """
     extract = extractor_by_name(extractor) if isinstance(extractor, str) else extractor
     if not isinstance(extract, Extractor):
@@ -71,7 +69,7 @@ def evaluate(
             )
     n_real = len(events["real"])
     n_fake = min(len(events["fake"]), len(events["reference_split"]))
-    # Files are often sorted by class, so what is cut off must be chosen at random.
+    # Files are often sorted by class, so the events to cut off are chosen at random.
     events = {name: x[noise.permutation(seed, len(x), 0)] for name, x in events.items()}
     events = {name: x if name == "real" else x[:n_fake] for name, x in events.items()}
     features = {name: features_of(extract, x, batch_size) for name, x in events.items()}
@@ -129,8 +127,7 @@ def _events(name: str, x: object, at_least: int) -> Tensor:
     if isinstance(x, Dataset):
         x = x.tensor()
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
-        kind = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} must be a Dataset or a floating-point tensor (n, *event), got {kind}")
+        raise TypeError(f"{name} must be a Dataset or a floating-point tensor (n, *event), got {checks.kind_of(x)}")
     if len(x) < at_least:
         raise ValueError(f"{name} must have at least k + 1 = {at_least} events, got {len(x)}")
     return checks.all_finite(name, x.detach().cpu())

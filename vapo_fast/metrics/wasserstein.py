@@ -11,7 +11,7 @@ from vapo_fast import noise
 from vapo_fast.core import checks
 from vapo_fast.metrics._checks import one_set, two_sets
 
-# Projected values held at once; bounds the working memory to some hundred megabytes whatever the number of directions.
+# Projected values held at once: some hundred megabytes for any number of directions.
 _CHUNK = 2**23
 
 
@@ -52,12 +52,11 @@ def sliced_wasserstein_floor(
     seed: int = 0,
     p: float = 2.0,
 ) -> float:
-    """Mean sliced Wasserstein distance between two independent real sets: what a perfect model of ``n`` samples would
-    score.
+    """Mean sliced Wasserstein distance between independent real sets: the score of a perfect model of ``n`` samples.
 
     Each trial draws disjoint sets of ``n`` and ``n_reference`` (default ``n``) events from ``real`` without
-    replacement; trials share no event when ``real`` is large enough for that, and are reshuffled otherwise.
-    ValueError when ``real`` has too few events.
+    replacement. Trials share no event if ``real`` is large enough, and are reshuffles otherwise. Raises ValueError if
+    ``real`` has too few events.
     """
     first = checks.positive_int("n", n)
     second = first if n_reference is None else checks.positive_int("n_reference", n_reference)
@@ -82,11 +81,9 @@ def _directions(dimension: int, count: int, seed: int) -> Tensor:
 
 
 def _coupling(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The monotone coupling of n and m equal masses: sorted row of either side and mass (float64) of each of its
-    pieces.
+    """The monotone coupling of n and m equal masses: for each piece its sorted row on both sides and its mass, float64.
 
-    On a scale where the whole mass is n m, side a steps at multiples of m and side b at multiples of n, so the cuts
-    are integers.
+    The whole mass is counted as lcm(n, m), so that both sides step at integers.
     """
     whole = math.lcm(n, m)
     step_a, step_b = whole // n, whole // m

@@ -44,7 +44,7 @@ class SolveOptions:
             if self.steps is not None:
                 raise ValueError(
                     f"steps={self.steps!r} does not go with method={self.method!r}, which chooses its own steps; "
-                    "give rtol and atol, or a fixed-step method (heun, rk4, euler)"
+                    f"give rtol and atol, or a fixed-step method ({_methods(adaptive=False)})"
                 )
             rtol = checks.positive_float("rtol", DEFAULT_RTOL if self.rtol is None else self.rtol)
             atol = rtol if self.atol is None else checks.non_negative_float("atol", self.atol)
@@ -62,7 +62,7 @@ class SolveOptions:
             if getattr(self, name) not in (None, PIController.proportional_share):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} does not go with the fixed-step method {self.method!r}, which "
-                    "estimates no error; give steps, or an adaptive method (dopri5, tsit5, bosh3)"
+                    f"estimates no error; give steps, or an adaptive method ({_methods(adaptive=True)})"
                 )
 
     @property
@@ -121,3 +121,7 @@ def times_of(t_eval: object, name: str = "t_eval") -> tuple[float, ...] | None:
     if not t_eval:
         raise ValueError(f"{name} must hold at least one time; leave it out for the default")
     return tuple(checks.finite_float(f"each time in {name}", value) for value in t_eval)
+
+
+def _methods(*, adaptive: bool) -> str:
+    return ", ".join(name for name, tableau in TABLEAUS.items() if tableau.adaptive == adaptive)

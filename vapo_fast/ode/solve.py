@@ -97,16 +97,25 @@ def solve(
 
 @torch.no_grad()
 def integrate(
-    field: Field, x0: Tensor, t0: float, t1: float, options: SolveOptions, args: Sequence[Tensor] = ()
+    field: Field,
+    x0: Tensor,
+    t0: float,
+    t1: float,
+    options: SolveOptions,
+    args: Sequence[Tensor] = (),
+    progress: Callable[[int], None] | None = None,
 ) -> Solution:
-    """`solve` with its options in one object; never raises for samples that fail."""
+    """`solve` with its options in one object; never raises for samples that fail.
+
+    ``progress`` is told how many samples have ended whenever some have.
+    """
     start, stop = checks.finite_float("t0", t0), checks.finite_float("t1", t1)
     check_state(x0, args)
     options.check_dtype(x0.dtype)
     options.check_times(start, stop)
-    results = _Results(x0, start, stop, options)
+    results = _Results(x0, start, stop, options, progress)
     live = _Live.begin(x0, start, tuple(args))
-    live = results.settle(live.ended(~finite_rows(x0), Status.NON_FINITE))
+    live = results.retire_finished(live.ended(~finite_rows(x0), Status.NON_FINITE))
     if start == stop:
         return results.finish(live, Status.SUCCESS)
     shown = checked(field)
@@ -124,7 +133,7 @@ def _integrate_adaptive(field: Field, live: _Live, results: _Results, options: S
     if live.count:
         live = replace(live, f=field(live.x, live.t, *live.args), nfe=live.nfe + 1)
         live = _with_first_step(field, live, options, direction, span)
-        live = results.settle(live.ended(~finite_rows(live.f), Status.NON_FINITE))
+        live = results.retire_finished(live.ended(~finite_rows(live.f), Status.NON_FINITE))
     for _ in range(options.max_steps):
         if live.count == 0:
             break
@@ -150,7 +159,7 @@ def _integrate_adaptive(field: Field, live: _Live, results: _Results, options: S
         hopeless = ~accepted & (h_next < smallest_step)
         live = live.ended(hopeless & torch.isfinite(ratio), Status.STEP_TOO_SMALL)
         live = live.ended(hopeless & ~torch.isfinite(ratio), Status.NON_FINITE)
-        live = results.settle(live, step)
+        live = results.retire_finished(live, step)
     return results.finish(live, Status.MAX_STEPS)
 
 
@@ -175,7 +184,7 @@ def _integrate_fixed(field: Field, live: _Live, results: _Results, options: Solv
             accepted=live.accepted + accepted,
             rejected=live.rejected + ~accepted,
         )
-        live = results.settle(live.ended(~accepted, Status.NON_FINITE), step)
+        live = results.retire_finished(live.ended(~accepted, Status.NON_FINITE), step)
     return results.finish(live, Status.SUCCESS)
 
 
@@ -266,8 +275,10 @@ class _Step:
 class _Results:
     """The whole batch: where samples are put when they end, and their states at ``t_eval``."""
 
-    def __init__(self, x0: Tensor, t0: float, t1: float, options: SolveOptions) -> None:
-        self.t0, self.t1, self._tableau = t0, t1, options.tableau
+    def __init__(
+        self, x0: Tensor, t0: float, t1: float, options: SolveOptions, progress: Callable[[int], None] | None
+    ) -> None:
+        self.t0, self.t1, self._tableau, self._progress = t0, t1, options.tableau, progress
         rows = x0.shape[0]
         self._x = x0.clone()
         self._t = torch.full((rows,), t0, dtype=torch.float64, device=x0.device)
@@ -283,7 +294,7 @@ class _Results:
                 if time == t0:
                     self._ys[i] = x0
 
-    def settle(self, live: _Live, step: _Step | None = None) -> _Live:
+    def retire_finished(self, live: _Live, step: _Step | None = None) -> _Live:
         """Write the outputs that ``step`` passed, put away the rows that ended, and return the others."""
         running = live.status == _UNFINISHED
         if self._ys is None or step is None:
@@ -297,15 +308,22 @@ class _Results:
         if still == live.count:
             return live
         self._put(live, live.status)
+        self._tell(still)
         return live.take(torch.nonzero_static(running, size=still).flatten())
 
     def finish(self, live: _Live, status: Status) -> Solution:
         """Put away the rows that are left, with ``status``, and hand out the result."""
         self._put(live, torch.full_like(live.status, int(status)))
+        if live.count:
+            self._tell(0)
         return Solution(self._x, self._t, self._status, self._nfe, self._accepted, self._rejected, self._ys)
 
+    def _tell(self, running: int) -> None:
+        if self._progress is not None:
+            self._progress(len(self._x) - running)
+
     def _put(self, live: _Live, status: Tensor) -> None:
-        # All rows are written, running ones too: they will be written again, and nobody has to wait for a selection.
+        # All rows are written, running ones too: they will be written again, and a selection would wait for the device.
         for whole, part in (
             (self._x, live.x),
             (self._t, live.t),

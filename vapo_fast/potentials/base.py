@@ -16,7 +16,7 @@ from vapo_fast.homotopy import Homotopy, Time, expand_time
 
 
 class TrainingDefaults(NamedTuple):
-    """What a trainer uses where the user names neither: peak learning rate of Adam, and samples in one step."""
+    """Defaults of a trainer: peak learning rate of Adam, and samples in one step."""
 
     lr: float = 1e-3
     batch_size: int = 128
@@ -30,8 +30,8 @@ class Potential(nn.Module, ABC):
     Args:
         event_shape: shape of one sample, without the batch dimension.
         homotopy: the path the potential is trained along and sampled over.
-        time_dependent: whether Phi depends on t. A time-independent Phi(x) ignores t; it cannot reproduce a path
-            exactly (see `vapo_fast.validate_t_end`), a time-dependent one can.
+        time_dependent: whether Phi depends on t. A time-independent Phi(x) ignores t and cannot reproduce a path
+            exactly (see `vapo_fast.validate_t_end`); a time-dependent one can.
     """
 
     def __init__(self, event_shape: Sequence[int], homotopy: Homotopy, time_dependent: bool = True) -> None:
@@ -46,7 +46,7 @@ class Potential(nn.Module, ABC):
 
     @property
     def training_defaults(self) -> TrainingDefaults:
-        """Learning rate and batch size that suit this potential, which `vapo_fast.Trainer` uses unless told others."""
+        """The learning rate and batch size that `vapo_fast.Trainer` uses unless others are given."""
         return TrainingDefaults()
 
     @abstractmethod
@@ -66,11 +66,8 @@ class Potential(nn.Module, ABC):
         checks.batch_of_events("x", x, self.event_shape)
         reference = self.reference_tensor()
         if reference is not None:
-            if x.device != reference.device:
-                raise ValueError(f"x is on {x.device} but the model is on {reference.device}; move one with .to(...)")
-            if x.dtype != reference.dtype and not torch.is_autocast_enabled(x.device.type):
-                raise TypeError(f"x has dtype {x.dtype} but the model has {reference.dtype}; convert one with .to(...)")
-        # Times of its own: a network that scales them in place must not scale the caller's, or a solver's clock.
+            _check_placement("x", x, reference, autocast=True)
+        # A copy, because a network that scales its times in place must not change those of the caller or a solver.
         times = self._batch_time(x, t).clone()
         try:
             phi = self.value(x, times)
@@ -82,7 +79,7 @@ class Potential(nn.Module, ABC):
                 "model with .float() or .double()"
             ) from error
         if not isinstance(phi, Tensor) or phi.shape != x.shape[:1]:
-            # A column would be broadcast against rows into a loss of all pairs, and be no error there.
+            # Without this error, a column would be broadcast against rows into a loss of all pairs.
             found = tuple(phi.shape) if isinstance(phi, Tensor) else type(phi).__name__
             raise ValueError(f"the model's value must have shape ({len(x)},), one scalar a sample, got {found}")
         return phi
@@ -102,14 +99,14 @@ class Potential(nn.Module, ABC):
         return (phi, gradient) if create_graph else (phi.detach(), gradient)
 
     def reference_tensor(self) -> Tensor | None:
-        """A floating-point parameter or buffer that tells the model's device and dtype; None if it has neither."""
+        """A floating-point parameter or buffer with the model's device and dtype; None if it has neither."""
         for tensor in chain(self.parameters(), self.buffers()):
             if tensor.is_floating_point():
                 return tensor
         return None
 
     def _mixture(self) -> str | None:
-        """The floating-point types of parameters and buffers, with the first tensor of each; None if there is one."""
+        """The floating-point dtypes in use, each with the name of its first tensor; None if there is only one."""
         first: dict[torch.dtype, str] = {}
         for name, tensor in chain(self.named_parameters(), self.named_buffers()):
             if tensor.is_floating_point():
@@ -183,7 +180,7 @@ class ModulePotential(Potential):
         try:
             with torch.no_grad():
                 out: object = self.value(x, t)
-        except Exception as error:  # the user's own code may raise anything; say in which call it did
+        except Exception as error:  # a user's module may raise any exception
             raise ValueError(f"{call} failed: {type(error).__name__}: {error}") from error
         if not isinstance(out, Tensor):
             raise TypeError(f"{call} must return a tensor of shape (2,), got {type(out).__name__}")
@@ -201,31 +198,43 @@ class ModulePotential(Potential):
 
     def _has_gradient(self, x: Tensor, t: Tensor, call: str) -> bool:
         try:
-            # Inside somebody's inference_mode the copies are ordinary tensors, which autograd can follow.
+            # Under inference_mode, autograd needs copies that are ordinary tensors.
             with torch.inference_mode(False), torch.enable_grad():
                 x = x.clone().requires_grad_()
                 out = self.value(x, t.clone())
                 return out.requires_grad and torch.autograd.grad(out.sum(), x, allow_unused=True)[0] is not None
         except (MemoryError, torch.OutOfMemoryError):
-            return True  # how much fits is for sampling to find out
+            return True  # sampling handles memory itself
         except Exception as error:
             raise ValueError(f"the gradient of {call} failed: {type(error).__name__}: {error}") from error
 
 
+def _check_placement(name: str, x: Tensor, reference: Tensor, *, autocast: bool = False) -> None:
+    """ValueError for another device than the reference's, TypeError for another dtype that autocast may not convert."""
+    if x.device != reference.device:
+        raise ValueError(f"{name} is on {x.device} but the model is on {reference.device}; move one with .to(...)")
+    if x.dtype != reference.dtype and not (autocast and torch.is_autocast_enabled(x.device.type)):
+        raise TypeError(f"{name} has dtype {x.dtype} but the model has {reference.dtype}; convert one with .to(...)")
+
+
+def require_potential(model: object) -> Potential:
+    """``model`` if it is a `Potential`; TypeError otherwise."""
+    if isinstance(model, Potential):
+        return model
+    raise TypeError(f"model must be a Potential, got {type(model).__name__}; wrap a module with Potential.from_module")
+
+
 def check_model(model: object) -> Potential:
     """``model`` if it is a `Potential` with finite parameters; TypeError/ValueError otherwise. One device read."""
-    if not isinstance(model, Potential):
-        raise TypeError(
-            f"model must be a Potential, got {type(model).__name__}; wrap a module with Potential.from_module"
-        )
+    model = require_potential(model)
     named = list(model.named_parameters())
     if any(parameter.is_meta for _, parameter in named):
         raise ValueError(
             "model is on the meta device, where parameters have no values; load or initialise it elsewhere"
         )
     with torch.no_grad(), threads_for(parameter for _, parameter in named):
-        # A sum over any entry that is not finite is not finite, and costs a fifth of looking at each; one that
-        # overflows only sends us to look.
+        # A sum with a non-finite entry is not finite, and costs a fifth of testing each entry. An overflow of finite
+        # entries is told apart by the loop.
         if named and not bool(torch.isfinite(torch.stack([p.sum() for _, p in named])).all()):
             for name, parameter in named:
                 if not bool(torch.isfinite(parameter).all()):
@@ -241,12 +250,9 @@ def check_events(model: Potential, name: str, x: object) -> Tensor:
     checked = checks.batch_of_events(name, x, model.event_shape)
     if checked.shape[0] == 0:
         raise ValueError(f"{name} must hold at least one sample, got shape {tuple(checked.shape)}")
-    if model.reference_tensor() is not None:
-        dtype, device = model_dtype_device(model)
-        if checked.dtype != dtype:
-            raise TypeError(f"{name} has dtype {checked.dtype} but the model has {dtype}; convert one with .to(...)")
-        if checked.device != device:
-            raise ValueError(f"{name} is on {checked.device} but the model is on {device}; move one with .to(...)")
+    reference = model.reference_tensor()
+    if reference is not None:
+        _check_placement(name, checked, reference)
     return checks.all_finite(name, checked)
 
 

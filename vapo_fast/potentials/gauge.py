@@ -15,19 +15,18 @@ from vapo_fast.potentials.base import Potential
 
 
 class GaugedPotential(Potential):
-    r"""A potential written around what the path already knows, so that its network learns targets of unit size.
+    r"""A potential that contains the path's known terms, so that its network learns targets of unit size.
 
     The optimum is ``grad Phi = (beta'/beta) x + (alpha' - alpha beta'/beta) E[x_data | x]``. Hence
-    ``Phi = a/2 |x|^2 + b Psi`` with the path's `Gauge` (a, b), where ``grad Psi`` is the posterior mean: bounded by
-    the data and regular at both ends. Psi in turn is preconditioned the way denoisers are. With s the data scale and
+    ``Phi = a/2 |x|^2 + b Psi`` with the path's `Gauge` (a, b). ``grad Psi`` is the posterior mean, which is bounded by
+    the data and regular at both ends. Psi is preconditioned as denoisers are. With s the data scale and
     ``S = alpha^2 s^2 + beta^2``,
 
         ``Psi = c_skip/2 |x|^2 + s beta f(x / sqrt(S), position(t))``,  ``c_skip = alpha s^2 / S``,
 
-    so that for data N(0, s^2 I) the optimal f is constant, and for any other data the target of ``grad f`` has about
-    unit size at every noise level. (A plain network would have to represent a quadratic of curvature ~1/2 to a
-    precision of beta^2 late in the path.) The quadratic parts cost nothing and are exact in the log-density read-out
-    and the Laplacian.
+    For data N(0, s^2 I) the optimal f is then constant. For other data the target of ``grad f`` has about unit size at
+    every noise level. (A plain network would have to represent a quadratic of curvature ~1/2 to a precision of beta^2
+    late in the path.) The quadratic parts cost nothing, and are exact in the log-density read-out and the Laplacian.
 
     A time-independent potential cannot follow (a, b, S) in t; it uses ``Phi = a(t0)/2 |x|^2 + s r f(x / r)``,
     ``r = sqrt(s^2 + omega^2)``.

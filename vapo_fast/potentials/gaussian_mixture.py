@@ -17,9 +17,9 @@ class GaussianMixturePotential(Potential):
     r"""The optimal Phi(x, t), in closed form, for data ``sum_k weights_k N(means_k, covariances_k)``.
 
     ``Phi = a/2 |x|^2 + b (v/alpha) ln sum_k weights_k N(x; alpha m_k, alpha^2 C_k + v I) / N(x; 0, v I)`` with v =
-    beta^2 and the path's `Gauge` (a, b). Each logarithm of a ratio is evaluated with its factor alpha taken out by
-    hand, so that nothing cancels as alpha -> 0. Phi is normalised so that ``path.log_density`` differs from ln rho by
-    the log-normaliser of N(0, v I).
+    beta^2 and the path's `Gauge` (a, b). The factor alpha of each logarithm of a ratio is taken out analytically, so
+    that nothing cancels as alpha -> 0. Phi is normalised so that ``path.log_density`` differs from ln rho by the
+    log-normaliser of N(0, v I).
 
     Args:
         weights: (K,) positive, normalised to sum 1.
@@ -63,7 +63,7 @@ class GaussianMixturePotential(Potential):
     def value(self, x: Tensor, t: Tensor) -> Tensor:
         k = self.homotopy.kernel(t)
         gauge = self.homotopy.gauge(t)
-        # The limit alpha -> 0 is reached by the formulas themselves once alpha is the smallest number that can divide.
+        # At alpha = 0 the smallest alpha that can divide stands for the limit.
         alpha, v = k.alpha.clamp_min(torch.finfo(x.dtype).tiny ** 0.5)[:, None, None], k.beta.square()[:, None, None]
         y = torch.einsum("kji,bj->bki", self.axes, x)
         mean = torch.einsum("kji,kj->ki", self.axes, self.means)
@@ -111,7 +111,7 @@ def _log_mean_exp_over(log_weights: Tensor, ratio: Tensor, alpha: Tensor) -> Ten
     """``ln(sum_k exp(log_weights_k + alpha ratio_k)) / alpha``: ratio (B, K), alpha (B,); accurate as alpha -> 0."""
     exponent = alpha[:, None] * ratio
     small = exponent.abs().amax(1) < 0.5
-    # Each branch sees harmless inputs where the other is taken, so that its derivative stays finite there.
+    # Where the other branch is taken, each gets inputs whose derivative is finite.
     inside = torch.where(small[:, None], exponent, 0.0)
     near = torch.log1p((log_weights.exp() * torch.expm1(inside)).sum(1))
     far = torch.logsumexp(log_weights + torch.where(small[:, None], 0.0, exponent), dim=1)

@@ -27,10 +27,10 @@ class MLPPotential(GaugedPotential):
     fixed normal draws, scaled by ``fourier_scale / sqrt(D)`` on z and by ``fourier_scale`` on p. Activations are
     smooth, because sampling differentiates the network once and training twice.
 
-    A time-independent Phi(x) must hold structure much finer than its input's scale, which an MLP alone learns very
-    slowly: it has features by default. A time-dependent one sees each noise level at its own scale and needs none;
-    features fit faster there too, but oscillate where training points are rare, and then a few samples, which start
-    in the prior's tail, are left far from the data.
+    A time-independent Phi(x) must represent structure much finer than the scale of its input, which an MLP alone
+    learns very slowly: it has features by default. A time-dependent one gets each noise level at its own scale and
+    needs none. Features fit faster there too, but oscillate where training points are rare. A few samples, which start
+    in the prior's tail, then stay far from the data.
 
     Args:
         event_shape: shape of one sample; it is flattened.

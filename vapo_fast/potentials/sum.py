@@ -15,8 +15,8 @@ from vapo_fast.potentials.base import Potential
 class SumPotential(Potential):
     r"""Compose potentials: ``Phi = sum_i w_i Phi_i + (1 - W) Phi_ref``, ``W = sum_i w_i``.
 
-    Phi_ref is the exact potential of data N(0, s^2 I), a quadratic: with it the quadratic terms that every Phi_i holds
-    count once, whatever the weights. Log-density read-outs then add, at every time and exactly,
+    Phi_ref is the exact potential of data N(0, s^2 I), a quadratic. With it the quadratic terms of all Phi_i count
+    once, for any weights. Log-density read-outs then add exactly, at every time:
 
         ``ln rho(x, t) = sum_i w_i ln rho_i(x, t) + (1 - W) ln N(x; 0, (alpha^2 s^2 + beta^2) I) + const(t)``:
 
@@ -25,13 +25,13 @@ class SumPotential(Potential):
     ``rho_a rho_b / rho_all`` with weights 1, 1, -1, Bayes' rule for conditions that are independent given x) the
     reference is not used.
 
-    What the *flow* of the sum does is a separate matter. It carries the prior to the product exactly if the product is
-    itself a path of the homotopy: for Gaussians, when all their variances are s^2. Otherwise grad Phi is the
-    velocity of no path through these densities, and samples miss the product's spread and mode weights by an amount
-    that nothing here bounds; `vapo_fast.log_likelihood` is then that of the flow's samples, which the read-out is
-    not. `vapo_fast.refine` (MALA) has the read-out's product as its invariant density in every case. (Du et al.,
-    Reduce, Reuse, Recycle, 2023, arXiv 2302.11552, treat the same gap in diffusion models.) Negative weights or W > 1
-    may give a product that is not normalisable, and samples that run away.
+    The *flow* of the sum carries the prior to the product exactly if the product is itself a path of the homotopy: for
+    Gaussians, if all their variances are s^2. Otherwise grad Phi is the velocity of no path through these densities.
+    Samples then miss the product's spread and mode weights by an amount without a bound here, and
+    `vapo_fast.log_likelihood`, the density of those samples, differs from the read-out. `vapo_fast.refine` (MALA) has
+    the read-out's product as its invariant density in every case. (Du et al., Reduce, Reuse, Recycle, 2023, arXiv
+    2302.11552, treat the same gap in diffusion models.) Negative weights or W > 1 may give a product that cannot be
+    normalised, and samples that diverge.
 
     Args:
         potentials: one or more time-dependent potentials of one event shape, path, dtype and device.

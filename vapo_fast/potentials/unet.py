@@ -13,11 +13,11 @@ from vapo_fast.potentials.image import ImagePotential
 class UNetPotential(ImagePotential):
     """A U-Net F of the image with the scalar head ``f = <z, F(z)>``.
 
-    The inner product takes either sign, so the potential can contract (negative curvature) as well as expand; a head
-    such as ``|z - F(z)|^2 / 2`` is bounded below and, ascended, can only push apart. Its gradient is
-    ``F + (dF/dz)^T z``: the network at its own resolution plus its transpose, which is what lets a scalar carry fine
-    detail. Blocks and activations as in `WideResNetPotential`; skip connections are concatenated; the image is halved
-    by average pooling and doubled by nearest-neighbour repetition.
+    The inner product takes either sign, so the potential can contract (negative curvature) as well as expand. A head
+    such as ``|z - F(z)|^2 / 2`` is bounded below, and ascent on it can only expand. The gradient of f is
+    ``F + (dF/dz)^T z``: the network at full resolution plus its transpose, so that a scalar can carry fine detail.
+    Blocks and activations are those of `WideResNetPotential`. Skip connections are concatenated. The image is halved by
+    average pooling and doubled by nearest-neighbour repetition.
 
     Arguments as for `ImagePotential`; ``blocks`` counts each side of the U.
     """

@@ -12,11 +12,10 @@ from vapo_fast.potentials.image import ImagePotential
 class WideResNetPotential(ImagePotential):
     """A convolutional encoder whose last features are summed over the image to one number.
 
-    A 3x3 stem, then at each resolution ``blocks`` residual blocks (halving the image by average pooling in between),
-    SiLU, and a learned linear functional summed over positions. The functional is linear and unsigned, so the
-    potential can have curvature of either sign: sampling ascends Phi and contracts where its curvature is negative,
-    which a head that is bounded below could not give. Activations are smooth (SiLU); there is no batch normalisation;
-    time enters by FiLM.
+    The layers are a 3x3 stem, ``blocks`` residual blocks at each resolution with average pooling in between, SiLU, and
+    a learned linear functional summed over positions. The functional takes either sign, and so does the curvature of
+    the potential. Sampling ascends Phi and contracts where its curvature is negative, which a head that is bounded
+    below could not give. Activations are smooth (SiLU), there is no batch normalisation, and time enters by FiLM.
 
     Arguments as for `ImagePotential`.
     """

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vapo_fast.loss import Baseline, Weight, loss_weight
+from vapo_fast.loss import loss_weight
 from vapo_fast.potentials.base import Potential
 from vapo_fast.training.batches import Data, as_source, training_batch
 from vapo_fast.training.optimizer import set_gradients
-from vapo_fast.training.options import TrainingOptions, ema_decay_at, learning_rate
+from vapo_fast.training.options import TrainingOptions, ema_decay_at, learning_rate, with_options
 from vapo_fast.training.run import Callback, Clock, Metrics, TrainingRun
 
 
@@ -23,49 +24,9 @@ class Trainer(TrainingRun):
     ``prefetch``. Each of several processes does the whole run.
     """
 
-    def __init__(
-        self,
-        model: Potential,
-        *,
-        lr: float | None = None,
-        batch_size: int | None = None,
-        optimizer: str = "adam",
-        weight_decay: float = 0.0,
-        warmup_steps: int = 100,
-        schedule: str = "cosine",
-        grad_clip: float | None = None,
-        ema_decay: float = 0.999,
-        accumulate: int = 1,
-        estimator: str = "velocity",
-        weight: Weight | None = None,
-        baseline: Baseline | None = None,
-        time_sampling: str = "log_noise",
-        seed: int = 0,
-        augment: str | None = None,
-        prefetch: int | None = None,
-        log_every: int | None = None,
-    ) -> None:
-        options = TrainingOptions.for_model(
-            model,
-            lr=lr,
-            batch_size=batch_size,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            schedule=schedule,
-            grad_clip=grad_clip,
-            ema_decay=ema_decay,
-            accumulate=accumulate,
-            estimator=estimator,
-            weight=weight,
-            baseline=baseline,
-            time_sampling=time_sampling,
-            seed=seed,
-            augment=augment,
-            prefetch=prefetch,
-            log_every=log_every,
-        )
-        super().__init__(model, options)
+    @with_options(TrainingOptions)
+    def __init__(self, model: Potential, **given: Any) -> None:
+        super().__init__(model, TrainingOptions.for_model(model, **given))
 
     def fit(
         self,

@@ -115,7 +115,7 @@ def _check_result_fits(model: Potential, n: int, states: int) -> None:
 @contextmanager
 def evaluation(model: Potential) -> Iterator[None]:
     """Evaluation mode without gradients."""
-    # Inside somebody's inference_mode, tensors could not take part in the field's autograd.
+    # In the caller's inference mode, tensors could not take part in the field's autograd.
     with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
         yield
 

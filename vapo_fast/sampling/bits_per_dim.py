@@ -13,7 +13,7 @@ from vapo_fast.core import checks
 from vapo_fast.potentials.base import Potential, check_events, check_model
 from vapo_fast.sampling.density import log_likelihood
 
-# Of a step between levels: conversions of 8-bit images to float32 and back are a thousand times more exact.
+# Allowed distance from a level, in steps. Conversions of 8-bit images to float32 are a thousand times more exact.
 _OFF_GRID = 1e-2
 
 
@@ -30,11 +30,11 @@ def bits_per_dim(
     r"""Negative log-likelihood of quantised events in bits per dimension, by uniform dequantisation: lower is better.
 
     Events have values ``-1 + 2 k / (levels - 1)``, k = 0 .. levels - 1, one step being ``h = 2 / (levels - 1)``. With
-    ``y = x + h (u - 1/2)``, u uniform in (0, 1)^D, and rho the density that samples of the model have at the end of the
-    path, Jensen's inequality gives ``ln P(x) = ln E_u[rho(y)] + D ln h >= E_u[ln rho(y)] + D ln h``: what is returned,
-    ``-(ln rho(y) + D ln h) / (D ln 2)`` for one draw of u, bounds the bits from above in expectation. (Theis et al., A
-    note on the evaluation of generative models, 2016, section 3.1.) Samples of the path's end carry noise of its
-    ``kernel(t1).beta``; where that is not far below h, it costs bits.
+    ``y = x + h (u - 1/2)``, u uniform in (0, 1)^D, and rho the density of the model's samples at the end of the path,
+    Jensen's inequality gives ``ln P(x) = ln E_u[rho(y)] + D ln h >= E_u[ln rho(y)] + D ln h``. The result,
+    ``-(ln rho(y) + D ln h) / (D ln 2)`` for one draw of u, therefore bounds the bits from above in expectation. (Theis
+    et al., A note on the evaluation of generative models, 2016, section 3.1.) Samples at the path's end carry noise of
+    ``kernel(t1).beta``, which costs bits unless it is far below h.
 
     Args:
         model: the potential.
@@ -66,8 +66,9 @@ def dequantise(x: Tensor, *, levels: int = 256, seed: int = 0) -> Tensor:
     Raises: ValueError naming the first value that is not one of the levels, TypeError for integers.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
-        kind = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a floating-point tensor (B, *event) with values in [-1, 1], got {kind}")
+        raise TypeError(
+            f"x must be a floating-point tensor (B, *event) with values in [-1, 1], got {checks.kind_of(x)}"
+        )
     step = _step(levels)
     position = (x.detach().double() + 1.0) / step
     nearest = position.round().clamp(0.0, levels - 1.0)

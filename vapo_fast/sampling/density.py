@@ -11,7 +11,7 @@ from torch import Tensor
 from vapo_fast import noise
 from vapo_fast.core import checks
 from vapo_fast.engines import Job, choose
-from vapo_fast.homotopy import Homotopy, Time, as_time
+from vapo_fast.homotopy import DensityCoefficients, Homotopy, Time, as_time
 from vapo_fast.ode import Solution
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS, DEFAULT_RTOL
 from vapo_fast.potentials.base import Potential, check_events, check_model, end_time
@@ -28,7 +28,7 @@ from vapo_fast.sampling.batching import (
 TRACES = ("exact", "hutchinson")
 _DEFAULT_PROBES = 16
 MOST_PROBES = 1 << 20
-"""Of a Hutchinson estimate: what every engine has room for; its error falls as the root of their number."""
+"""Largest number of probes of a Hutchinson estimate, which every engine can hold."""
 # The exact Laplacian takes one reverse pass for each coordinate at each evaluation.
 _EXACT_WARNING_DIMENSION = 256
 
@@ -36,14 +36,14 @@ _EXACT_WARNING_DIMENSION = 256
 def log_density(model: Potential, x: Tensor, t: Time | None = None) -> Tensor:
     """Read ln rho(x, t) off the potential's value: one evaluation, in evaluation mode, exact for the optimal potential.
 
-    The constant that is left out depends on t alone: compare values at one t only. Gradients flow to x and the model.
+    The omitted constant depends on t, so compare values at one t only. Gradients flow to x and the model.
 
-    Of a *trained* potential, do not compare values across a gap, where rho(x, t) nearly vanishes: a difference of the
-    potential is its gradient along a way across, which the loss, an average over rho, leaves untrained there, and the
-    read-out multiplies that error (by 2 / beta(t)^2 late on VAPO's path). Modes that lie many beta(t) apart are then
-    each right up to a constant of their own, tens of nats off at the end of a path. Compare them at an earlier t, where
-    noise of beta(t) joins them (`Homotopy.time_at_noise_level`), or by `log_likelihood`, which follows the flow where
-    it is trained and is normalised.
+    For a *trained* potential, do not compare values across a gap, where rho(x, t) nearly vanishes. The loss is an
+    average over rho, so the gradient of the potential is untrained in the gap. A difference across it integrates that
+    gradient, and the read-out multiplies the error (by 2 / beta(t)^2 late on VAPO's path). Modes many beta(t) apart are
+    then each right up to a constant of their own, tens of nats off at the end of a path. Compare them at an earlier t,
+    where noise of beta(t) joins them (`Homotopy.time_at_noise_level`), or by `log_likelihood`, which is normalised and
+    follows the flow where it is trained.
 
     Args:
         x: (B, *event_shape), in the model's dtype and on its device.
@@ -104,8 +104,8 @@ def log_likelihood(
             one pass each.
         seed: of the probes; those of row i depend on (seed, i) only.
         t_end: end time, as for `vapo_fast.sample`.
-        return_standard_error: also return the standard error over the probes (0 for the exact trace); needs probes >=
-            2.
+        return_standard_error: also return the standard error over the probes (0 for the exact trace); needs
+            ``probes >= 2``.
         batch_size: rows integrated at a time; default: as many as fit, halved (with a warning) when memory runs out.
         engine, precision: see `vapo_fast.engines`.
         throw: raise `SolveError` if a row fails; with False such a row is NaN.
@@ -158,6 +158,12 @@ def log_likelihood(
             return values
         error = estimates.std(1) / math.sqrt(probes) if hutchinson else torch.zeros_like(estimates[:, 0])
         return values, torch.where(solution.success, error, torch.nan).to(x.dtype)
+
+
+def read_out(coefficients: DensityCoefficients, phi: Tensor, x: Tensor) -> Tensor:
+    """ln rho (B,) in float64, up to a constant of the coefficients' time, from Phi (B,) at x (B, *event)."""
+    square = x.flatten(1).double().square().sum(1)
+    return float(coefficients.potential) * phi.double() + float(coefficients.quadratic) * square
 
 
 def log_prior(x: Tensor, omega: float) -> Tensor:

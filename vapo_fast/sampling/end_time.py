@@ -52,9 +52,9 @@ def validate_t_end(
 ) -> EndTimes:
     """Choose the end time of a time-independent potential on held-out data.
 
-    Such a potential cannot reproduce the path, so when to stop is a hyper-parameter: samples are integrated once
-    through all candidate times, and each time is scored by the sliced Wasserstein distance to ``held_out`` (lower is
-    better). Warns if the best is the first or the last of them. Candidates that not every sample reached lose.
+    Such a potential cannot reproduce the path, so the end time is a hyper-parameter. Samples are integrated once
+    through all candidate times. Each time is scored by the sliced Wasserstein distance to ``held_out`` (lower is
+    better). A warning tells if the best is the first or the last. Candidates that not every sample reached lose.
 
     Args:
         model: a time-independent potential.
@@ -93,7 +93,7 @@ def validate_t_end(
     if states is None:
         raise RuntimeError(f"engine {chosen.name!r} returned no states at the candidate times")
     real = held_out.to(device=device, dtype=dtype)
-    # A potential may become too stiff late; that must not cost the scores of the times before.
+    # Late times may be too stiff for a potential; earlier times keep their scores.
     scores = [
         sliced_wasserstein(state, real, n_projections=n_projections, seed=seed)
         if bool(torch.isfinite(state).all())

@@ -14,6 +14,7 @@ from vapo_fast.engines import Engine, Job, choose
 from vapo_fast.homotopy import expand_time
 from vapo_fast.potentials.base import Potential, check_events, check_model
 from vapo_fast.sampling.batching import batch_size_for, evaluation, in_batches
+from vapo_fast.sampling.density import read_out
 
 # Roberts and Rosenthal (1998): MALA on a product density mixes fastest at steps 2 h = 1.65^2 D^(-1/3), where this share
 # of the proposals is accepted.
@@ -31,8 +32,8 @@ class Refined(NamedTuple):
     Attributes:
         x: (B, *event) the states after the last step.
         log_density: (B,) float64, the read-out ln rho(x, t) there, up to a constant of t.
-        acceptance: (B,) float64 in [0, 1], the share of the ``steps`` proposals that were taken.
-        step_size: (B,) float64, the step size of those, in units of the path's noise variance at t.
+        acceptance: (B,) float64 in [0, 1], the share of the ``steps`` proposals that were accepted.
+        step_size: (B,) float64, the step size of these steps, in units of the path's noise variance at t.
     """
 
     x: Tensor
@@ -57,12 +58,12 @@ def refine(
     r"""Move samples by Langevin dynamics on rho(x, t), the density that the potential reads out at time t.
 
     A proposal is ``y = x + h grad ln rho(x) + sqrt(2 h) noise`` with ``grad ln rho = p grad Phi + 2 q x`` (p, q:
-    `Homotopy.density_coefficients`). Adjusted (MALA), sample i takes it with probability
-    ``min(1, rho(y) q(x|y) / (rho(x) q(y|x)))``, which leaves the density that Phi stands for exactly invariant;
-    unadjusted (ULA) it takes every one and keeps a bias of order h. A proposal whose density or gradient is NaN or
-    infinite is never taken. Unlike the flow, this needs no exact transport: it is what repairs samples of a composed
-    potential (`vapo_fast.SumPotential`), or of one whose flow and density disagree. Near a mode it moves by about the
-    noise at t a step, so it polishes samples and does not mix between modes.
+    `Homotopy.density_coefficients`). The adjusted chain (MALA) accepts it with probability
+    ``min(1, rho(y) q(x|y) / (rho(x) q(y|x)))``, which leaves the read-out's density exactly invariant. The unadjusted
+    chain (ULA) accepts every proposal and has a bias of order h. A proposal whose density or gradient is NaN or
+    infinite is never accepted. Unlike the flow, this needs no exact transport: it repairs samples of a composed
+    potential (`vapo_fast.SumPotential`), or of one whose flow and density disagree. Near a mode a step moves by about
+    the noise at t, so the chain refines samples and does not mix between modes.
 
     Args:
         model: a time-dependent potential (a time-independent one has no exact read-out).
@@ -72,8 +73,8 @@ def refine(
         step_size: h in units of the noise variance ``kernel(t).beta**2``; default ``1.36 D^(-1/3)``, near the best for
             MALA on a density that is as narrow as the noise in every direction.
         adjusted: MALA, or ULA.
-        adapt_steps: before the ``steps``, so many MALA steps in which each sample's step size is tuned towards
-            accepting 57.4 %. Adapting breaks invariance, so it ends before what is measured begins.
+        adapt_steps: number of MALA steps before the ``steps``, which tune each sample's step size towards an
+            acceptance of 57.4 %. Adaptation breaks invariance, so it ends before the measured steps begin.
         seed: sample i's noise in step k depends on (seed, i, k) only.
         batch_size: samples moved at a time; default: as many as fit.
         engine: see `vapo_fast.engines`.
@@ -110,7 +111,9 @@ def refine(
         size = batch_size_for(chosen, model, len(x), job) if batch_size is None else batch_size
 
         def move(first: int, last: int) -> Refined:
-            chain = _Chain(chosen, model, start[first:last], time, relative, seed, first, adjusted)
+            chain = _Chain(
+                chosen, model, start[first:last], first=first, t=time, step_size=relative, seed=seed, adjusted=adjusted
+            )
             for k in range(adapting):
                 chain.adapt(k)
             chain.accepted.zero_()
@@ -130,19 +133,19 @@ class _Chain:
         engine: Engine,
         model: Potential,
         x: Tensor,
-        t: float,
-        relative: float,
-        seed: int,
+        *,
         first: int,
+        t: float,
+        step_size: float,
+        seed: int,
         adjusted: bool,
     ) -> None:
         self._field, self._seed, self._adjusted = engine.prepared_field(model), seed, adjusted
         self._rows = torch.arange(first, first + len(x), device=x.device)
         self._t = x.new_full((len(x),), t)
-        coefficients = model.homotopy.density_coefficients(t)
-        self._of_phi, self._of_square = float(coefficients.potential), float(coefficients.quadratic)
+        self._coefficients = model.homotopy.density_coefficients(t)
         self.variance = float(model.homotopy.kernel(t).beta) ** 2
-        self.step_size = torch.full((len(x),), relative * self.variance, dtype=torch.float64, device=x.device)
+        self.step_size = torch.full((len(x),), step_size * self.variance, dtype=torch.float64, device=x.device)
         self.accepted = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         self.x = x
         self.log_density, self._gradient = self._read_out(x)
@@ -162,11 +165,11 @@ class _Chain:
         log_density, gradient = self._read_out(proposal)
         sound = torch.isfinite(log_density) & torch.isfinite(gradient).flatten(1).all(1)
         if self._adjusted:
-            # x - y - h grad(y), the way back, with y's own definition put in: nothing of x's size cancels.
-            back = (2.0 * h).sqrt() * draw + h * (self._gradient + gradient)
-            there = 0.5 * _square(draw)
-            ratio = log_density - self.log_density + there - _square(back) / (4.0 * self.step_size)
-            # A NaN ratio compares false, and so does not take the proposal.
+            # x - y - h grad(y) with the definition of y inserted, so that nothing of the size of x cancels.
+            reverse = (2.0 * h).sqrt() * draw + h * (self._gradient + gradient)
+            forward = 0.5 * _square(draw)
+            ratio = log_density - self.log_density + forward - _square(reverse) / (4.0 * self.step_size)
+            # A NaN ratio compares false, so the proposal is not taken.
             probability = torch.where(sound & (ratio > -torch.inf), ratio.clamp(max=0.0).exp(), 0.0)
             u = noise.uniform(
                 self._seed,
@@ -179,9 +182,9 @@ class _Chain:
             taken = u < probability
         else:
             probability, taken = sound.to(torch.float64), sound
-        wide = expand_time(taken, self.x)
-        self.x = torch.where(wide, proposal, self.x)
-        self._gradient = torch.where(wide, gradient, self._gradient)
+        taken_rows = expand_time(taken, self.x)
+        self.x = torch.where(taken_rows, proposal, self.x)
+        self._gradient = torch.where(taken_rows, gradient, self._gradient)
         self.log_density = torch.where(taken, log_density, self.log_density)
         self.accepted += taken
         return probability
@@ -197,8 +200,8 @@ class _Chain:
     def _read_out(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """ln rho (B,) in float64, and its gradient in x's dtype."""
         phi, gradient = self._field(x, self._t)
-        log_density = self._of_phi * phi.double() + self._of_square * _square(x)
-        return log_density, self._of_phi * gradient + (2.0 * self._of_square) * x
+        p, q = map(float, self._coefficients)
+        return read_out(self._coefficients, phi, x), p * gradient + (2.0 * q) * x
 
 
 def _square(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Out-of-distribution scores: how much a sample looks like the data, by the density that the potential stands for.
+"""Out-of-distribution scores: how likely a sample is under the density that the potential represents.
 
-The potential's own value is no such score: late on the path it tends to a multiple of |x|^2, whatever the data.
+The potential's value itself is no such score: late on the path it tends to a multiple of |x|^2 for any data.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vapo_fast.engines import Job, choose
 from vapo_fast.homotopy import Homotopy
 from vapo_fast.potentials.base import Potential, check_events, check_model
 from vapo_fast.sampling.batching import batch_size_for, evaluation, in_batches
-from vapo_fast.sampling.density import log_likelihood
+from vapo_fast.sampling.density import log_likelihood, read_out
 
 SCORES = ("read_out", "likelihood")
 
@@ -37,9 +37,9 @@ def ood_scores(
     r"""A score for each event, higher for what looks more like the data.
 
     - ``read_out``: the mean over noise draws of the read-out ``ln rho(alpha x + beta noise, t)``, one evaluation of
-      the potential a draw; t is where the path's noise is ``noise_level``. Several levels give a column each, since
-      read-outs of different times differ by unknown constants. At the path's end those of separated modes do too
-      (`vapo_fast.log_density`), so that a level which joins them is often the better score.
+      the potential a draw; t is the time at which the path's noise is ``noise_level``. Several levels give a column
+      each, since read-outs of different times differ by unknown constants. At the path's end, so do read-outs of
+      separated modes (`vapo_fast.log_density`); a level that joins the modes is then often the better score.
     - ``likelihood``: `vapo_fast.log_likelihood` of x, an integration.
 
     Args:
@@ -90,10 +90,7 @@ def ood_scores(
                 )
                 k = path.kernel(t)
                 at = float(k.alpha) * x[first:last].detach() + float(k.beta) * values
-                phi = model(at, t)
-                coefficients = path.density_coefficients(t)
-                square = at.flatten(1).double().square().sum(1)
-                total += float(coefficients.potential) * phi.double() + float(coefficients.quadratic) * square
+                total += read_out(path.density_coefficients(t), model(at, t), at)
             columns.append(total / count)
         return torch.stack(columns, dim=1)
 
@@ -107,8 +104,8 @@ def typicality(scores: Tensor, reference: Tensor) -> Tensor:
     """Scores by nearness to those of known data: ``-|score - median(reference)|``, higher for the more typical.
 
     A density is often *higher* on simple foreign data than on the data itself (Nalisnick et al., Do deep generative
-    models know what they don't know?, 2019, arXiv 1810.09136); distance to the scores of training data sees both
-    sides.
+    models know what they don't know?, 2019, arXiv 1810.09136). The distance to the scores of training data detects
+    both cases.
 
     Args: scores (B,) or (B, L); reference (N,) or (N, L), scores of data known to be inside.
     Returns: as scores. Raises: TypeError, ValueError for shapes that do not fit or NaN in the reference.
@@ -126,7 +123,7 @@ def typicality(scores: Tensor, reference: Tensor) -> Tensor:
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Area under the ROC curve: the probability that an inside score is above an outside one, ties counting half.
+    """Area under the ROC curve: the probability that an inside score exceeds an outside one; a tie counts half.
 
     Args: inside (N,), outside (M,): scores, higher for what is inside; finite.
     Returns: in [0, 1]; 0.5 is chance. Raises: TypeError, ValueError for other shapes, empty sets or NaN.

@@ -1,4 +1,4 @@
-"""Sampling: carry the prior to the data along ``dx/dt = grad Phi(x, t)``, and what can be done with that map."""
+"""Sampling: carry the prior to the data along ``dx/dt = grad Phi(x, t)``, and interpolate through that map."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def sample(
         t_end: end time; default ``homotopy.t1``. Beyond t1 only for a time-independent potential (`validate_t_end`).
         seed: integer in [0, 2^64).
         batch_size: samples integrated at a time; default: as many as fit, halved (with a warning) when memory runs out.
-            The result does not depend on it, except by the rounding of libraries that choose kernels by shape.
+            The result depends on it only by the rounding of libraries that choose kernels by shape.
         engine, precision: see `vapo_fast.engines`.
         progress: show a progress bar (needs rich).
         throw: raise `SolveError`, once all batches are done, if a sample failed; its ``.solution`` holds all states.
@@ -57,17 +57,12 @@ def sample(
     solution = solve_samples(
         model,
         range(checks.positive_int("n", n)),
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        steps=steps,
+        Job("solve", precision, solve_options(method, rtol, atol, steps, max_steps)),
         t_end=t_end,
         seed=seed,
         batch_size=batch_size,
         engine=engine,
-        precision=precision,
         progress=progress,
-        max_steps=max_steps,
     )
     if throw:
         solution.raise_for_failures()
@@ -77,23 +72,17 @@ def sample(
 def solve_samples(
     model: Potential,
     rows: range,
+    job: Job,
     *,
-    rtol: float,
-    atol: float | None,
-    method: str,
-    steps: int | None,
     t_end: float | None,
     seed: int,
     batch_size: int | None,
     engine: str,
-    precision: str,
     progress: bool,
-    max_steps: int,
 ) -> Solution:
-    """The solution of the samples with the consecutive numbers ``rows``; arguments and errors as for `sample`."""
+    """The solution of the samples with the consecutive numbers ``rows``; other arguments and errors as for `sample`."""
     check_model(model)
     end = end_time(model, t_end)
-    job = Job("solve", precision, solve_options(method, rtol, atol, steps, max_steps))
     dtype, device = model_dtype_device(model)
     chosen = choose(engine, model, device, dtype, job)
     noise.check_seed(seed)
@@ -147,7 +136,7 @@ def interpolate(
     rows = ends[0].shape[0]
 
     def carry(x: Tensor, t_from: float, t_to: float, job: Job) -> Tensor:
-        # The copy is made where autograd works, also when x is somebody's inference tensor.
+        # x may be an inference tensor; the copy is made where autograd works.
         solution = solve_in_batches(
             chosen, model, lambda i, j: x[i:j].clone(), x.shape[0], t_from, t_to, job, batch_size=batch_size
         )
@@ -168,8 +157,8 @@ def spherical(z_a: Tensor, z_b: Tensor, s: float) -> Tensor:
     """The point at fraction s in [0, 1] from z_a to z_b (B, *event): direction along a great circle, norm linear.
 
     ``((1 - s)|a| + s|b|) (cos(s angle) a/|a| + sin(s angle) w)``, w the unit vector orthogonal to a in their plane.
-    Opposite points have no plane of their own: the coordinate in which a is smallest lends one. With a zero end, or in
-    one dimension, the path is the straight line.
+    Opposite points define no plane; the axis in which a is smallest then completes it. With a zero end, or in one
+    dimension, the path is the straight line.
     """
     a, b = z_a.flatten(1), z_b.flatten(1)
     straight = (1.0 - s) * a + s * b
@@ -182,9 +171,9 @@ def spherical(z_a: Tensor, z_b: Tensor, s: float) -> Tensor:
     w = other - cosine * u
     sine = w.norm(dim=1, keepdim=True)
     degenerate = sine < 16.0 * torch.finfo(a.dtype).eps
-    lent = torch.zeros_like(u).scatter_(1, u.abs().argmin(dim=1, keepdim=True), 1.0)
-    lent = lent - (lent * u).sum(1, keepdim=True) * u
-    w = torch.where(degenerate, lent, w)
+    axis = torch.zeros_like(u).scatter_(1, u.abs().argmin(dim=1, keepdim=True), 1.0)
+    axis = axis - (axis * u).sum(1, keepdim=True) * u
+    w = torch.where(degenerate, axis, w)
     w = w / w.norm(dim=1, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny)
     angle = torch.atan2(sine, cosine)
     curved = ((1.0 - s) * norm_a + s * norm_b) * (torch.cos(s * angle) * u + torch.sin(s * angle) * w)

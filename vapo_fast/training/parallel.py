@@ -18,8 +18,8 @@ from torch import distributed as dist
 from vapo_fast.core.processes import (
     ProcessFailedError,
     copy_from_first,
+    first_failure,
     from_first,
-    raise_failures,
     told_failures,
     world,
 )
@@ -32,8 +32,9 @@ _TERMS = 3
 # 2^24 / 15^2 processes.
 _DIGITS = 8
 _MOST_PROCESSES = (1 << 24) // 15**2
-_INTERRUPTED, _FAILED, _DIGEST = 0, 1, 2
-_NOTES = 2 + 2 * _DIGITS
+INTERRUPTED, FAILED = 0, 1
+_DIGEST = 2
+_FLAGS = _DIGEST + 2 * _DIGITS
 
 
 class DataParallel:
@@ -42,8 +43,8 @@ class DataParallel:
     Attributes:
         rows: the rows of each batch that are this process's.
         step: how many exchanges there were, counted as the run's steps.
-        over: no more steps are exchanged: all processes know that the fit ends, or one cannot be reached.
-        alike: whether the fit ends for the same reason on every process.
+        ended: whether all processes know, since the last exchange, that the fit ends.
+        reachable: False once an exchange has failed.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], batch_size: int, step: int) -> None:
@@ -57,21 +58,21 @@ class DataParallel:
             raise ValueError(f"at most {_MOST_PROCESSES} processes can train together, got {here.size}")
         self.rows = here.share(batch_size)
         self.step = step
-        self.over = False
-        self.alike = False
+        self.ended = False
+        self.reachable = True
         self._share = len(self.rows) / batch_size
         first = parameters[0]
         sizes = [parameter.numel() for parameter in parameters]
-        self._buffer = torch.zeros(_TERMS + _NOTES + sum(sizes), dtype=first.dtype, device=first.device)
-        self._terms, self._heard = self._buffer[:_TERMS], self._buffer[_TERMS : _TERMS + _NOTES]
-        self._gradients = self._buffer[_TERMS + _NOTES :]
+        self._buffer = torch.zeros(_TERMS + _FLAGS + sum(sizes), dtype=first.dtype, device=first.device)
+        self._terms, self._heard = self._buffer[:_TERMS], self._buffer[_TERMS : _TERMS + _FLAGS]
+        self._gradients = self._buffer[_TERMS + _FLAGS :]
         ends = list(itertools.accumulate(sizes))
         self._views = [
             _shaped_like(parameter, self._gradients[end - size : end])
             for parameter, size, end in zip(parameters, sizes, ends, strict=True)
         ]
         # What this process says with every step, where a captured step finds it.
-        self._said = torch.zeros(_NOTES, dtype=first.dtype, device=first.device)
+        self._said = torch.zeros(_FLAGS, dtype=first.dtype, device=first.device)
         self._digest = 0
 
     @property
@@ -79,11 +80,11 @@ class DataParallel:
         """Whether the exchange can be part of a CUDA graph: it then only launches work."""
         return self._buffer.is_cuda and f"{self._buffer.device.type}:nccl" in dist.get_backend_config()
 
-    def say_interrupted(self) -> None:
-        """From the next step on, all processes learn that this one got Ctrl-C."""
-        self._said[_INTERRUPTED] = 1.0
+    def set_flag(self, flag: int) -> None:
+        """With the next step all processes get ``flag``: `INTERRUPTED`, or `FAILED`."""
+        self._said[flag] = 1.0
 
-    def say_digest(self, digest: int) -> None:
+    def set_digest(self, digest: int) -> None:
         """The checksum of the whole batch of the next step, as this process reads it."""
         if digest != self._digest:
             self._digest = digest
@@ -108,51 +109,48 @@ class DataParallel:
 
     def interrupted(self) -> bool:
         """Whether any process had Ctrl-C before the last exchange, which ends the fit. Waits for the device."""
-        found = not self.over and bool(self._heard[_INTERRUPTED])
-        if found:
-            self.end_alike()
-        return found
+        self.ended = bool(self._heard[INTERRUPTED])
+        return self.ended
 
-    def raise_if_failed(self) -> None:
-        """ProcessFailedError if another process had failed before the last exchange. Waits for the device."""
-        if not self.over and bool(self._heard[_FAILED]):
-            self.over = True
-            raise_failures(None)
+    def found_to_end(self, ended: bool) -> None:
+        """A step was not finite; ``ended`` is whether all find that now. ProcessFailedError if a process had failed."""
+        self.ended = ended
+        if bool(self._heard[FAILED]):
+            raise ProcessFailedError("another process failed")
 
-    def meet(self) -> None:
-        """Exchange what the processes have to say, without a step."""
+    def barrier(self) -> None:
+        """Exchange the flags without a step. ProcessFailedError if a process had failed."""
         self._buffer.zero_()
         self._exchange()
         self.step += 1
-        self.raise_if_failed()
+        if bool(self._heard[FAILED]):
+            self.found_to_end(ended=True)
 
-    def end_alike(self) -> None:
-        """Note that all processes have found the same reason to end the fit."""
-        self.over = self.alike = True
+    def announce_failure(self, error: BaseException, flags_read_at: Callable[[int], bool]) -> BaseException:
+        """Take part until all processes know that the fit ends; gives the error to raise: this one, or the first told.
 
-    def leave(self, error: BaseException, heeded: Callable[[int], bool]) -> None:
-        """Take part until the others look at what is said, and tell them why this process goes.
-
-        ``heeded(step)`` is whether they look after that step. What is left behind makes these steps not finite, so that
-        they change nothing.
+        ``flags_read_at(step)`` is whether all read the flags after that step. The steps until then are not finite, so
+        that they change nothing.
         """
-        found_by_all = isinstance(error, NonFiniteLossError)
-        self._said[_FAILED] = 0.0 if found_by_all else 1.0
+        if not isinstance(error, NonFiniteLossError):  # which all find by themselves
+            self.set_flag(FAILED)
+        another = isinstance(error, ProcessFailedError)
         try:
-            while True:
+            while self.reachable and not self.ended:
                 self._buffer.fill_(torch.nan)
                 self._exchange()
                 self.step += 1
-                if heeded(self.step):
-                    break
-            self.alike = found_by_all or len(told_failures(error)) == world().size
-        except Exception as second:  # the first error is the one to report
+                self.ended = flags_read_at(self.step)
+            told = told_failures(None if another else error) if self.reachable else {}
+        except Exception as second:
             error.add_note(f"the other processes could not be told: {second}")
-        self.over = True
+            self.reachable = False
+            return error
+        return first_failure(told) if another and told else error
 
-    def wait(self) -> None:
-        """Wait for the others if they end alike."""
-        if self.alike:
+    def final_barrier(self) -> None:
+        """Wait for the others, if all know that the fit ends."""
+        if self.ended and self.reachable:
             with contextlib.suppress(ProcessFailedError):
                 self._exchange()
 
@@ -163,7 +161,7 @@ class DataParallel:
         except RuntimeError as error:
             if self._buffer.is_cuda and torch.cuda.is_current_stream_capturing():
                 raise  # the step cannot be captured; that is no news of the others
-            self.over = True
+            self.reachable = False
             raise ProcessFailedError(
                 f"another process has ended, or cannot be reached; what it reported says why ({error})"
             ) from error

@@ -141,7 +141,7 @@ class TrainingRun:
         self.last_checkpoint = path
         now = self.options.config()
         saved = dict(training["options"])
-        for option in dataclasses.fields(self.options):
+        for option in dataclasses.fields(TrainingOptions):
             if option.default is not dataclasses.MISSING:
                 saved.setdefault(option.name, option.default)  # one that is newer than the file had its default
         changed = [
@@ -245,24 +245,26 @@ class TrainingRun:
                 callback.on_fit_start(self)
             with _handled_sigint(hold_back):
                 yield after_step
-            self._meet()
+            self._barrier()
             for callback in callbacks:
                 callback.on_fit_end(self)
-            self._meet()
+            self._barrier()
         except BaseException as raised:
             # Ctrl-C also ends a DataLoader's workers, whose loss then raises an error here before the step is done.
             error = KeyboardInterrupt() if self._interrupted and isinstance(raised, Exception) else raised
             if error is not stop_at_once:
-                self._leave(error)
+                error = self._announce_failure(error)
             for callback in callbacks:
                 try:
                     callback.on_exception(self, error)
                 except Exception as second:  # the first error is the one to report, with what else went wrong
                     error.add_note(f"{type(callback).__name__}: {second}")
-            self._part()
+            self._final_barrier()
             if isinstance(error, KeyboardInterrupt):
                 raise self._interruption(error) from None
-            raise
+            if error is raised:
+                raise
+            raise error from None
         finally:
             self.model.train(was_training)
 
@@ -272,14 +274,15 @@ class TrainingRun:
         """Whether to stop after this step because of Ctrl-C."""
         return self._interrupted
 
-    def _meet(self) -> None:
+    def _barrier(self) -> None:
         """Wait for the other processes, and raise if one of them failed or got Ctrl-C."""
 
-    def _leave(self, error: BaseException) -> None:
-        """Let the other processes know that this one goes."""
+    def _announce_failure(self, error: BaseException) -> BaseException:
+        """Let the other processes know why this one ends; gives the error to raise, which may be another's."""
+        return error
 
-    def _part(self) -> None:
-        """Wait for the other processes at an end that came to all alike, so that none is ended while it saves."""
+    def _final_barrier(self) -> None:
+        """Wait for the other processes at the end of a fit that failed, so that none is ended while it saves."""
 
     def _interruption(self, error: KeyboardInterrupt) -> TrainingInterrupted:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from peak_memory import peak_bytes
 from torch import nn
 
+from benchmarks.peak_memory import peak_bytes
 from tests.support.image_zoo import PATHS, autograd, batch_for, build, largest_error, points
 from vapo_fast.core import extension
 from vapo_fast.engines.explicit import ExplicitPasses, UnlikePlainNetworkError, explicit_passes, unlike_a_plain_network

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tests.support.image_zoo import MODELS, PATHS, autograd, batch_for, build, dependence, largest_error, models, points
 from vapo_fast.core import extension, triton_support
+from vapo_fast.engines.derivatives import gradient_and_trace
 from vapo_fast.engines.explicit import ExplicitPasses, explicit_passes
 from vapo_fast.engines.explicit.pointwise import Pointwise, TorchPointwise
-from vapo_fast.engines.reference import gradient_and_trace
 from vapo_fast.loss import Batch, energy_loss
 
 # Of the largest number, or of each parameter's gradient in the norm; rounding of float64, with room for sums in another

@@ -2,15 +2,14 @@
 
 import gc
 import weakref
-from contextlib import contextmanager
 
 import pytest
 import torch
 
+from tests.support.recorder import Repeated, RepeatingRecorder
 from vapo_fast.engines.graph.buckets import Buckets
 from vapo_fast.engines.graph.launch import Launcher
 from vapo_fast.engines.graph.solver import Solver
-from vapo_fast.engines.graph.state import RUNNING_ROWS
 from vapo_fast.engines.graph.step import Plan
 from vapo_fast.ode import SolveOptions, integrate
 from vapo_fast.ode.stages import expand
@@ -18,53 +17,6 @@ from vapo_fast.ode.stages import expand
 
 def cubic(x, t):
     return x * (1.0 + 0.25 * expand(t, x)) - x * x * x
-
-
-class Repeated:
-    """A "recording" of a call: calls it again, and looks at the flags only now and then, as a replay loop does."""
-
-    def __init__(self, recorder, call, flags):
-        self.recorder, self.call, self.flags = recorder, call, flags
-
-    def once(self):
-        self.recorder.replays += 1
-        self.call()
-
-    def until(self, stop_at, most, report):
-        runs, running = 0, stop_at + 1
-        while running > stop_at and runs < most:
-            for _ in range(min(self.recorder.every, most - runs)):
-                self.once()
-                runs += 1
-            running = int(self.flags[RUNNING_ROWS])
-            if report is not None:
-                report(running)
-        return running, runs
-
-
-class Recorder:
-    def __init__(self, every=1, error=None, errors=0):
-        self.every, self.error, self.errors = every, error, errors
-        self.records, self.replays, self.inside = 0, 0, 0
-
-    @contextmanager
-    def context(self):
-        self.inside += 1
-        try:
-            yield
-        finally:
-            self.inside -= 1
-
-    def record(self, call):
-        return self.loop(call, None)
-
-    def loop(self, call, flags):
-        assert self.inside == 1
-        if self.errors:
-            self.errors -= 1
-            raise self.error
-        self.records += 1
-        return Repeated(self, call, flags)
 
 
 def batch(rows=40):
@@ -93,8 +45,8 @@ def assert_same_bits(actual, expected):
 def test_replays_change_nothing(every, ladder):
     """Rows that have ended stand still through replays that come too late, and through compaction."""
     expected = integrate(cubic, batch(), 0.0, 2.0, OPTIONS)
-    recorder = Recorder(every)
-    solver = Solver(Plan.of(OPTIONS), ladder, recorder=recorder)
+    recorder = RepeatingRecorder(every)
+    solver = Solver(Plan.of(OPTIONS), ladder, recorder)
     for _ in range(4):
         assert_same_bits(solver.solve(cubic, batch(), 0.0, 2.0, OPTIONS), expected)
     assert recorder.replays > recorder.records > 2
@@ -108,7 +60,7 @@ def test_replays_change_nothing(every, ladder):
 
 
 def test_recorded_after_runs_that_count():
-    recorder, calls = Recorder(), []
+    recorder, calls = RepeatingRecorder(), []
     launcher, flags = Launcher(recorder), torch.tensor([9, 9])  # as if nine rows ran, whatever is done
     with recorder.context():
         for _ in range(5):
@@ -122,7 +74,7 @@ def test_recorded_after_runs_that_count():
 
 
 def test_recordings_are_bounded():
-    recorder, kept = Recorder(), []
+    recorder, kept = RepeatingRecorder(), []
     launcher = Launcher(recorder)
     with recorder.context():
         for key in range(40):
@@ -134,8 +86,8 @@ def test_recordings_are_bounded():
 
 
 def test_what_cannot_be_recorded_runs_from_python():
-    recorder = Recorder(error=RuntimeError("operation not permitted when stream is capturing"), errors=1)
-    solver = Solver(Plan.of(OPTIONS), LADDER, recorder=recorder)
+    recorder = RepeatingRecorder(error=RuntimeError("operation not permitted when stream is capturing"), errors=1)
+    solver = Solver(Plan.of(OPTIONS), LADDER, recorder)
     with pytest.warns(UserWarning, match="cannot be a CUDA graph, so it is launched op by op: operation not") as warned:
         solve_three_times(solver)
     assert len(warned) == 1
@@ -143,8 +95,8 @@ def test_what_cannot_be_recorded_runs_from_python():
 
 
 def test_memory_that_runs_out_while_recording_makes_batches_smaller():
-    recorder = Recorder(error=torch.OutOfMemoryError("CUDA out of memory"), errors=1)
-    solver = Solver(Plan.of(OPTIONS), LADDER, recorder=recorder)
+    recorder = RepeatingRecorder(error=torch.OutOfMemoryError("CUDA out of memory"), errors=1)
+    solver = Solver(Plan.of(OPTIONS), LADDER, recorder)
     with pytest.warns(RuntimeWarning, match="out of memory with 40 samples at a time: going on with 20") as warned:
         solve_three_times(solver)
     assert len(warned) == 1
@@ -153,8 +105,8 @@ def test_memory_that_runs_out_while_recording_makes_batches_smaller():
 
 
 def test_an_interrupted_solve_leaves_nothing_behind():
-    recorder = Recorder()
-    solver = Solver(Plan.of(OPTIONS), LADDER, recorder=recorder)
+    recorder = RepeatingRecorder()
+    solver = Solver(Plan.of(OPTIONS), LADDER, recorder)
 
     def interrupt(done):
         if done > 10:
@@ -168,8 +120,8 @@ def test_an_interrupted_solve_leaves_nothing_behind():
 
 
 def test_more_samples_than_before_move_the_memory_and_drop_recordings():
-    recorder = Recorder()
-    solver = Solver(Plan.of(OPTIONS), LADDER, recorder=recorder)
+    recorder = RepeatingRecorder()
+    solver = Solver(Plan.of(OPTIONS), LADDER, recorder)
     for rows in (10, 10, 10, 40, 40, 40, 12):
         x0 = batch(40)[:rows]
         assert_same_bits(solver.solve(cubic, x0, 0.0, 2.0, OPTIONS), integrate(cubic, x0, 0.0, 2.0, OPTIONS))
@@ -177,7 +129,7 @@ def test_more_samples_than_before_move_the_memory_and_drop_recordings():
 
 def test_progress_goes_up_and_ends_at_all():
     told = []
-    solver = Solver(Plan.of(OPTIONS), LADDER, recorder=Recorder(every=2))
+    solver = Solver(Plan.of(OPTIONS), LADDER, RepeatingRecorder(every=2))
     for _ in range(2):
         told.clear()
         solver.solve(cubic, batch(), 0.0, 2.0, OPTIONS, progress=told.append)
@@ -193,9 +145,9 @@ def test_progress_does_not_go_back_where_nothing_is_known():
             report(1 << 62)
             return super().until(stop_at, most, report)
 
-    recorder, told = Recorder(), []
+    recorder, told = RepeatingRecorder(), []
     recorder.loop = lambda call, flags: Slow(recorder, call, flags)
-    solver = Solver(Plan.of(OPTIONS), LADDER, recorder=recorder)
+    solver = Solver(Plan.of(OPTIONS), LADDER, recorder)
     for _ in range(3):
         told.clear()
         solver.solve(cubic, batch(), 0.0, 2.0, OPTIONS, progress=told.append)
@@ -209,8 +161,8 @@ def test_a_solve_that_does_not_end_is_an_error():
         def until(self, stop_at, most, report):
             return 40, most
 
-    recorder = Recorder()
+    recorder = RepeatingRecorder()
     recorder.loop = lambda call, flags: Deaf(recorder, call, flags)
-    solver = Solver(Plan.of(OPTIONS), LADDER, recorder=recorder)
+    solver = Solver(Plan.of(OPTIONS), LADDER, recorder)
     with pytest.raises(RuntimeError, match="40 samples did not end"):
         solver.solve(cubic, batch(), 0.0, 2.0, OPTIONS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support.recorder import RepeatingRecorder
 from vapo_fast.engines.graph.buckets import Buckets
 from vapo_fast.engines.graph.solver import Solver
 from vapo_fast.engines.graph.state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
@@ -19,11 +20,15 @@ from vapo_fast.ode.stages import expand
 
 ADAPTIVE = ("dopri5", "tsit5", "bosh3")
 LADDERS = {
-    "whole": Buckets(1000),
-    "chunks": Buckets(10),
+    "whole": Buckets(1000, step=1, ratio=1.0, smallest=1),
+    "chunks": Buckets(10, step=1, ratio=1.0, smallest=1),
     "coarse": Buckets(1000, step=8, ratio=0.75, smallest=16),
     "halves": Buckets(30, step=4, ratio=0.5, smallest=4),
 }
+
+
+def solver_for(options, ladder, **more):
+    return Solver(Plan.of(options), ladder, RepeatingRecorder(), **more)
 
 
 def cubic(x, t):
@@ -69,7 +74,7 @@ def test_bits_of_the_solver(method, backward, dtype, ladder):
     expected = integrate(cubic, x0, t0, t1, options)
     assert {int(Status.SUCCESS), int(Status.NON_FINITE)} <= set(expected.status.tolist())
     assert expected.nfe[3] == 0
-    solver = Solver(Plan.of(options), LADDERS[ladder])
+    solver = solver_for(options, LADDERS[ladder])
     assert_same_bits(solver.solve(cubic, x0, t0, t1, options), expected)
     # Memory that held another solve, of other size, makes no difference.
     assert_same_bits(solver.solve(cubic, x0[5:19], t0, t1, options), integrate(cubic, x0[5:19], t0, t1, options))
@@ -85,7 +90,7 @@ def test_limits_and_first_steps(method, first_step, ladder):
         options = options_for(method, 0.0, 2.0, max_steps=most, first_step=first_step, proportional_share=0.1)
         expected = integrate(cubic, x0, 0.0, 2.0, options)
         assert int(Status.MAX_STEPS) in expected.status.tolist()
-        solver = Solver(Plan.of(options), LADDERS[ladder])
+        solver = solver_for(options, LADDERS[ladder])
         assert_same_bits(solver.solve(cubic, x0, 0.0, 2.0, options), expected)
 
 
@@ -105,7 +110,7 @@ def test_every_status_at_once():
     expected = integrate(field, x0, 0.0, 1.0, options)
     assert set(expected.status.tolist()) == set(map(int, Status))
     for ladder in LADDERS.values():
-        assert_same_bits(Solver(Plan.of(options), ladder).solve(field, x0, 0.0, 1.0, options), expected)
+        assert_same_bits(solver_for(options, ladder).solve(field, x0, 0.0, 1.0, options), expected)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 4, 4), (2, 3)], ids=str)
@@ -121,7 +126,7 @@ def test_shapes_and_layouts(method, shape):
         seen.add(x.is_contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.is_contiguous())
         return cubic(x, t)
 
-    solution = Solver(Plan.of(options), LADDERS["coarse"]).solve(field, strided, 0.0, 1.0, options)
+    solution = solver_for(options, LADDERS["coarse"]).solve(field, strided, 0.0, 1.0, options)
     assert_same_bits(solution, integrate(cubic, x0, 0.0, 1.0, options))
     assert seen == {True}
     assert solution.x.is_contiguous()
@@ -138,14 +143,14 @@ def test_constants_of_each_sample_stay_with_it(ladder):
     options = options_for("dopri5", 0.0, 2.0)
     expected = integrate(field, x0, 0.0, 2.0, options, (rates, probes))
     assert len(set(expected.nfe.tolist())) > 3
-    solver = Solver(Plan.of(options), LADDERS[ladder])
+    solver = solver_for(options, LADDERS[ladder])
     assert_same_bits(solver.solve(field, x0, 0.0, 2.0, options, (rates, probes)), expected)
 
 
 def test_rows_do_not_see_their_batch():
     options = options_for("tsit5", 0.0, 2.0)
     x0 = batch(31, dtype=torch.float32)
-    solver = Solver(Plan.of(options), LADDERS["coarse"])
+    solver = solver_for(options, LADDERS["coarse"])
     whole = solver.solve(cubic, x0, 0.0, 2.0, options)
     order = torch.randperm(31, generator=torch.Generator().manual_seed(1))
     shuffled = solver.solve(cubic, x0[order], 0.0, 2.0, options)
@@ -161,11 +166,11 @@ def test_rows_do_not_see_their_batch():
 def test_new_memory_is_fully_written():
     options = options_for("dopri5", 0.0, 2.0)
     x0 = batch(21)
-    clean = Solver(Plan.of(options), LADDERS["coarse"]).solve(cubic, x0, 0.0, 2.0, options)
+    clean = solver_for(options, LADDERS["coarse"]).solve(cubic, x0, 0.0, 2.0, options)
     torch.use_deterministic_algorithms(True)
     try:
         assert bool(torch.empty(3).isnan().all())
-        poisoned = Solver(Plan.of(options), LADDERS["coarse"]).solve(cubic, x0, 0.0, 2.0, options)
+        poisoned = solver_for(options, LADDERS["coarse"]).solve(cubic, x0, 0.0, 2.0, options)
     finally:
         torch.use_deterministic_algorithms(False)
     assert_same_bits(poisoned, clean)
@@ -274,7 +279,7 @@ def crowded(limit, error, calls):
 def test_out_of_memory_goes_on_with_smaller_batches(error):
     options = options_for("dopri5", 0.0, 2.0)
     x0, calls = batch(29), []
-    solver = Solver(Plan.of(options), Buckets(1000, step=8, ratio=0.75, smallest=16))
+    solver = solver_for(options, Buckets(1000, step=8, ratio=0.75, smallest=16))
     with pytest.warns(RuntimeWarning, match="out of memory with 29 samples at a time: going on with 14") as warned:
         solution = solver.solve(crowded(7, error, calls), x0, 0.0, 2.0, options)
     assert len(warned) == 1
@@ -289,14 +294,14 @@ def test_out_of_memory_goes_on_with_smaller_batches(error):
 
 def test_not_even_one_sample_fits():
     options = options_for("bosh3", 0.0, 2.0)
-    solver = Solver(Plan.of(options), Buckets(4))
+    solver = solver_for(options, Buckets(4))
     with pytest.warns(RuntimeWarning), pytest.raises(MemoryError, match="one sample at a time"):
         solver.solve(crowded(0, MemoryError(), []), batch(5), 0.0, 2.0, options)
 
 
 def test_errors_of_the_field_are_its_own_and_leave_the_solver_usable():
     options = options_for("bosh3", 0.0, 2.0)
-    solver = Solver(Plan.of(options), Buckets(10))
+    solver = solver_for(options, Buckets(10))
     with pytest.raises(RuntimeError, match="no such thing"):
         solver.solve(crowded(3, RuntimeError("no such thing"), []), batch(5), 0.0, 2.0, options)
     assert_same_bits(solver.solve(cubic, batch(5), 0.0, 2.0, options), integrate(cubic, batch(5), 0.0, 2.0, options))
@@ -305,7 +310,7 @@ def test_errors_of_the_field_are_its_own_and_leave_the_solver_usable():
 def test_progress_counts_up_to_all():
     options = options_for("dopri5", 0.0, 2.0)
     told = []
-    Solver(Plan.of(options), Buckets(10)).solve(cubic, batch(29), 0.0, 2.0, options, progress=told.append)
+    solver_for(options, Buckets(10)).solve(cubic, batch(29), 0.0, 2.0, options, progress=told.append)
     assert told == sorted(told)
     assert told[-1] == 29
     assert len(set(told)) > 5
@@ -326,7 +331,7 @@ def test_the_context_surrounds_each_program():
         return cubic(x, t)
 
     options = options_for("bosh3", 0.0, 2.0)
-    Solver(Plan.of(options), Buckets(40), around=Around).solve(field, batch(5), 0.0, 2.0, options)
+    solver_for(options, Buckets(40), around=Around).solve(field, batch(5), 0.0, 2.0, options)
     assert set(seen) == {1}
 
 

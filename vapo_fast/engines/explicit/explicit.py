@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vapo_fast.core import checks
+from vapo_fast.core.extension import DTYPE_NAMES
 from vapo_fast.engines.explicit.convolutions import Convolutions, float32_products
 from vapo_fast.engines.explicit.gauge import Coefficients, coefficients
 from vapo_fast.engines.explicit.layer import Gradients, Layer, Sweep, image
@@ -235,10 +236,10 @@ class ExplicitPasses:
     def _dtype(self, precision: str) -> torch.dtype:
         checks.one_of("precision", precision, PRECISIONS)
         weight = self.potential.stem.weight
-        if precision in ("auto", _NAMES[weight.dtype]):
+        if precision in ("auto", DTYPE_NAMES[weight.dtype]):
             return weight.dtype
-        if weight.dtype != torch.float32 or precision in _NAMES.values():
-            raise ValueError(f"precision={precision!r} does not go with a model in {_NAMES[weight.dtype]}")
+        if weight.dtype != torch.float32 or precision in DTYPE_NAMES.values():
+            raise ValueError(f"precision={precision!r} does not go with a model in {DTYPE_NAMES[weight.dtype]}")
         if precision == "tf32":
             if weight.device.type != "cuda":
                 raise ValueError(f"precision='tf32' is CUDA's, and the model is on {weight.device}")
@@ -281,9 +282,6 @@ class ExplicitPasses:
             raise TypeError(
                 f"{name} has dtype {value.dtype} but the model has {weight.dtype}; convert one with .to(...)"
             )
-
-
-_NAMES = {torch.float32: "float32", torch.float64: "float64"}
 
 
 def _ends(potential: ImagePotential) -> tuple[nn.Conv2d, nn.Conv2d]:

@@ -77,10 +77,10 @@ class _SumOverImage(Record):
 
 
 class InnerProduct(Layer):
-    """``f = <x, z>`` with the value z last laid aside: (B, C, H, W) to (B,)."""
+    """``f = <x, z>`` with the value z pushed last: (B, C, H, W) to (B,)."""
 
     def forward(self, x: Tensor, sweep: Sweep) -> tuple[Tensor, Record]:
-        z = sweep.side.pop()
+        z = sweep.skips.pop()
         return (x * z).flatten(1).sum(1), _InnerProduct(x, z)
 
 
@@ -92,11 +92,11 @@ class _InnerProduct(Record):
 
     def adjoint(self, a: Tensor, sweep: Sweep) -> Tensor:
         a = a[:, None, None, None]
-        sweep.side.append(a * self.x)
+        sweep.skips.append(a * self.x)
         return a * self.z
 
     def tangent(self, x_dot: Tensor, sweep: Sweep) -> Tensor:
-        z_dot = sweep.side.pop()
+        z_dot = sweep.skips.pop()
         self.x_dot, self.z_dot = x_dot, z_dot
         return (x_dot * self.z + self.x * z_dot).flatten(1).sum(1)
 
@@ -104,5 +104,5 @@ class _InnerProduct(Record):
         assert self.x_dot is not None and self.z_dot is not None  # noqa: PT018
         b, a = (half[:, None, None, None] for half in pair.chunk(2))
         if sweep.gradients is None:
-            sweep.side.append(image(torch.cat([b * self.x + a * self.x_dot, a * self.x])))
+            sweep.skips.append(image(torch.cat([b * self.x + a * self.x_dot, a * self.x])))
         return image(torch.cat([b * self.z + a * self.z_dot, a * self.z]))

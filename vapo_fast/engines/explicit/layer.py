@@ -68,7 +68,7 @@ class Sweep:
         films: of each residual block.
         recompute: keep only the blocks' inputs and their tangents, and compute the rest anew for the second adjoint.
         gradients: where the second adjoint adds the parameters'; None if only the input's adjoint is asked for.
-        side: values that layers hand past one another, last in first out: skip connections.
+        skips: values of skip connections, last in first out.
     """
 
     pointwise: Pointwise
@@ -76,7 +76,7 @@ class Sweep:
     films: Mapping[ResidualBlock, Film]
     recompute: bool = False
     gradients: Gradients | None = None
-    side: list[Tensor] = field(default_factory=list)
+    skips: list[Tensor] = field(default_factory=list)
 
 
 class Record(ABC):

@@ -11,7 +11,7 @@ from vapo_fast.engines.explicit.heads import ActivatedConvolution
 from vapo_fast.engines.explicit.layer import Layer
 from vapo_fast.engines.explicit.resampling import Double, Halve
 from vapo_fast.engines.explicit.residual_block import Residual
-from vapo_fast.engines.explicit.skip_connection import Concatenate, LayAside
+from vapo_fast.engines.explicit.skip_connection import PopSkip, PushSkip
 from vapo_fast.engines.explicit.stem import Stem
 
 Shape = tuple[int, int, int]
@@ -19,7 +19,7 @@ Shape = tuple[int, int, int]
 
 @dataclass
 class _Held:
-    """Bytes of one layer: in its record when the backward sweep comes, worked in there, and laid aside meanwhile."""
+    """Bytes of one layer: of its record when the backward sweep comes, of work there, and of skips meanwhile."""
 
     record: int
     work: int
@@ -34,16 +34,16 @@ def peak_bytes(layers: Sequence[Layer], shape: Shape, job: str, wide: int, narro
     """
     maps = 1 if job == "field" else 2  # of what flows backward: a, or the pair [b; a]
     held: list[_Held] = []
-    pile: list[tuple[int, int]] = []
+    skips: list[tuple[int, int]] = []
     network_input = shape[0] * shape[1] * shape[2]
     for i, layer in enumerate(layers):
         size = shape[0] * shape[1] * shape[2]
-        if isinstance(layer, LayAside):
-            pile.append((i, size))
+        if isinstance(layer, PushSkip):
+            skips.append((i, size))
             held.append(_Held(0, 3 * maps * size * wide))
-        elif isinstance(layer, Concatenate):
-            first, added = pile.pop()
-            # From here back to where it was laid aside, its adjoint waits.
+        elif isinstance(layer, PopSkip):
+            first, added = skips.pop()
+            # From here back to where it was pushed, its adjoint is kept.
             for between in held[first:]:
                 between.side += maps * added * wide
             held.append(_Held(0, 2 * maps * (size + added) * wide))

@@ -10,7 +10,7 @@ from vapo_fast.engines.explicit.heads import ActivatedConvolution, InnerProduct,
 from vapo_fast.engines.explicit.layer import Layer, Record, Sweep
 from vapo_fast.engines.explicit.resampling import Double, Halve
 from vapo_fast.engines.explicit.residual_block import Residual
-from vapo_fast.engines.explicit.skip_connection import Concatenate, LayAside
+from vapo_fast.engines.explicit.skip_connection import PopSkip, PushSkip
 from vapo_fast.engines.explicit.stem import Stem
 from vapo_fast.potentials.blocks import blocks_of
 from vapo_fast.potentials.unet import UNetPotential
@@ -29,18 +29,18 @@ def wide_resnet_layers(potential: WideResNetPotential) -> list[Layer]:
 
 def u_net_layers(potential: UNetPotential) -> list[Layer]:
     """`UNetPotential.network`, after its patches."""
-    layers: list[Layer] = [LayAside(), Stem(potential.stem)]
+    layers: list[Layer] = [PushSkip(), Stem(potential.stem)]
     for level, stage in enumerate(potential.down):
         if level:
             layers.append(Halve())
         for block in blocks_of(stage):
-            layers += [Residual(block), LayAside()]
+            layers += [Residual(block), PushSkip()]
     layers.append(Residual(potential.middle))
     for level, stage in enumerate(potential.up):
         if level:
             layers.append(Double())
         for block in blocks_of(stage):
-            layers += [Concatenate(), Residual(block)]
+            layers += [PopSkip(), Residual(block)]
     return [*layers, ActivatedConvolution(potential.output), InnerProduct()]
 
 

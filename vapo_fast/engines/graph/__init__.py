@@ -1,6 +1,8 @@
 """Masked, static-shape solves of any field: one attempted step as a program that a CUDA graph can hold.
 
-`state` is the memory of a batch, `step` the program that moves it, `torch_ops` and `triton_ops` the arithmetic between
-two evaluations of the field, `buckets` the sizes that a batch shrinks through, `launch` who runs a step (Python, or a
-recorded CUDA graph with `replay`), and `solver` the whole. `vapo_fast.engines.graph.engine` is what uses it.
+- `engine`: the graph engine: which derivatives and which stepper, and what it supports.
+- `recorded`: the stepper: a solver for each model, kept as long as `fingerprint` finds the model unchanged.
+- `solver`: whole solves: chunks that fit in memory, `buckets` of sizes that a batch shrinks through, results.
+- `state`, `step`: the memory of a batch, and the programs that work on it. `triton_ops`: their arithmetic in Triton.
+- `launch`: runs a program from Python and then by a recording. `capture`: recordings. `replay`: their loop.
 """

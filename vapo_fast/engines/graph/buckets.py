@@ -10,26 +10,18 @@ from dataclasses import dataclass
 class Buckets:
     """A ladder of sizes below the number of rows that memory allows.
 
-    Each size is a program of its own where programs are recorded, so that there the ladder is coarse; where they are
-    not, as on the CPU, every size is as good and rows that ended are dropped at once.
+    Each size is a program of its own, so the ladder is coarse: at most a quarter of the rows are computed in vain. A
+    device is no faster below a few rows.
 
     Attributes:
         limit: the most rows. step: sizes are multiples of it, but for the limit itself.
-        ratio: of one size to the next larger one; 1 for a ladder of all sizes. smallest: the smallest size.
+        ratio: of one size to the next larger one. smallest: the smallest size.
     """
 
     limit: int
-    step: int = 1
-    ratio: float = 1.0
-    smallest: int = 1
-
-    @staticmethod
-    def on(device_type: str, limit: int) -> Buckets:
-        """The ladder for a device."""
-        if device_type == "cpu":
-            return Buckets(limit)
-        # Below a few rows a device is no faster; a quarter of the rows, at most, are computed with in vain.
-        return Buckets(limit, step=8, ratio=0.75, smallest=16)
+    step: int = 8
+    ratio: float = 0.75
+    smallest: int = 16
 
     def chunk(self, rows: int) -> int:
         """How many of so many samples to take next: all, or equal shares of them."""
@@ -47,8 +39,6 @@ class Buckets:
 
     def fit(self, running: int, size: int) -> int:
         """The smallest size, down from ``size``, that holds so many rows."""
-        if self.ratio == 1.0:
-            return min(size, max(self.smallest, self._up(running)))
         lower = self.below(size)
         while lower > 0 and running <= lower:
             size, lower = lower, self.below(lower)

@@ -1,4 +1,4 @@
-"""Who runs a program: Python, op by op, or a recording of it, which is made once it has run a few times.
+"""How a program runs: from Python, op by op, and by a recording once it has run a few times.
 
 The runs before a recording are not wasted: they are the solve's own steps, and prepare what must not happen while a
 program is recorded (compiled kernels, libraries' workspaces).
@@ -21,11 +21,8 @@ Report = Callable[[int], None]
 """Told now and then how many rows run, or a larger number where that is not known."""
 
 
-class Recording(Protocol):
-    """A program that can be run again without Python."""
-
-    def once(self) -> None:
-        """Run it."""
+Recording = Callable[[], None]
+"""A program that is run again, without Python, by a call."""
 
 
 class Loop(Protocol):
@@ -56,18 +53,14 @@ Made = TypeVar("Made")
 
 
 class Launcher:
-    """Runs programs by key; those that came often are recorded, if there is a recorder.
-
-    Args:
-        recorder: None to run everything from Python.
-    """
+    """Runs programs by key; those that came often are recorded."""
 
     WARM_RUNS = 2
     """Runs from Python before a program is recorded."""
     MOST_RECORDINGS = 24
     """Of each kind."""
 
-    def __init__(self, recorder: Recorder | None = None) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._refused = False
         self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
@@ -86,7 +79,7 @@ class Launcher:
         if recording is None:
             self._run(key, call)
         else:
-            recording.once()
+            recording()
 
     def until(
         self,
@@ -122,7 +115,7 @@ class Launcher:
         if key in known:
             known.move_to_end(key)
             return known[key]
-        if self._recorder is None or self._refused or self._warm.get(key, 0) < self.WARM_RUNS:
+        if self._refused or self._warm.get(key, 0) < self.WARM_RUNS:
             return None
         try:
             made = make(self._recorder)

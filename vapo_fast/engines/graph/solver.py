@@ -13,7 +13,7 @@ from torch import Tensor
 from vapo_fast.core.memory import or_none_if_out_of_memory
 from vapo_fast.engines.graph.buckets import Buckets
 from vapo_fast.engines.graph.launch import Launcher, Recorder
-from vapo_fast.engines.graph.state import RUNNING_ROWS, State
+from vapo_fast.engines.graph.state import State
 from vapo_fast.engines.graph.step import Field, Ops, Plan, TorchOps, attempt, begin
 from vapo_fast.ode.options import SolveOptions
 from vapo_fast.ode.settings import SETTINGS, numbers, settings
@@ -29,8 +29,8 @@ class Solver:
     memory each time: recordings read its parameters where they lie.
 
     Args:
-        plan: what is part of the programs. buckets: the batch sizes.
-        ops: the arithmetic between evaluations. recorder: makes recordings; None runs all from Python.
+        plan: what is part of the programs. buckets: the batch sizes. recorder: makes recordings.
+        ops: the arithmetic between evaluations.
         around: a context in which each program runs, and is recorded.
     """
 
@@ -38,8 +38,8 @@ class Solver:
         self,
         plan: Plan,
         buckets: Buckets,
+        recorder: Recorder,
         ops: Ops | None = None,
-        recorder: Recorder | None = None,
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.plan, self.buckets = plan, buckets
@@ -70,8 +70,7 @@ class Solver:
         n = x0.shape[0]
         results = _Results(x0, len(options.t_eval or ()))
         warned, done = False, 0
-        context = nullcontext() if self._recorder is None else self._recorder.context()
-        with context:
+        with self._recorder.context():
             while done < n:
                 rows = self.buckets.chunk(n - done)
                 part = slice(done, done + rows)
@@ -102,8 +101,6 @@ class Solver:
                         stacklevel=3,
                     )
                     warned = True
-        if self._recorder is None:
-            self._state = None  # only recordings need the memory to stay
         return results.solution(n)
 
     def _chunk(
@@ -123,7 +120,7 @@ class Solver:
         state = self._memory(size, x0, args).first(size)
         values = self._settings
         values.copy_(numbers(settings(options, t0, t1), values.device))
-        state.load(x0, t0, options.t_eval or (), args, results.nowhere - first)
+        state.load(x0, t0, options.t_eval or (), args, results.discard_row - first)
         state.row.add_(first)
 
         ended = 0
@@ -138,7 +135,7 @@ class Solver:
         start = partial(self._inside, begin, field, state, values, plan)
         self._launcher.once(("begin", size), start)
         most = options.max_steps if plan.tableau.adaptive else options.steps or 0
-        running = n if state.flags.is_cuda else int(state.flags[RUNNING_ROWS])
+        running = n
         while running > 0 and most > 0:
             step = partial(self._inside, attempt, field, state, values, plan, self._ops)
             stop_at = self.buckets.below(size)
@@ -173,7 +170,7 @@ class _Results:
 
     def __init__(self, x0: Tensor, outputs: int) -> None:
         rows = x0.shape[0] + 1
-        self.nowhere = rows - 1
+        self.discard_row = rows - 1
         self._x = x0.new_empty(rows, *x0.shape[1:])
         self._t = torch.empty(rows, dtype=torch.float64, device=x0.device)
         self._counts = tuple(torch.empty(rows, dtype=torch.int64, device=x0.device) for _ in range(4))

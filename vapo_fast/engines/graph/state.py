@@ -109,8 +109,8 @@ class State:
         cut["ys"] = self.ys[:, :rows]
         return replace(self, **cut)
 
-    def load(self, x0: Tensor, t0: float, outputs: Sequence[float], args: Sequence[Tensor], nowhere: int) -> None:
-        """Samples before their first step, in the first rows; the others are ended, and their number is ``nowhere``."""
+    def load(self, x0: Tensor, t0: float, outputs: Sequence[float], args: Sequence[Tensor], discard_row: int) -> None:
+        """Samples before their first step, in the first rows; the others have ended, with number ``discard_row``."""
         n = x0.shape[0]
         self.x[:n].copy_(x0)
         self.x[n:].zero_()
@@ -125,7 +125,7 @@ class State:
         self.status[:n].fill_(RUNNING)
         self.status[n:].zero_()
         self.row[:n].copy_(torch.arange(n, device=self.row.device))
-        self.row[n:].fill_(nowhere)
+        self.row[n:].fill_(discard_row)
         self.flags[RUNNING_ROWS].fill_(n)
         self.flags[FAR_ROWS].zero_()
         if outputs:
@@ -136,7 +136,7 @@ class State:
     def compact(self, rows: int) -> State:
         """The first ``rows`` rows, which now hold all that run, and as many of the others as there is room for.
 
-        Rows keep their order. Nobody waits for the device; how many run must be known to fit.
+        Rows keep their order. The host does not wait for the device; how many run must be known to fit.
         """
         # Rows that run first, in their order, then some that have ended: those are in the result, and stay as they are.
         order = torch.argsort((self.status != RUNNING).to(torch.int8), stable=True)[:rows]

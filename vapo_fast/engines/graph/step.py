@@ -78,8 +78,11 @@ class Ops(Protocol):
         Before the first of a step the flags may be cleared.
         """
 
-    def settle(self, state: State, settings: Tensor, plan: Plan) -> None:
-        """The end of a step: error, decision, output times, counts, status, flags; accepted states are taken over."""
+    def finish_step(self, state: State, settings: Tensor, plan: Plan) -> None:
+        """The end of a step: error, decision, output times, counts, status, flags.
+
+        Accepted states become the current ones.
+        """
 
 
 @torch.no_grad()
@@ -112,7 +115,7 @@ def attempt(field: Field, state: State, settings: Tensor, plan: Plan, ops: Ops) 
     for index in range(plan.first_stage, plan.tableau.stages):
         ops.stage(state, settings, plan, index)
         state.stages[index].copy_(field(state.point, state.time, *state.args))
-    ops.settle(state, settings, plan)
+    ops.finish_step(state, settings, plan)
 
 
 class TorchOps(Ops):
@@ -128,7 +131,7 @@ class TorchOps(Ops):
             state.point.copy_(state.x + width * combine(tableau.a[index - 1], state.stages[:index]))
         state.time.copy_(state.t + tableau.c[index] * signed)
 
-    def settle(self, state: State, settings: Tensor, plan: Plan) -> None:
+    def finish_step(self, state: State, settings: Tensor, plan: Plan) -> None:
         value, tableau, x = _reader(settings), plan.tableau, state.x
         size, signed, t_new, last = _try(state, settings, plan)
         running = state.status == RUNNING

@@ -21,7 +21,7 @@ class TritonOps(Ops):
     def stage(self, state: State, settings: Tensor, plan: Plan, index: int) -> None:
         stage(state, settings, self._table(plan, settings.device), plan, index)
 
-    def settle(self, state: State, settings: Tensor, plan: Plan) -> None:
+    def finish_step(self, state: State, settings: Tensor, plan: Plan) -> None:
         finish_step(state, settings, self._table(plan, settings.device), plan)
 
     def _table(self, plan: Plan, device: torch.device) -> Tensor:

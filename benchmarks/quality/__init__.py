@@ -1,1 +1,0 @@
-"""Sample quality of a potential beside that of flow matching: python -m benchmarks.quality"""

@@ -1,0 +1,1 @@
+"""Sample quality of a potential beside that of flow matching: python -m benchmarks.studies.quality"""

@@ -1,0 +1,7 @@
+// The testing extension's kernels for the instruction set 'avx512'.
+#include "simd/instruction_set.h"
+
+#if defined(VAPO_FAST_X86_BUILDS)
+#define VAPO_FAST_ISA_AVX512
+#include "testing/every_kernel.h"
+#endif
