@@ -2,8 +2,8 @@
 
 One program for each row goes over its numbers once for the new state and the norm of the error, once for each output
 time that the step passed, and once to take the new state over; in an order that its size alone sets, so that a row has
-the same bits in any batch. Its PyTorch twin is `engines.graph.step.TorchOps.finish_step`, with the same bits but for the
-norm, whose squares are added in another order.
+the same bits in any batch. Its PyTorch twin is `engines.graph.step.TorchOps.finish_step`, with the same bits but for
+the norm, whose squares are added in another order.
 """
 
 from __future__ import annotations
