@@ -84,8 +84,8 @@ def test_figures_of_another_compiler_are_no_limits() -> None:
 
 def test_figures_are_recalled_only_for_the_same_sources_compiler_and_device(tmp_path, monkeypatch) -> None:
     measured, sources = [], ["a"]
-    monkeypatch.setattr(offline, "fingerprint", lambda case, tile: sources[0])
-    monkeypatch.setattr(offline, "measure", lambda case, tile: (measured.append(case), FIGURES)[1])
+    monkeypatch.setattr(recall, "fingerprint", lambda case, tile: sources[0])
+    monkeypatch.setattr(recall, "measure", lambda case, tile: (measured.append(case), FIGURES)[1])
     for _ in range(2):
         assert recall.recalled(CASE, None, tmp_path) == FIGURES
     assert len(measured) == 1
