@@ -8,8 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vapo_fast.engines.graph.state import RUNNING as _RUNNING
 from vapo_fast.ode.controller import PIController
+from vapo_fast.ode.masked_state import RUNNING as _RUNNING
 from vapo_fast.ode.solution import Status
 from vapo_fast.ode.stages import STRETCH
 

@@ -2,7 +2,7 @@
 
 One program for each row goes over its numbers once for the new state and the norm of the error, once for each output
 time that the step passed, and once to take the new state over; in an order that its size alone sets, so that a row has
-the same bits in any batch. Its PyTorch twin is `engines.graph.step.TorchOps.finish_step`, with the same bits but for
+the same bits in any batch. Its PyTorch twin is `ode.masked_step.TorchOps.finish_step`, with the same bits but for
 the norm, whose squares are added in another order.
 """
 
@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vapo_fast.engines.graph.state import FAR_ROWS, RUNNING_ROWS, State
-from vapo_fast.engines.graph.step import Plan
+from vapo_fast.ode.masked_state import FAR_ROWS, RUNNING_ROWS, State
+from vapo_fast.ode.masked_step import Plan
 
 from . import controller
 from .controller import MAX_STEPS, NON_FINITE, RUNNING, STEP_TOO_SMALL, SUCCESS, is_finite, out_of_steps

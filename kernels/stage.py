@@ -1,6 +1,6 @@
 """Where a stage is evaluated: ``x + h sum_j a_ij k_j`` with each row's own h, and its time.
 
-Its PyTorch twin is `vapo_fast.engines.graph.step.TorchOps.stage`, whose bits it has. What the kernels of the graph
+Its PyTorch twin is `vapo_fast.ode.masked_step.TorchOps.stage`, whose bits it has. What the kernels of the graph
 engine's step share with `finish_step` stands here as well. A row's clock is (1,) tensors, so that nothing is taken for
 float32.
 """
@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vapo_fast.engines.graph.state import State
-from vapo_fast.engines.graph.step import Plan
+from vapo_fast.ode.masked_state import State
+from vapo_fast.ode.masked_step import Plan
 
 from .controller import proposed_fixed_step, proposed_step
 from .launch import run
@@ -24,7 +24,7 @@ from .tableau import DIRECTION, STEPS, T0, T1, Numbers
 
 
 class Rows(NamedTuple):
-    """The arrays of `vapo_fast.engines.graph.state.State`; the stages as the first one and the way to the next."""
+    """The arrays of `vapo_fast.ode.masked_state.State`; the stages as the first one and the way to the next."""
 
     x: Any
     stages: Any

@@ -18,9 +18,9 @@ import vapo_fast as vf
 from tests.support.zoo import Network, states, times
 from vapo_fast.core import triton_support
 from vapo_fast.engines import Job, TritonEngine
-from vapo_fast.engines.graph.state import State
-from vapo_fast.engines.graph.step import Plan
 from vapo_fast.ode import SolveOptions
+from vapo_fast.ode.masked_state import State
+from vapo_fast.ode.masked_step import Plan
 from vapo_fast.ode.tableaus import TABLEAUS
 
 NETWORK = Network(3, (7,))

@@ -19,9 +19,9 @@ from vapo_fast.kernels.solve import solve
 from vapo_fast.kernels.stage import stage
 
 import vapo_fast as vf
-from vapo_fast.engines.graph.state import State
-from vapo_fast.engines.graph.step import Plan
 from vapo_fast.ode import SolveOptions
+from vapo_fast.ode.masked_state import State
+from vapo_fast.ode.masked_step import Plan
 from vapo_fast.ode.tableaus import TABLEAUS
 
 TARGETS = (80, 90, 100)
