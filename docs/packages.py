@@ -126,7 +126,7 @@ def _arrow(start: tuple[int, int], end: tuple[int, int]) -> str:
 
 def _box(package: str, x: int, y: int) -> str:
     name = f"{package}/" if (ROOT / "vapo_fast" / package).is_dir() or package == "kernels" else f"{package}.py"
-    lines = textwrap.wrap(_purpose(package), 29, max_lines=3, placeholder=" …")
+    lines = textwrap.wrap(_purpose(package), 27, max_lines=3, placeholder=" …")
     text = "".join(
         f'<text x="{x + 10}" y="{y + 36 + 13 * i}" font-size="10.5" fill="#33414e">{escape(line)}</text>'
         for i, line in enumerate(lines)
@@ -142,7 +142,7 @@ def _purpose(package: str) -> str:
     folder = ROOT / "kernels" if package == "kernels" else ROOT / "vapo_fast" / package
     path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
     first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
-    return first.replace("\n", " ").replace("`", "").split(": ")[0].split("; ")[0]
+    return first.replace("\n", " ").replace("`", "").split(". ")[0].removesuffix(".")
 
 
 if __name__ == "__main__":

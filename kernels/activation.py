@@ -43,8 +43,8 @@ def activate(z, ACTIVATION: tl.constexpr, CURVED: tl.constexpr):
     if ACTIVATION == "tanh":
         e = tl.exp(-2.0 * tl.abs(z))
         q = 1.0 / (1.0 + e)
-        far = (1.0 - e) * q
-        h = tl.where(tl.abs(z) < 0.5, z * _tanh_over_z(z * z), tl.where(z < 0.0, -far, far))
+        large = (1.0 - e) * q
+        h = tl.where(tl.abs(z) < 0.5, z * _tanh_over_z(z * z), tl.where(z < 0.0, -large, large))
         d = 4.0 * e * q * q
         # A comparison with NaN is false; what is not a number must stay so.
         h = tl.where(z == z, h, z)

@@ -1,4 +1,7 @@
-"""The step-size controller and the initial step of `vapo_fast.ode.controller`, with its very bits, in float64."""
+"""The proposed step, the step-size controller and the initial step, in float64.
+
+Device functions with the very bits of `vapo_fast.ode.stages.next_step` and `vapo_fast.ode.controller`.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,25 @@ import triton
 import triton.language as tl
 
 from vapo_fast.ode.controller import PIController
+from vapo_fast.ode.masked_state import RUNNING as _RUNNING
+from vapo_fast.ode.solution import Status
+from vapo_fast.ode.stages import STRETCH
 
 from . import elementary
+from .tableau import ACCEPTED_EXPONENT, LARGEST_STEPS, PREVIOUS_EXPONENT, REJECTED_EXPONENT
+
+RUNNING = tl.constexpr(_RUNNING)
+SUCCESS = tl.constexpr(int(Status.SUCCESS))
+MAX_STEPS = tl.constexpr(int(Status.MAX_STEPS))
+STEP_TOO_SMALL = tl.constexpr(int(Status.STEP_TOO_SMALL))
+NON_FINITE = tl.constexpr(int(Status.NON_FINITE))
 
 _CONTROLLER = PIController()
 _SAFETY = tl.constexpr(_CONTROLLER.safety)
 _MIN_FACTOR = tl.constexpr(_CONTROLLER.min_factor)
 _MAX_FACTOR = tl.constexpr(_CONTROLLER.max_factor)
 _SMALLEST_PREVIOUS = tl.constexpr(_CONTROLLER.smallest_previous_ratio)
+_STRETCH = tl.constexpr(STRETCH)
 
 
 # Constants are made with tl.full: in a comparison or a choice a plain number may be taken for float32 first.
@@ -35,8 +49,36 @@ def is_finite(x):
 
 
 @triton.jit
-def factor(ratio, previous, after_rejection, accepted_exponent, previous_exponent, rejected_exponent):
+def proposed_step(t, size, t1, direction):
+    """The step that an adaptive method tries from (t, size): (size, signed size, its end, whether that is t1)."""
+    remaining = tl.abs(t1 - t)
+    last = size * _STRETCH >= remaining
+    size = tl.where(last, remaining, size)
+    signed = direction * size
+    return size, signed, tl.where(last, t1, t + signed), last
+
+
+@triton.jit
+def proposed_fixed_step(accepted, t0, t1, steps):
+    """The step of a fixed-step method after so many: (signed size, its end, whether that is t1)."""
+    done = accepted.to(tl.float64)
+    last = done + 1.0 >= steps
+    end = tl.where(last, t1, t0 + (t1 - t0) * ((done + 1.0) / steps))
+    return end - (t0 + (t1 - t0) * (done / steps)), end, last
+
+
+@triton.jit
+def out_of_steps(tries, settings):
+    """Whether so many tries are all that there may be."""
+    return tries.to(tl.float64) >= tl.load(settings + LARGEST_STEPS)
+
+
+@triton.jit
+def factor(ratio, previous, after_rejection, settings):
     """By how much to multiply the step size after a try with this error ratio."""
+    accepted_exponent = tl.load(settings + ACCEPTED_EXPONENT)
+    previous_exponent = tl.load(settings + PREVIOUS_EXPONENT)
+    rejected_exponent = tl.load(settings + REJECTED_EXPONENT)
     log_ratio = elementary.log(_positive(ratio))
     log_previous = elementary.log(_positive(previous))
     accepted = ratio <= 1.0

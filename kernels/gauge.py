@@ -20,14 +20,24 @@ CONSTANTS = ("omega", "log_omega", "data_scale", "first", "slope", "quadratic", 
 time-independent potential."""
 
 
+_OMEGA = tl.constexpr(CONSTANTS.index("omega"))
+_LOG_OMEGA = tl.constexpr(CONSTANTS.index("log_omega"))
+_DATA_SCALE = tl.constexpr(CONSTANTS.index("data_scale"))
+_FIRST = tl.constexpr(CONSTANTS.index("first"))
+_SLOPE = tl.constexpr(CONSTANTS.index("slope"))
+_QUADRATIC = tl.constexpr(CONSTANTS.index("quadratic"))
+_SCALE = tl.constexpr(CONSTANTS.index("scale"))
+_INVERSE_RADIUS = tl.constexpr(CONSTANTS.index("inverse_radius"))
+
+
 @triton.jit
 def path_at(t, constants, NET: tl.constexpr):
     """(alpha, beta, alpha', beta', ln beta) at float64 times."""
-    omega = tl.load(constants)
+    omega = tl.load(constants + _OMEGA)
     if NET.path == "data":
         decay = elementary.exp(-t)
         beta = omega * elementary.exp(-0.5 * t)
-        return 1.0 - decay, beta, decay, -0.5 * beta, tl.load(constants + 1) - 0.5 * t
+        return 1.0 - decay, beta, decay, -0.5 * beta, tl.load(constants + _LOG_OMEGA) - 0.5 * t
     else:
         beta = omega * (1.0 - t)
         smallest = tl.full(t.shape, 2.2250738585072014e-308, tl.float64)
@@ -42,7 +52,7 @@ def coefficients(t, constants, NET: tl.constexpr):
     t = t.to(tl.float64)
     if NET.time_dependent:
         nothing = t - t  # not a number if the time is not
-        s = tl.load(constants + 2)
+        s = tl.load(constants + _DATA_SCALE)
         alpha, beta, alpha_dot, _beta_dot, log_beta = path_at(t, constants, NET)
         if NET.path == "data":
             quadratic = 0.0 * t - 0.5
@@ -55,12 +65,12 @@ def coefficients(t, constants, NET: tl.constexpr):
         a = quadratic + scale * (alpha * (s * s)) / variance
         c = scale * s * beta
         r = 1.0 / tl.sqrt(variance)
-        position = (log_beta - tl.load(constants + 3)) * tl.load(constants + 4) - 1.0
+        position = (log_beta - tl.load(constants + _FIRST)) * tl.load(constants + _SLOPE) - 1.0
         a, c, position = a + nothing, c + nothing, position + nothing
     else:
-        a = 0.0 * t + tl.load(constants + 5)
-        c = 0.0 * t + tl.load(constants + 6)
-        r = 0.0 * t + tl.load(constants + 7)
+        a = 0.0 * t + tl.load(constants + _QUADRATIC)
+        c = 0.0 * t + tl.load(constants + _SCALE)
+        r = 0.0 * t + tl.load(constants + _INVERSE_RADIUS)
         position = 0.0 * t
     return a.to(tl.float32), c.to(tl.float32), r.to(tl.float32), position.to(tl.float32)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, is_dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .shapes import Arrays, InKernel, Method, Net, Tile
+from .shapes import InKernel, Tile
 
 OPTIONS = {"enable_fp_fusion": False}
 """Options of every compilation. A multiply and an add that the source writes apart stay apart: the float64 functions'
@@ -33,14 +33,18 @@ def on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def run(kernel: Any, programs: int, device: torch.device, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel on a grid of so many programs on a device; constants are the shapes, and plain values."""
-    constants = {
-        name: InKernel(value) if isinstance(value, (Net, Tile, Arrays, Method)) else value
-        for name, value in constants.items()
-    }
+def run(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **constants: Any) -> None:
+    """Run a kernel on a grid of programs on a device; constants are shapes (`shapes`), plain values, and options."""
+    constants = {name: InKernel(value) if is_dataclass(value) else value for name, value in constants.items()}
     with on(device):
-        kernel[(programs,)](*arguments, **constants, **OPTIONS)
+        kernel[grid](*arguments, **constants, **OPTIONS)
+
+
+class Scratch(NamedTuple):
+    """float32 memory of a launch, ``step`` numbers for each program; nothing is known of its contents."""
+
+    memory: Any
+    step: Any
 
 
 @dataclass(frozen=True)
@@ -71,18 +75,10 @@ class Program:
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return max(1, min(wanted, int(_SCRATCH_SHARE * free) // (step * _FLOAT)))
 
-    def launch(self, kernel: Any, programs: int, first: Tensor, *arguments: Any, **constants: Any) -> None:
-        """`run` a kernel with this tile on the device of its first argument."""
-        run(
-            kernel,
-            programs,
-            first.device,
-            first,
-            *arguments,
-            **constants,
-            num_warps=self.tile.warps,
-            num_stages=self.tile.stages,
-        )
+    def launch(self, kernel: Any, programs: int, device: torch.device, *arguments: Any, **constants: Any) -> None:
+        """`run` a kernel with this tile."""
+        options = {"num_warps": self.tile.warps, "num_stages": self.tile.stages}
+        run(kernel, (programs,), device, *arguments, TILE=self.tile, **constants, **options)
 
 
 def refuse_derivatives(**arguments: Tensor | None) -> None:

@@ -1,6 +1,7 @@
 """Counter-based draws on the device: Philox4x32-10, Box and Muller's method, the very bits of `vapo_fast.noise`.
 
-One thread makes one block of four words, so nothing but the result is written.
+One thread makes one block of four words, so nothing but the result is written. The twins are that module's functions of
+the same names.
 """
 
 from __future__ import annotations
@@ -9,9 +10,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from vapo_fast.core import elementary as torch_elementary
-from vapo_fast.noise import philox as philox_reference
 
 from . import elementary
 from .launch import run
@@ -122,7 +120,7 @@ def permutation(key: tuple[int, int], n: int, epoch: Tensor, stream: int) -> Ten
     Returns: (n,) int64.
     """
     keys = torch.empty(n, dtype=torch.int64, device=epoch.device)
-    run(_shuffle_keys, triton.cdiv(n, _BLOCK), epoch.device, keys, epoch, n, *key, stream, BLOCK=_BLOCK)
+    run(_shuffle_keys, (triton.cdiv(n, _BLOCK),), epoch.device, keys, epoch, n, *key, stream, BLOCK=_BLOCK)
     return torch.sort(keys, stable=True).indices
 
 
@@ -146,34 +144,6 @@ def _launch(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: 
     n, blocks = index.shape[0], triton.cdiv(size, 4)
     out = torch.empty(n, size, dtype=dtype, device=index.device)
     if n:
-        programs = triton.cdiv(n * blocks, _BLOCK)
-        run(_draw, programs, index.device, out, index, n, size, blocks, *key, stream, NORMAL=normal, BLOCK=_BLOCK)
+        grid = (triton.cdiv(n * blocks, _BLOCK),)
+        run(_draw, grid, index.device, out, index, n, size, blocks, *key, stream, NORMAL=normal, BLOCK=_BLOCK)
     return out
-
-
-def uniform_reference(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: torch.dtype) -> Tensor:
-    """The naive twin of `uniform`: the four words of block j are numbers 4j to 4j + 3 of a sample."""
-    blocks = torch.arange(triton.cdiv(size, 4), device=index.device).expand(len(index), -1)
-    sample = index[:, None].expand_as(blocks)
-    counter = (blocks, sample & 0xFFFFFFFF, sample >> 32, torch.full_like(blocks, stream))
-    drawn = torch.stack(philox_reference(counter, key), dim=-1).flatten(1)[:, :size]
-    return ((drawn.to(torch.float64) + 0.5) * 2.0**-32).to(dtype)
-
-
-def normal_reference(key: tuple[int, int], index: Tensor, size: int, stream: int, dtype: torch.dtype) -> Tensor:
-    """The naive twin of `normal`: Box and Muller's method on each pair of uniform numbers."""
-    first, second = (
-        uniform_reference(key, index, size + size % 2, stream, torch.float64).unflatten(1, (-1, 2)).unbind(2)
-    )
-    cosine, sine = torch_elementary.cos_sin_turns(second)
-    pairs = torch_elementary.sqrt(-2.0 * torch_elementary.log(first))[..., None] * torch.stack((cosine, sine), dim=-1)
-    return pairs.flatten(1)[:, :size].to(dtype)
-
-
-def permutation_reference(key: tuple[int, int], n: int, epoch: Tensor, stream: int) -> Tensor:
-    """The naive twin of `permutation`: item i has words 2i and 2i + 1 of the draw of this number."""
-    blocks = torch.arange(triton.cdiv(n, 2), device=epoch.device)
-    sample = epoch.expand_as(blocks)
-    drawn = philox_reference((blocks, sample & 0xFFFFFFFF, sample >> 32, torch.full_like(blocks, stream)), key)
-    keys = torch.stack((drawn[0] << 32 | drawn[1], drawn[2] << 32 | drawn[3]), dim=1).flatten()[:n]
-    return torch.argsort(keys, stable=True)

@@ -36,5 +36,5 @@ def residual(branch: Tensor, skip: Tensor, bias: Tensor | None, out: Tensor) -> 
     if size:
         inputs = (branch, skip, skip if bias is None else bias)
         sizes = (skip.shape[1], size)
-        programs = triton.cdiv(size, _BLOCK)
-        run(_residual, programs, skip.device, *inputs, out, *sizes, BIAS=bias is not None, BLOCK=_BLOCK)
+        grid = (triton.cdiv(size, _BLOCK),)
+        run(_residual, grid, skip.device, *inputs, out, *sizes, BIAS=bias is not None, BLOCK=_BLOCK)

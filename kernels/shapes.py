@@ -6,6 +6,8 @@ All are constants of a compilation: frozen, hashable, built from the potential b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import triton.language as tl
@@ -28,7 +30,7 @@ class InKernel:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.shape, name)
-        if isinstance(value, Role):
+        if isinstance(value, Role | Parts):
             value = InKernel(value)
         return value if knobs.runtime.interpret else tl.constexpr(value)
 
@@ -74,62 +76,33 @@ class Net:
         """Columns of the first layer's input: z, cosines, sines."""
         return self.inputs + 2 * self.features
 
-    # Offsets in the packed weights. Each matrix is there twice, once for either sweep, rows contiguous in the index
-    # that the sweep sums over.
-    @property
-    def first_forward(self) -> int:
-        """[width][columns]."""
-        return 0
+    @cached_property
+    def parts(self) -> Parts:
+        """Where the parts of the packed weights begin."""
+        first, hidden = self.width * self.columns, (self.layers - 1) * self.width**2
+        vectors = (self.layers * self.width, self.width, self.width)
+        frequencies = self.features * self.inputs
+        sizes = (first, first, hidden, hidden, *vectors, frequencies, frequencies, self.features)
+        return Parts(*accumulate(sizes, initial=0))
 
-    @property
-    def first_backward(self) -> int:
-        """[columns][width]."""
-        return self.width * self.columns
 
-    @property
-    def hidden_forward(self) -> int:
-        """[layers - 1][width out][width in]."""
-        return 2 * self.width * self.columns
+class Parts(NamedTuple):
+    """Offsets in the packed weights, and the size of all.
 
-    @property
-    def hidden_backward(self) -> int:
-        """[layers - 1][width in][width out]."""
-        return self.hidden_forward + (self.layers - 1) * self.width**2
+    Each matrix is there twice, once for either sweep, rows contiguous in the index that the sweep sums over.
+    """
 
-    @property
-    def bias(self) -> int:
-        """[layers][width]."""
-        return self.hidden_backward + (self.layers - 1) * self.width**2
-
-    @property
-    def time(self) -> int:
-        """[width]: the first layer's column for the noise position."""
-        return self.bias + self.layers * self.width
-
-    @property
-    def output(self) -> int:
-        """[width]."""
-        return self.time + self.width
-
-    @property
-    def frequencies(self) -> int:
-        """[features][inputs]."""
-        return self.output + self.width
-
-    @property
-    def frequencies_transposed(self) -> int:
-        """[inputs][features]."""
-        return self.frequencies + self.features * self.inputs
-
-    @property
-    def frequencies_time(self) -> int:
-        """[features]."""
-        return self.frequencies_transposed + self.features * self.inputs
-
-    @property
-    def packed_size(self) -> int:
-        """Numbers in all."""
-        return self.frequencies_time + self.features
+    first_forward: int  # [width][columns]
+    first_backward: int  # [columns][width]
+    hidden_forward: int  # [layers - 1][width out][width in]
+    hidden_backward: int  # [layers - 1][width in][width out]
+    bias: int  # [layers][width]
+    time: int  # [width]: the first layer's column for the noise position
+    output: int  # [width]
+    frequencies: int  # [features][inputs]
+    frequencies_transposed: int  # [inputs][features]
+    frequencies_time: int  # [features]
+    size: int
 
 
 @dataclass(frozen=True)
@@ -182,11 +155,6 @@ class Arrays:
     b: Role
     count: int
 
-    @property
-    def in_place(self) -> bool:
-        """Whether the adjoints take the place of the derivatives."""
-        return self.a == self.d
-
 
 NONE = Role(0, 1, 0)
 
@@ -221,41 +189,78 @@ def training_arrays(layers: int) -> Arrays:
     )
 
 
-TRACES = ("none", "exact", "probes")
-
-
 @dataclass(frozen=True)
 class Method:
-    """What of a solve is compiled in: the tableau's shape and what is integrated.
+    """What of a method is compiled in, and where its numbers lie in `tableau.slot_table`.
 
     Attributes:
         stages: s. adaptive: whether there is an error estimate.
         degree: of the continuous extension's polynomials.
-        outputs: whether states at given times are asked for.
-        trace: one of `TRACES`; "exact" integrates the Laplacian, "probes" one estimate for each probe.
-        traces: integrals beside the D coordinates.
-        columns: columns kept for a state, a multiple of the tile's block_d.
     """
 
     stages: int
     adaptive: bool
     degree: int
+
+    @property
+    def nodes(self) -> int:
+        """Where the slots' nodes begin."""
+        return (self.stages + 1) * self.stages
+
+    @property
+    def weights(self) -> int:
+        """Where the step's weights begin."""
+        return self.nodes + self.stages + 1
+
+    @property
+    def errors(self) -> int:
+        """Where the error's weights begin."""
+        return self.weights + self.stages
+
+    @property
+    def dense(self) -> int:
+        """Where the continuous extension begins."""
+        return self.errors + self.stages
+
+
+@dataclass(frozen=True)
+class FusedMethod(Method):
+    """What of a fused solve is compiled in.
+
+    Attributes:
+        outputs: whether states at given times are asked for.
+        trace: "none", "exact" or "probes"; "exact" integrates the Laplacian, "probes" one estimate for each probe.
+        traces: integrals beside the D coordinates.
+        columns: columns kept for a state, a multiple of the tile's block_d.
+    """
+
     outputs: bool
     trace: str
     traces: int
     columns: int
 
     @property
-    def finish(self) -> int:
-        """The phase that ends a step, see `tableau.phases`."""
+    def last_slot(self) -> int:
+        """The stage slot that completes a step, see `tableau`."""
         return self.stages if self.stages > 1 else 0
-
-    @property
-    def phases(self) -> int:
-        """How many phases there are."""
-        return max(2, self.stages + 1)
 
     @property
     def arrays(self) -> int:
         """Arrays of a state's size: the state, the point of evaluation, and the stages."""
         return 2 + self.stages
+
+
+@dataclass(frozen=True)
+class MaskedMethod(Method):
+    """What of a step of the graph engine is compiled in. Masks have a bit for each weight that is not 0.
+
+    Attributes:
+        first_stage: the first stage that a step evaluates.
+        weight_mask, error_mask: of the step's weights, and of the error's.
+        fsal: whether the last stage's point is the new state.
+    """
+
+    first_stage: int
+    weight_mask: int
+    error_mask: int
+    fsal: bool

@@ -57,57 +57,48 @@ def _silu_derivative(x_ptr, v_ptr, skip_ptr, out_ptr, size: tl.int64, SKIP: tl.c
 
 @triton.jit
 def _silu_second(
-    x_ptr,
-    x_dot_ptr,
-    a_s_ptr,
-    b_s_ptr,
-    skip_ptr,
-    adjoints_ptr,
-    values_ptr,
-    size: tl.int64,
-    SKIP: tl.constexpr,
-    BLOCK: tl.constexpr,
+    x_ptr, x_dot_ptr, a_ptr, b_ptr, skip_ptr, adjoints, values, size: tl.int64, SKIP: tl.constexpr, BLOCK: tl.constexpr
 ):
     at, inside = _place(size, BLOCK)
     other = at + size  # the second half of a pair; a sum in 64 bits
     value, first, second = activate(load(x_ptr, at, inside), "silu", True)
-    x_dot, a_s = load(x_dot_ptr, at, inside), load(a_s_ptr, at, inside)
-    b = load(b_s_ptr, at, inside) * first + a_s * second * x_dot
+    x_dot, a_s = load(x_dot_ptr, at, inside), load(a_ptr, at, inside)
+    b = load(b_ptr, at, inside) * first + a_s * second * x_dot
     a = a_s * first
     if SKIP:
         b += load(skip_ptr, at, inside)
         a += load(skip_ptr, other, inside)
-    store(adjoints_ptr, at, b, inside)
-    store(adjoints_ptr, other, a, inside)
-    store(values_ptr, at, value, inside)
-    store(values_ptr, other, first * x_dot, inside)
+    store(adjoints, at, b, inside)
+    store(adjoints, other, a, inside)
+    store(values, at, value, inside)
+    store(values, other, first * x_dot, inside)
 
 
 def silu(x: Tensor, out: Tensor) -> None:
     """``out = silu(x)``; both contiguous in the same order, float32 or bfloat16."""
     if x.numel():
-        run(_silu, _programs(x), x.device, x, out, x.numel(), BLOCK=_BLOCK)
+        run(_silu, _grid(x), x.device, x, out, x.numel(), BLOCK=_BLOCK)
 
 
 def silu_derivative(x: Tensor, v: Tensor, skip: Tensor | None, out: Tensor) -> None:
     """``out = silu'(x) v + skip``; all contiguous in the same order. ``out`` may be any of the others."""
     if x.numel():
         others = (v, v if skip is None else skip, out, x.numel())
-        run(_silu_derivative, _programs(x), x.device, x, *others, SKIP=skip is not None, BLOCK=_BLOCK)
+        run(_silu_derivative, _grid(x), x.device, x, *others, SKIP=skip is not None, BLOCK=_BLOCK)
 
 
 def silu_second(
     x: Tensor, x_dot: Tensor, a_s: Tensor, b_s: Tensor, skip: Tensor | None, adjoints: Tensor, values: Tensor
 ) -> None:
-    """``adjoints = [b; a] + skip`` and ``values = [silu(x); silu'(x) x_dot]``, see `passes.pointwise.Pointwise`.
+    """``adjoints = [b; a] + skip`` and ``values = [silu(x); silu'(x) x_dot]``.
 
-    All contiguous in the same order; skip, adjoints and values are of twice the size. ``adjoints`` may be ``skip``.
+    See `engines.explicit.pointwise.Pointwise`. All contiguous in the same order; skip, adjoints and values are of twice
+    the size. ``adjoints`` may be ``skip``.
     """
     if x.numel():
-        inputs = (x, x_dot, a_s, b_s, adjoints if skip is None else skip)
-        constants = {"SKIP": skip is not None, "BLOCK": _BLOCK}
-        run(_silu_second, _programs(x), x.device, *inputs, adjoints, values, x.numel(), **constants)
+        arrays = (x, x_dot, a_s, b_s, adjoints if skip is None else skip, adjoints, values)
+        run(_silu_second, _grid(x), x.device, *arrays, x.numel(), SKIP=skip is not None, BLOCK=_BLOCK)
 
 
-def _programs(x: Tensor) -> int:
-    return int(triton.cdiv(x.numel(), _BLOCK))
+def _grid(x: Tensor) -> tuple[int]:
+    return (int(triton.cdiv(x.numel(), _BLOCK)),)

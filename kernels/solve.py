@@ -1,12 +1,13 @@
 """The whole adaptive solve in one launch: every program keeps a tile of samples going until none are left.
 
 A sample that ends is replaced at once by the next one that waits, so that no lane is idle before the queue is empty,
-and nobody waits for a sample that needs more steps. The host learns nothing until the end.
+and none waits for a sample that needs more steps. The host learns nothing until the end.
+The twin is the reference engine's solve, `vapo_fast.ode.solve.integrate`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,36 +15,37 @@ import triton.language as tl
 from torch import Tensor
 
 from vapo_fast.ode import SolveOptions
-from vapo_fast.ode.solve import integrate
-from vapo_fast.potentials.mlp import MLPPotential
+from vapo_fast.ode.settings import numbers
 
-from .field import clear_inputs
-from .gauge import coefficients_reference
+from .controller import RUNNING
 from .launch import Program, refuse_derivatives, scratch_for
 from .mlp import PackedMlp
-from .shapes import Method, field_arrays, padded, trace_arrays
+from .shapes import FusedMethod, field_arrays, padded, trace_arrays
 from .stepping import (
     ACCEPTED,
-    CLOCKS,
+    CLOCK,
     COUNTS,
-    FIRST_OUTPUT,
     NFE,
     OUTPUT,
-    PHASE,
     PREVIOUS,
     REJECTED,
     REJECTED_LAST,
-    RUNNING,
     SAMPLE,
     SIZE,
+    SLOT,
     STATUS,
     TIME,
+    Samples,
+    accept_state,
+    clock_of,
+    count_of,
     decide,
     evaluate,
-    take_over,
 )
-from .sweeps import NARROW_ARRAYS, adjoint_reference, forward_reference, tangent_reference
-from .tableau import numbers, phases, settings
+from .sweeps import INPUT_ARRAYS, clear_inputs, tape_in
+from .tableau import DIRECTION, FIRST_OUTPUT, T0, numbers_of
+
+_CLOCKS, _COUNTS, _INPUT_ARRAYS = tl.constexpr(len(CLOCK)), tl.constexpr(len(COUNTS)), tl.constexpr(INPUT_ARRAYS)
 
 
 class Solved(NamedTuple):
@@ -63,257 +65,174 @@ class Solved(NamedTuple):
     ys: Tensor | None
 
 
+class Queue(NamedTuple):
+    """Samples that wait: x0 (n, D), rows ``stride`` apart; how many are taken; their probes (n, m, D)."""
+
+    x0: Any
+    stride: Any
+    taken: Any
+    probes: Any
+
+
+class Scratch(NamedTuple):
+    """Memory of the programs: ``memory`` float32, ``step`` numbers for each; clocks and counts of their samples."""
+
+    memory: Any
+    step: Any
+    clocks: Any
+    counts: Any
+
+
 @triton.jit
-def _refill(
-    ended,
-    x0_ptr,
-    x0_stride,
-    n,
-    queue,
-    state,
-    clock,
-    counts,
-    settings_ptr,
-    NET: tl.constexpr,
-    TILE: tl.constexpr,
-    METHOD: tl.constexpr,
-):
+def _samples_in(scratch, tape, probes, TILE: tl.constexpr):
+    """This program's samples."""
+    program = tl.program_id(0).to(tl.int64)
+    state = tape.inputs + _INPUT_ARRAYS * tape.inputs_step
+    clock = scratch.clocks + program * (_CLOCKS * TILE.rows)
+    return Samples(state, clock, scratch.counts + program * (_COUNTS * TILE.rows), probes)
+
+
+@triton.jit
+def _refill(samples, ended, queue, n, settings, NET: tl.constexpr, TILE: tl.constexpr, METHOD: tl.constexpr):
     """New samples from the queue for the lanes whose sample has ended; -1 when there are none left."""
     lane = tl.arange(0, TILE.rows)
     coordinate = tl.arange(0, TILE.block_d)
     wanted = ended.to(tl.int64)
-    first = tl.atomic_add(queue, tl.sum(wanted, axis=0))
+    first = tl.atomic_add(queue.taken, tl.sum(wanted, axis=0))
     sample = first + tl.cumsum(wanted, axis=0) - 1
     sample = tl.where(sample < n, sample, -1)
     for d in tl.range(0, METHOD.columns, TILE.block_d, num_stages=1):
         column = d + coordinate
         there = ended[:, None] & (sample >= 0)[:, None] & (column < NET.dimension)[None, :]
-        x = tl.load(x0_ptr + sample[:, None] * x0_stride + column[None, :], mask=there, other=0.0)
-        place = state + lane[:, None] * METHOD.columns + column[None, :]
+        # [rows, block_d]
+        x = tl.load(queue.x0 + sample[:, None] * queue.stride + column[None, :], mask=there, other=0.0)
+        place = samples.state + lane[:, None] * METHOD.columns + column[None, :]
         tl.store(place, x, mask=ended[:, None] & (column < METHOD.columns)[None, :])
     zeros = tl.zeros((TILE.rows,), tl.int64)
-    start = tl.load(settings_ptr) + tl.zeros((TILE.rows,), tl.float64)
-    tl.store(clock + TIME * TILE.rows + lane, start, mask=ended)
-    tl.store(clock + SIZE * TILE.rows + lane, start * 0.0, mask=ended)
-    tl.store(clock + PREVIOUS * TILE.rows + lane, start * 0.0 + 1.0, mask=ended)
-    tl.store(counts + SAMPLE * TILE.rows + lane, sample, mask=ended)
-    tl.store(counts + PHASE * TILE.rows + lane, zeros, mask=ended)
-    tl.store(counts + REJECTED_LAST * TILE.rows + lane, zeros, mask=ended)
-    tl.store(counts + NFE * TILE.rows + lane, zeros, mask=ended)
-    tl.store(counts + ACCEPTED * TILE.rows + lane, zeros, mask=ended)
-    tl.store(counts + REJECTED * TILE.rows + lane, zeros, mask=ended)
-    tl.store(counts + OUTPUT * TILE.rows + lane, zeros + tl.load(settings_ptr + FIRST_OUTPUT).to(tl.int64), mask=ended)
+    start = tl.load(settings + T0) + tl.zeros((TILE.rows,), tl.float64)
+    tl.store(clock_of(samples, TIME, TILE), start, mask=ended)
+    tl.store(clock_of(samples, SIZE, TILE), start * 0.0, mask=ended)
+    tl.store(clock_of(samples, PREVIOUS, TILE), start * 0.0 + 1.0, mask=ended)
+    tl.store(count_of(samples, SAMPLE, TILE), sample, mask=ended)
+    tl.store(count_of(samples, SLOT, TILE), zeros, mask=ended)
+    tl.store(count_of(samples, REJECTED_LAST, TILE), zeros, mask=ended)
+    tl.store(count_of(samples, NFE, TILE), zeros, mask=ended)
+    tl.store(count_of(samples, ACCEPTED, TILE), zeros, mask=ended)
+    tl.store(count_of(samples, REJECTED, TILE), zeros, mask=ended)
+    tl.store(count_of(samples, OUTPUT, TILE), zeros + tl.load(settings + FIRST_OUTPUT).to(tl.int64), mask=ended)
     tl.debug_barrier()
 
 
 @triton.jit
 def _outputs(
-    times,
-    time_count,
-    ys_ptr,
-    n,
-    state,
-    counts,
-    table,
-    accepted,
-    step,
-    t,
-    end,
-    settings_ptr,
-    NET: tl.constexpr,
-    TILE: tl.constexpr,
-    METHOD: tl.constexpr,
+    samples, step, ys, n, times, time_count, numbers, NET: tl.constexpr, TILE: tl.constexpr, METHOD: tl.constexpr
 ):
     """States at the output times that accepted steps passed, from the method's continuous extension."""
     lane = tl.arange(0, TILE.rows)
     coordinate = tl.arange(0, TILE.block_d)
     array = TILE.rows * METHOD.columns
-    sample = tl.load(counts + SAMPLE * TILE.rows + lane)
-    output = tl.load(counts + OUTPUT * TILE.rows + lane)
-    direction = tl.load(settings_ptr + 3)
-    dense = table + (METHOD.phases * METHOD.stages + METHOD.phases + 2 * METHOD.stages)
+    sample = tl.load(count_of(samples, SAMPLE, TILE))
+    output = tl.load(count_of(samples, OUTPUT, TILE))
+    direction = tl.load(numbers.settings + DIRECTION)
+    dense = numbers.table + METHOD.dense
     time = tl.load(times + output, mask=output < time_count, other=0.0)
-    due = accepted & (output < time_count) & (direction * (time - end) <= 0.0)
+    due = step.accepted & (output < time_count) & (direction * (time - step.end) <= 0.0)
     while tl.max(due.to(tl.int32), axis=0) > 0:
-        theta = (time - t) / step
+        theta = (time - step.t) / step.size
         for d in tl.range(0, NET.dimension, TILE.block_d, num_stages=1):
             column = d + coordinate
             inside = due[:, None] & (column < NET.dimension)[None, :]
-            at = lane[:, None] * METHOD.columns + column[None, :]
-            x = tl.load(state + at, mask=inside, other=0.0)
+            at = lane[:, None] * METHOD.columns + column[None, :]  # [rows, block_d]
+            x = tl.load(samples.state + at, mask=inside, other=0.0)
             increment = tl.zeros((TILE.rows, TILE.block_d), tl.float32)
             for j in tl.static_range(METHOD.stages):
                 weight = tl.zeros((TILE.rows,), tl.float64)
                 for k in tl.static_range(METHOD.degree):
                     weight = (weight + tl.load(dense + (j * METHOD.degree + METHOD.degree - 1 - k))) * theta
-                stage = tl.load(state + (2 + j) * array + at, mask=inside, other=0.0)
+                stage = tl.load(samples.state + (2 + j) * array + at, mask=inside, other=0.0)
                 increment += weight.to(tl.float32)[:, None] * stage
-            between = x + step.to(tl.float32)[:, None] * increment
+            between = x + step.size.to(tl.float32)[:, None] * increment
             # At the end of a step the polynomial is the new state only to rounding.
-            new = tl.load(state + array + at, mask=inside, other=0.0)
-            y = tl.where((time == end)[:, None], new, between)
+            new = tl.load(samples.state + array + at, mask=inside, other=0.0)
+            y = tl.where((time == step.end)[:, None], new, between)
             place = (output * n + sample)[:, None] * NET.dimension + column[None, :]
-            tl.store(ys_ptr + place, y, mask=inside)
+            tl.store(ys + place, y, mask=inside)
         output += due.to(tl.int64)
         time = tl.load(times + output, mask=output < time_count, other=0.0)
-        due = due & (output < time_count) & (direction * (time - end) <= 0.0)
+        due = due & (output < time_count) & (direction * (time - step.end) <= 0.0)
     # Several threads may hold a lane's number: first all have read it, and the stages; then one writes it.
     tl.debug_barrier()
-    tl.store(counts + OUTPUT * TILE.rows + lane, output)
+    tl.store(count_of(samples, OUTPUT, TILE), output)
     tl.debug_barrier()
 
 
 @triton.jit
-def _write(
-    ended,
-    x_ptr,
-    integrals_ptr,
-    t_ptr,
-    status_ptr,
-    nfe_ptr,
-    accepted_ptr,
-    rejected_ptr,
-    state,
-    clock,
-    counts,
-    NET: tl.constexpr,
-    TILE: tl.constexpr,
-    METHOD: tl.constexpr,
-):
+def _write(samples, ended, results, NET: tl.constexpr, TILE: tl.constexpr, METHOD: tl.constexpr):
     """Results of the samples that have ended."""
     lane = tl.arange(0, TILE.rows)
     coordinate = tl.arange(0, TILE.block_d)
-    sample = tl.load(counts + SAMPLE * TILE.rows + lane)
+    sample = tl.load(count_of(samples, SAMPLE, TILE))
     for d in tl.range(0, METHOD.columns, TILE.block_d, num_stages=1):
         column = d + coordinate
         at = lane[:, None] * METHOD.columns + column[None, :]
         mine = ended[:, None] & (column < NET.dimension)[None, :]
-        x = tl.load(state + at, mask=ended[:, None] & (column < NET.dimension + METHOD.traces)[None, :], other=0.0)
-        tl.store(x_ptr + sample[:, None] * NET.dimension + column[None, :], x, mask=mine)
+        inside = ended[:, None] & (column < NET.dimension + METHOD.traces)[None, :]
+        x = tl.load(samples.state + at, mask=inside, other=0.0)  # [rows, block_d]
+        tl.store(results.x + sample[:, None] * NET.dimension + column[None, :], x, mask=mine)
         if METHOD.traces > 0:
             trace = column - NET.dimension
             mine = ended[:, None] & ((trace >= 0) & (trace < METHOD.traces))[None, :]
-            tl.store(integrals_ptr + sample[:, None] * METHOD.traces + trace[None, :], x, mask=mine)
-    tl.store(t_ptr + sample, tl.load(clock + TIME * TILE.rows + lane), mask=ended)
-    tl.store(status_ptr + sample, tl.load(counts + STATUS * TILE.rows + lane), mask=ended)
-    tl.store(nfe_ptr + sample, tl.load(counts + NFE * TILE.rows + lane), mask=ended)
-    tl.store(accepted_ptr + sample, tl.load(counts + ACCEPTED * TILE.rows + lane), mask=ended)
-    tl.store(rejected_ptr + sample, tl.load(counts + REJECTED * TILE.rows + lane), mask=ended)
+            tl.store(results.integrals + sample[:, None] * METHOD.traces + trace[None, :], x, mask=mine)
+    tl.store(results.t + sample, tl.load(clock_of(samples, TIME, TILE)), mask=ended)
+    tl.store(results.status + sample, tl.load(count_of(samples, STATUS, TILE)), mask=ended)
+    tl.store(results.nfe + sample, tl.load(count_of(samples, NFE, TILE)), mask=ended)
+    tl.store(results.accepted + sample, tl.load(count_of(samples, ACCEPTED, TILE)), mask=ended)
+    tl.store(results.rejected + sample, tl.load(count_of(samples, REJECTED, TILE)), mask=ended)
 
 
 @triton.jit(do_not_specialize=["n", "time_count"])
 def _solve(
-    x0_ptr,
-    x0_stride,
+    queue,
     n: tl.int64,
-    x_ptr,
-    integrals_ptr,
-    t_ptr,
-    status_ptr,
-    nfe_ptr,
-    accepted_ptr,
-    rejected_ptr,
+    results,
     times,
     time_count: tl.int64,
-    ys_ptr,
-    probes,
-    queue,
     scratch,
-    scratch_step,
-    clocks,
-    all_counts,
-    packed,
-    sizes,
-    constants,
-    table,
-    settings_ptr,
+    network,
+    numbers,
     NET: tl.constexpr,
     AT: tl.constexpr,
     TILE: tl.constexpr,
     METHOD: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    wide = scratch + program * scratch_step
-    wide_step = TILE.rows * NET.width
-    narrow = wide + AT.count * wide_step
-    narrow_step = TILE.rows * NET.columns
-    state = narrow + 3 * narrow_step
-    clock = clocks + program * (3 * TILE.rows)
-    counts = all_counts + program * (8 * TILE.rows)
-    lane = tl.arange(0, TILE.rows)
-    clear_inputs(narrow, narrow_step, NET, TILE)
-    ended = lane >= 0
-    _refill(ended, x0_ptr, x0_stride, n, queue, state, clock, counts, settings_ptr, NET, TILE, METHOD)
-    active = tl.max(tl.load(counts + SAMPLE * TILE.rows + lane), axis=0) >= 0
+    tape = tape_in(scratch, NET, AT, TILE)
+    samples = _samples_in(scratch, tape, queue.probes, TILE)
+    clear_inputs(tape, NET, TILE)
+    ended = tl.arange(0, TILE.rows) >= 0
+    _refill(samples, ended, queue, n, numbers.settings, NET, TILE, METHOD)
+    active = tl.max(tl.load(count_of(samples, SAMPLE, TILE)), axis=0) >= 0
     while active:
-        evaluate(
-            wide,
-            wide_step,
-            narrow,
-            narrow_step,
-            state,
-            clock,
-            counts,
-            packed,
-            sizes,
-            constants,
-            table,
-            settings_ptr,
-            probes,
-            NET,
-            AT,
-            TILE,
-            METHOD,
-        )
-        accepted, step, t, end = decide(state, clock, counts, table, settings_ptr, NET, TILE, METHOD)
+        evaluate(samples, tape, network, numbers, NET, AT, TILE, METHOD)
+        step = decide(samples, numbers, NET, TILE, METHOD)
         if METHOD.outputs:
-            _outputs(
-                times,
-                time_count,
-                ys_ptr,
-                n,
-                state,
-                counts,
-                table,
-                accepted,
-                step,
-                t,
-                end,
-                settings_ptr,
-                NET,
-                TILE,
-                METHOD,
-            )
-        take_over(state, clock, accepted, end, NET, TILE, METHOD)
-        ended = tl.load(counts + STATUS * TILE.rows + lane) != RUNNING
-        ended = ended & (tl.load(counts + SAMPLE * TILE.rows + lane) >= 0)
+            _outputs(samples, step, results.ys, n, times, time_count, numbers, NET, TILE, METHOD)
+        accept_state(samples, step, NET, TILE, METHOD)
+        ended = tl.load(count_of(samples, STATUS, TILE)) != RUNNING
+        ended = ended & (tl.load(count_of(samples, SAMPLE, TILE)) >= 0)
         if tl.max(ended.to(tl.int32), axis=0) > 0:
-            _write(
-                ended,
-                x_ptr,
-                integrals_ptr,
-                t_ptr,
-                status_ptr,
-                nfe_ptr,
-                accepted_ptr,
-                rejected_ptr,
-                state,
-                clock,
-                counts,
-                NET,
-                TILE,
-                METHOD,
-            )
+            _write(samples, ended, results, NET, TILE, METHOD)
             tl.debug_barrier()
-            _refill(ended, x0_ptr, x0_stride, n, queue, state, clock, counts, settings_ptr, NET, TILE, METHOD)
-        active = tl.max(tl.load(counts + SAMPLE * TILE.rows + lane), axis=0) >= 0
+            _refill(samples, ended, queue, n, numbers.settings, NET, TILE, METHOD)
+        active = tl.max(tl.load(count_of(samples, SAMPLE, TILE)), axis=0) >= 0
         tl.debug_barrier()
 
 
-def method_for(options: SolveOptions, dimension: int, block_d: int, trace: str = "none", traces: int = 0) -> Method:
+def method_for(
+    options: SolveOptions, dimension: int, block_d: int, trace: str = "none", traces: int = 0
+) -> FusedMethod:
     """What of a solve is compiled in."""
     tableau = options.tableau
-    return Method(
+    return FusedMethod(
         stages=tableau.stages,
         adaptive=tableau.adaptive,
         degree=len(tableau.dense[0]),
@@ -364,69 +283,19 @@ def solve(
     result = Solved(x, integrals, t, status, nfe, accepted, rejected, ys)
     if n == 0:
         return result
-    step = tile.rows * (arrays.count * net.width + NARROW_ARRAYS * net.columns + method.arrays * method.columns)
+    step = tile.rows * (arrays.count * net.width + INPUT_ARRAYS * net.columns + method.arrays * method.columns)
     programs = program.programs(n, step, device)
-    program.launch(
-        _solve,
-        programs,
-        x0,
-        x0.stride(0),
-        n,
-        x,
-        integrals,
-        t,
-        status,
-        nfe,
-        accepted,
-        rejected,
-        numbers(list(times) or [t0], device),
-        len(times),
-        x if ys is None else ys,
-        x if probes is None else probes,
-        torch.zeros(1, dtype=torch.int64, device=device),
+    taken = torch.zeros(1, dtype=torch.int64, device=device)
+    scratch = Scratch(
         scratch_for(programs, step, device),
         step,
-        torch.empty(programs * CLOCKS * tile.rows, dtype=torch.float64, device=device),
-        torch.empty(programs * COUNTS * tile.rows, dtype=torch.int64, device=device),
-        mlp.packed,
-        mlp.sizes,
-        mlp.constants,
-        numbers(phases(options.tableau), device),
-        numbers(settings(options, t0, t1), device),
-        NET=net,
-        AT=arrays,
-        TILE=tile,
-        METHOD=method,
+        torch.empty(programs * len(CLOCK) * tile.rows, dtype=torch.float64, device=device),
+        torch.empty(programs * len(COUNTS) * tile.rows, dtype=torch.int64, device=device),
     )
+    # Of what there is none, another array's address: a kernel that is compiled without it reads none.
+    queue = Queue(x0, x0.stride(0), taken, x0 if probes is None else probes)
+    written = result if ys is not None else result._replace(ys=x)
+    waypoints = numbers(list(times) or [t0], device)
+    arguments = (queue, n, written, waypoints, len(times), scratch, mlp.network, numbers_of(options, t0, t1, device))
+    program.launch(_solve, programs, device, *arguments, NET=net, AT=arrays, METHOD=method)
     return result
-
-
-def solve_reference(
-    potential: MLPPotential,
-    x0: Tensor,
-    t0: float,
-    t1: float,
-    options: SolveOptions,
-    probes: Tensor | None = None,
-) -> Solved:
-    """The naive twin of `solve`, in x0's dtype: the library's solver on x with an integral for each probe beside it.
-
-    With the axes as probes the integrals add up to the trace, whose kernel integrates the sum alone.
-    """
-    n, dimension = x0.shape
-    probes = x0.new_zeros(n, 0, dimension) if probes is None else probes
-
-    def slope(y: Tensor, t: Tensor, v: Tensor) -> Tensor:
-        x = y[:, :dimension]
-        a, c, r, position = (part.to(x.dtype)[:, None] for part in coefficients_reference(potential, t))
-        swept = forward_reference(potential, r * x, position[:, 0])
-        back = adjoint_reference(potential, swept)
-        moved = [tangent_reference(potential, swept, back, r * v[:, i]).curvature for i in range(v.shape[1])]
-        traces = [a[:, 0] * v[:, i].square().sum(1) + c[:, 0] * found for i, found in enumerate(moved)]
-        return torch.cat([a * x + c * r * back.gradient, *(trace[:, None] for trace in traces)], dim=1)
-
-    start = torch.cat([x0, x0.new_zeros(n, probes.shape[1])], dim=1)
-    found = integrate(slope, start, t0, t1, options, (probes,))
-    ys = None if found.ys is None else found.ys[..., :dimension]
-    x, integrals = found.x[:, :dimension], found.x[:, dimension:]
-    return Solved(x, integrals, found.t, found.status, found.nfe, found.accepted, found.rejected, ys)

@@ -7,15 +7,14 @@ networks, and for larger ones a part of them (docs/notes/performance.md has the 
 the adjoint's factor) is done on the block while it is in registers. Between two products lies a barrier, because each
 reads what other threads wrote.
 
-``wide`` points at the tile's first row of array 0 of the network's width, and ``wide_step`` is the distance to the next
-array; ``narrow`` and ``narrow_step`` are the same for arrays of the input's width. Which array holds what is said by
-`shapes.Arrays`, and for the narrow ones here: inputs (z, cosines, sines), their tangents, derivatives by them.
+A sweep gets the tile's arrays (`Tape`) and the potential (`mlp.Network`): ``packed`` holds the weights in the layout of
+`shapes.Net`, ``sizes`` each layer's width rounded up to whole blocks.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -29,14 +28,34 @@ from .activation import activate, activate_reference
 INPUTS = tl.constexpr(0)
 TANGENT = tl.constexpr(1)
 GRADIENT = tl.constexpr(2)
-NARROW_ARRAYS = 3
+INPUT_ARRAYS = 3
 
 _TWO_PI = tl.constexpr(2.0 * math.pi)
 
 
+class Tape(NamedTuple):
+    """Where a tile's arrays lie. Pointers to its first row in the first array of either width, and what lies between
+    two arrays: those of the hidden layers' width are told apart by `shapes.Arrays`, those of the first layer's inputs
+    by the constants above (z, cosines, sines; their tangents; derivatives by them).
+    """
+
+    hidden: Any
+    hidden_step: Any
+    inputs: Any
+    inputs_step: Any
+
+
 @triton.jit
-def _array(wide, wide_step, ROLE: tl.constexpr, layer):
-    return wide + (ROLE.first + (layer % ROLE.count) * ROLE.step) * wide_step
+def tape_in(scratch, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
+    """The arrays of this program's tile in its scratch memory (`launch.Scratch`), [rows][width or columns] each."""
+    hidden = scratch.memory + tl.program_id(0).to(tl.int64) * scratch.step
+    hidden_step = TILE.rows * NET.width
+    return Tape(hidden, hidden_step, hidden + AT.count * hidden_step, TILE.rows * NET.columns)
+
+
+@triton.jit
+def _array(tape, ROLE: tl.constexpr, layer):
+    return tape.hidden + (ROLE.first + (layer % ROLE.count) * ROLE.step) * tape.hidden_step
 
 
 @triton.jit
@@ -46,18 +65,18 @@ def _block(array, column, STRIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.
 
 
 @triton.jit
+def _hidden_block(tape, ROLE: tl.constexpr, layer, n, NET: tl.constexpr, TILE: tl.constexpr):
+    """Pointers [rows, block_n] to a layer's block, from column n on, in the arrays of a role."""
+    return _block(_array(tape, ROLE, layer), n, NET.width, TILE.rows, TILE.block_n)
+
+
+@triton.jit
 def _product(
-    source,
-    weights,
-    terms,
-    SOURCE_STRIDE: tl.constexpr,
-    WEIGHT_STRIDE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TILE: tl.constexpr,
+    source, weights, terms, STRIDE: tl.constexpr, WEIGHT_STRIDE: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr
 ):
     """``sum over k < terms of source[b, k] weights[n, k]``, [rows, COLUMNS], for the first COLUMNS n."""
     k = tl.arange(0, TILE.block_k)
-    left = source + tl.arange(0, TILE.rows)[:, None] * SOURCE_STRIDE + k[None, :]  # [rows, block_k]
+    left = source + tl.arange(0, TILE.rows)[:, None] * STRIDE + k[None, :]  # [rows, block_k]
     right = weights + tl.arange(0, COLUMNS)[None, :] * WEIGHT_STRIDE + k[:, None]  # [block_k, COLUMNS]
     total = tl.zeros((TILE.rows, COLUMNS), tl.float32)
     for _ in tl.range(0, terms, TILE.block_k, num_stages=TILE.stages):
@@ -73,21 +92,40 @@ def _product(
 
 
 @triton.jit
-def _features(packed, narrow, narrow_step, position, NET: tl.constexpr, TILE: tl.constexpr):
+def _first_product(tape, ARRAY: tl.constexpr, network, n, NET: tl.constexpr, TILE: tl.constexpr):
+    """The first layer's product with an array of the inputs, [rows, block_n]."""
+    source = tape.inputs + ARRAY * tape.inputs_step
+    weights = network.packed + NET.parts.first_forward + n * NET.columns
+    return _product(source, weights, NET.columns, NET.columns, NET.columns, TILE.block_n, TILE)
+
+
+@triton.jit
+def _hidden_product(tape, ROLE: tl.constexpr, layer, weights, n, terms, NET: tl.constexpr, TILE: tl.constexpr):
+    """The product of a layer's array with the rows of hidden weights from n on, [rows, block_n]."""
+    source = _array(tape, ROLE, layer)
+    return _product(source, weights + n * NET.width, terms, NET.width, NET.width, TILE.block_n, TILE)
+
+
+@triton.jit
+def clear_inputs(tape, NET: tl.constexpr, TILE: tl.constexpr):
+    """Zeros in the columns that pad z, where the scratch memory may hold anything. Ends with a barrier."""
+    rows, columns = tl.arange(0, TILE.rows), tl.arange(0, TILE.block_k)
+    for n in tl.range(0, NET.inputs, TILE.block_k):
+        place = tape.inputs + rows[:, None] * NET.columns + (n + columns)[None, :]
+        tl.store(place + INPUTS * tape.inputs_step, tl.zeros((TILE.rows, TILE.block_k), tl.float32))
+        tl.store(place + TANGENT * tape.inputs_step, tl.zeros((TILE.rows, TILE.block_k), tl.float32))
+    tl.debug_barrier()
+
+
+@triton.jit
+def _features(tape, network, position, NET: tl.constexpr, TILE: tl.constexpr):
     """Cosines and sines of the input's products with the frequencies, which are in turns."""
-    inputs = narrow + INPUTS * narrow_step
+    inputs = tape.inputs + INPUTS * tape.inputs_step
     for n in tl.range(0, NET.features, TILE.block_k):
-        turns = _product(
-            inputs,
-            packed + NET.frequencies + n * NET.inputs,
-            NET.inputs,
-            NET.columns,
-            NET.inputs,
-            TILE.block_k,
-            TILE,
-        )
+        frequencies = network.packed + NET.parts.frequencies + n * NET.inputs
+        turns = _product(inputs, frequencies, NET.inputs, NET.columns, NET.inputs, TILE.block_k, TILE)
         if NET.time_dependent:
-            column = tl.load(packed + NET.frequencies_time + n + tl.arange(0, TILE.block_k))
+            column = tl.load(network.packed + NET.parts.frequencies_time + n + tl.arange(0, TILE.block_k))
             turns += position[:, None] * column[None, :]
         angle = (turns - tl.floor(turns + 0.5)) * _TWO_PI
         cosine = _block(inputs, NET.inputs + n, NET.columns, TILE.rows, TILE.block_k)
@@ -97,170 +135,110 @@ def _features(packed, narrow, narrow_step, position, NET: tl.constexpr, TILE: tl
 
 
 @triton.jit
-def _activate_block(z, wide, wide_step, layer, n, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
+def _activate_block(z, tape, layer, n, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
     h, d, c = activate(z, NET.activation, AT.c.step > 0)
-    tl.store(_block(_array(wide, wide_step, AT.h, layer), n, NET.width, TILE.rows, TILE.block_n), h)
-    tl.store(_block(_array(wide, wide_step, AT.d, layer), n, NET.width, TILE.rows, TILE.block_n), d)
+    tl.store(_hidden_block(tape, AT.h, layer, n, NET, TILE), h)
+    tl.store(_hidden_block(tape, AT.d, layer, n, NET, TILE), d)
     if AT.c.step > 0:
-        tl.store(_block(_array(wide, wide_step, AT.c, layer), n, NET.width, TILE.rows, TILE.block_n), c)
+        tl.store(_hidden_block(tape, AT.c, layer, n, NET, TILE), c)
 
 
 @triton.jit
-def forward(
-    wide,
-    wide_step,
-    narrow,
-    narrow_step,
-    packed,
-    sizes,
-    position,
-    NET: tl.constexpr,
-    AT: tl.constexpr,
-    TILE: tl.constexpr,
-):
+def forward(tape, network, position, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
     """Activations and their derivatives in every layer, from z in the inputs and the noise position [rows].
 
-    ``sizes`` holds each layer's width, rounded up to whole blocks. Ends with a barrier.
+    Ends with a barrier.
     """
     if NET.features > 0:
-        _features(packed, narrow, narrow_step, position, NET, TILE)
+        _features(tape, network, position, NET, TILE)
     columns = tl.arange(0, TILE.block_n)
-    for n in tl.range(0, tl.load(sizes), TILE.block_n):
-        z = _product(
-            narrow + INPUTS * narrow_step,
-            packed + NET.first_forward + n * NET.columns,
-            NET.columns,
-            NET.columns,
-            NET.columns,
-            TILE.block_n,
-            TILE,
-        )
-        z += tl.load(packed + NET.bias + n + columns)[None, :]
+    for n in tl.range(0, tl.load(network.sizes), TILE.block_n):
+        z = _first_product(tape, INPUTS, network, n, NET, TILE)
+        z += tl.load(network.packed + NET.parts.bias + n + columns)[None, :]
         if NET.time_dependent:
-            z += position[:, None] * tl.load(packed + NET.time + n + columns)[None, :]
-        _activate_block(z, wide, wide_step, 0, n, NET, AT, TILE)
+            z += position[:, None] * tl.load(network.packed + NET.parts.time + n + columns)[None, :]
+        _activate_block(z, tape, 0, n, NET, AT, TILE)
     tl.debug_barrier()
     for layer in tl.range(1, NET.layers):
-        weights = packed + NET.hidden_forward + (layer - 1) * (NET.width * NET.width)
-        terms = tl.load(sizes + layer - 1)
-        for n in tl.range(0, tl.load(sizes + layer), TILE.block_n):
-            z = _product(
-                _array(wide, wide_step, AT.h, layer - 1),
-                weights + n * NET.width,
-                terms,
-                NET.width,
-                NET.width,
-                TILE.block_n,
-                TILE,
-            )
-            z += tl.load(packed + NET.bias + layer * NET.width + n + columns)[None, :]
-            _activate_block(z, wide, wide_step, layer, n, NET, AT, TILE)
+        weights = network.packed + NET.parts.hidden_forward + (layer - 1) * (NET.width * NET.width)
+        terms = tl.load(network.sizes + layer - 1)
+        for n in tl.range(0, tl.load(network.sizes + layer), TILE.block_n):
+            z = _hidden_product(tape, AT.h, layer - 1, weights, n, terms, NET, TILE)
+            z += tl.load(network.packed + NET.parts.bias + layer * NET.width + n + columns)[None, :]
+            _activate_block(z, tape, layer, n, NET, AT, TILE)
         tl.debug_barrier()
 
 
 @triton.jit
-def adjoint(
-    wide, wide_step, narrow, narrow_step, packed, sizes, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr
-):
+def adjoint(tape, network, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
     """The network's value [rows], and its derivatives by the inputs in their array. Ends with a barrier.
 
     Where there are second derivatives of the activations, they are multiplied by the derivative by the activation.
     """
     columns = tl.arange(0, TILE.block_n)
     value = tl.zeros((TILE.rows,), tl.float32)
-    for n in tl.range(0, tl.load(sizes + NET.layers - 1), TILE.block_n):
-        w = tl.load(packed + NET.output + n + columns)[None, :]
-        h = tl.load(_block(_array(wide, wide_step, AT.h, NET.layers - 1), n, NET.width, TILE.rows, TILE.block_n))
+    for n in tl.range(0, tl.load(network.sizes + NET.layers - 1), TILE.block_n):
+        w = tl.load(network.packed + NET.parts.output + n + columns)[None, :]
+        h = tl.load(_hidden_block(tape, AT.h, NET.layers - 1, n, NET, TILE))
         value += tl.sum(h * w, axis=1)
-        _adjoint_block(w + tl.zeros_like(h), wide, wide_step, NET.layers - 1, n, NET, AT, TILE)
+        _adjoint_block(w + tl.zeros_like(h), tape, NET.layers - 1, n, NET, AT, TILE)
     tl.debug_barrier()
     for i in tl.range(1, NET.layers):
         layer = NET.layers - i
-        weights = packed + NET.hidden_backward + (layer - 1) * (NET.width * NET.width)
-        terms = tl.load(sizes + layer)
-        for n in tl.range(0, tl.load(sizes + layer - 1), TILE.block_n):
-            g = _product(
-                _array(wide, wide_step, AT.a, layer),
-                weights + n * NET.width,
-                terms,
-                NET.width,
-                NET.width,
-                TILE.block_n,
-                TILE,
-            )
-            _adjoint_block(g, wide, wide_step, layer - 1, n, NET, AT, TILE)
+        weights = network.packed + NET.parts.hidden_backward + (layer - 1) * (NET.width * NET.width)
+        terms = tl.load(network.sizes + layer)
+        for n in tl.range(0, tl.load(network.sizes + layer - 1), TILE.block_n):
+            g = _hidden_product(tape, AT.a, layer, weights, n, terms, NET, TILE)
+            _adjoint_block(g, tape, layer - 1, n, NET, AT, TILE)
         tl.debug_barrier()
-    gradient = narrow + GRADIENT * narrow_step
-    terms = tl.load(sizes)
+    gradient = tape.inputs + GRADIENT * tape.inputs_step
+    terms = tl.load(network.sizes)
     for n in tl.range(0, NET.columns, TILE.block_k):
-        g = _product(
-            _array(wide, wide_step, AT.a, 0),
-            packed + NET.first_backward + n * NET.width,
-            terms,
-            NET.width,
-            NET.width,
-            TILE.block_k,
-            TILE,
-        )
+        source = _array(tape, AT.a, 0)
+        weights = network.packed + NET.parts.first_backward + n * NET.width
+        g = _product(source, weights, terms, NET.width, NET.width, TILE.block_k, TILE)
         tl.store(_block(gradient, n, NET.columns, TILE.rows, TILE.block_k), g)
     tl.debug_barrier()
     if NET.features > 0:
-        _features_adjoint(packed, narrow, narrow_step, NET, TILE)
+        _features_adjoint(tape, network, NET, TILE)
     return value
 
 
 @triton.jit
-def _adjoint_block(g, wide, wide_step, layer, n, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
+def _adjoint_block(g, tape, layer, n, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
     """Takes in the derivative g by a block of a layer's activations."""
-    d = tl.load(_block(_array(wide, wide_step, AT.d, layer), n, NET.width, TILE.rows, TILE.block_n))
-    tl.store(_block(_array(wide, wide_step, AT.a, layer), n, NET.width, TILE.rows, TILE.block_n), g * d)
+    d = tl.load(_hidden_block(tape, AT.d, layer, n, NET, TILE))
+    tl.store(_hidden_block(tape, AT.a, layer, n, NET, TILE), g * d)
     if AT.c.step > 0:
-        place = _block(_array(wide, wide_step, AT.c, layer), n, NET.width, TILE.rows, TILE.block_n)
+        place = _hidden_block(tape, AT.c, layer, n, NET, TILE)
         tl.store(place, tl.load(place) * g)
 
 
 @triton.jit
-def _features_adjoint(packed, narrow, narrow_step, NET: tl.constexpr, TILE: tl.constexpr):
+def _features_adjoint(tape, network, NET: tl.constexpr, TILE: tl.constexpr):
     """Adds to the derivatives by z what comes through the features. The derivatives by the features stay."""
-    inputs = narrow + INPUTS * narrow_step
-    gradient = narrow + GRADIENT * narrow_step
-    turning = narrow + TANGENT * narrow_step  # free until the tangents
+    inputs = tape.inputs + INPUTS * tape.inputs_step
+    gradient = tape.inputs + GRADIENT * tape.inputs_step
+    by_angle = tape.inputs + TANGENT * tape.inputs_step  # free until the tangents
     for n in tl.range(0, NET.features, TILE.block_k):
         at = NET.inputs + n
         cosine = _block(inputs, at, NET.columns, TILE.rows, TILE.block_k)
         by_cosine = _block(gradient, at, NET.columns, TILE.rows, TILE.block_k)
         turn = tl.load(cosine) * tl.load(by_cosine + NET.features)
         turn -= tl.load(cosine + NET.features) * tl.load(by_cosine)
-        tl.store(_block(turning, at, NET.columns, TILE.rows, TILE.block_k), turn * _TWO_PI)
+        tl.store(_block(by_angle, at, NET.columns, TILE.rows, TILE.block_k), turn * _TWO_PI)
     tl.debug_barrier()
     for n in tl.range(0, NET.inputs, TILE.block_k):
-        g = _product(
-            turning + NET.inputs,
-            packed + NET.frequencies_transposed + n * NET.features,
-            NET.features,
-            NET.columns,
-            NET.features,
-            TILE.block_k,
-            TILE,
-        )
+        source = by_angle + NET.inputs
+        frequencies = network.packed + NET.parts.frequencies_transposed + n * NET.features
+        g = _product(source, frequencies, NET.features, NET.columns, NET.features, TILE.block_k, TILE)
         place = _block(gradient, n, NET.columns, TILE.rows, TILE.block_k)
         tl.store(place, tl.load(place) + g)
     tl.debug_barrier()
 
 
 @triton.jit
-def tangent(
-    wide,
-    wide_step,
-    narrow,
-    narrow_step,
-    packed,
-    sizes,
-    NET: tl.constexpr,
-    AT: tl.constexpr,
-    TILE: tl.constexpr,
-    KEEP: tl.constexpr,
-):
+def tangent(tape, network, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr, KEEP: tl.constexpr):
     """The network's second derivative [rows] along a direction of z, which stands in the tangents' array.
 
     With ``y'`` the tangent of a layer's pre-activations it is the sum of ``c y'^2`` over all units, c being the second
@@ -269,114 +247,82 @@ def tangent(
     """
     curvature = tl.zeros((TILE.rows,), tl.float32)
     if NET.features > 0:
-        curvature += _features_tangent(packed, narrow, narrow_step, NET, TILE)
-    for n in tl.range(0, tl.load(sizes), TILE.block_n):
-        y = _product(
-            narrow + TANGENT * narrow_step,
-            packed + NET.first_forward + n * NET.columns,
-            NET.columns,
-            NET.columns,
-            NET.columns,
-            TILE.block_n,
-            TILE,
-        )
-        curvature += _tangent_block(y, wide, wide_step, 0, n, NET, AT, TILE, KEEP)
+        curvature += _features_tangent(tape, network, NET, TILE)
+    for n in tl.range(0, tl.load(network.sizes), TILE.block_n):
+        y = _first_product(tape, TANGENT, network, n, NET, TILE)
+        curvature += _tangent_block(y, tape, 0, n, NET, AT, TILE, KEEP)
     tl.debug_barrier()
     for layer in tl.range(1, NET.layers):
-        weights = packed + NET.hidden_forward + (layer - 1) * (NET.width * NET.width)
-        terms = tl.load(sizes + layer - 1)
-        for n in tl.range(0, tl.load(sizes + layer), TILE.block_n):
-            y = _product(
-                _array(wide, wide_step, AT.t, layer - 1),
-                weights + n * NET.width,
-                terms,
-                NET.width,
-                NET.width,
-                TILE.block_n,
-                TILE,
-            )
-            curvature += _tangent_block(y, wide, wide_step, layer, n, NET, AT, TILE, KEEP)
+        weights = network.packed + NET.parts.hidden_forward + (layer - 1) * (NET.width * NET.width)
+        terms = tl.load(network.sizes + layer - 1)
+        for n in tl.range(0, tl.load(network.sizes + layer), TILE.block_n):
+            y = _hidden_product(tape, AT.t, layer - 1, weights, n, terms, NET, TILE)
+            curvature += _tangent_block(y, tape, layer, n, NET, AT, TILE, KEEP)
         tl.debug_barrier()
     return curvature
 
 
 @triton.jit
-def _tangent_block(
-    y, wide, wide_step, layer, n, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr, KEEP: tl.constexpr
-):
-    place = _block(_array(wide, wide_step, AT.c, layer), n, NET.width, TILE.rows, TILE.block_n)
-    bent = tl.load(place) * y
+def _tangent_block(y, tape, layer, n, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr, KEEP: tl.constexpr):
+    place = _hidden_block(tape, AT.c, layer, n, NET, TILE)
+    curvature_terms = tl.load(place) * y
     if KEEP:
-        tl.store(place, bent)
-    d = tl.load(_block(_array(wide, wide_step, AT.d, layer), n, NET.width, TILE.rows, TILE.block_n))
-    tl.store(_block(_array(wide, wide_step, AT.t, layer), n, NET.width, TILE.rows, TILE.block_n), d * y)
-    return tl.sum(bent * y, axis=1)
+        tl.store(place, curvature_terms)
+    d = tl.load(_hidden_block(tape, AT.d, layer, n, NET, TILE))
+    tl.store(_hidden_block(tape, AT.t, layer, n, NET, TILE), d * y)
+    return tl.sum(curvature_terms * y, axis=1)
 
 
 @triton.jit
-def _features_tangent(packed, narrow, narrow_step, NET: tl.constexpr, TILE: tl.constexpr):
-    inputs = narrow + INPUTS * narrow_step
-    gradient = narrow + GRADIENT * narrow_step
-    tangents = narrow + TANGENT * narrow_step
+def _features_tangent(tape, network, NET: tl.constexpr, TILE: tl.constexpr):
+    inputs = tape.inputs + INPUTS * tape.inputs_step
+    gradient = tape.inputs + GRADIENT * tape.inputs_step
+    tangents = tape.inputs + TANGENT * tape.inputs_step
     curvature = tl.zeros((TILE.rows,), tl.float32)
     for n in tl.range(0, NET.features, TILE.block_k):
-        turning = _TWO_PI * _product(
-            tangents,
-            packed + NET.frequencies + n * NET.inputs,
-            NET.inputs,
-            NET.columns,
-            NET.inputs,
-            TILE.block_k,
-            TILE,
-        )
+        frequencies = network.packed + NET.parts.frequencies + n * NET.inputs
+        turns_dot = _product(tangents, frequencies, NET.inputs, NET.columns, NET.inputs, TILE.block_k, TILE)
+        angle_dot = _TWO_PI * turns_dot
         at = NET.inputs + n
         cosine = _block(inputs, at, NET.columns, TILE.rows, TILE.block_k)
         by_cosine = _block(gradient, at, NET.columns, TILE.rows, TILE.block_k)
         c, s = tl.load(cosine), tl.load(cosine + NET.features)
-        bent = tl.load(by_cosine) * c + tl.load(by_cosine + NET.features) * s
-        curvature -= tl.sum(bent * turning * turning, axis=1)
+        curvature_terms = tl.load(by_cosine) * c + tl.load(by_cosine + NET.features) * s
+        curvature -= tl.sum(curvature_terms * angle_dot * angle_dot, axis=1)
         place = _block(tangents, at, NET.columns, TILE.rows, TILE.block_k)
-        tl.store(place, -s * turning)
-        tl.store(place + NET.features, c * turning)
+        tl.store(place, -s * angle_dot)
+        tl.store(place + NET.features, c * angle_dot)
     tl.debug_barrier()
     return curvature
 
 
 @triton.jit
-def second_adjoint(wide, wide_step, packed, sizes, share, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
+def second_adjoint(tape, network, share, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
     """Derivatives by the pre-activations of ``(tangent of the value) + share * value``, after `tangent` with KEEP.
 
     They are ``b = d q + c y'``, q being the derivative by the activations; at the top q is ``share`` [rows] times the
     output's weights. Ends with a barrier.
     """
     columns = tl.arange(0, TILE.block_n)
-    for n in tl.range(0, tl.load(sizes + NET.layers - 1), TILE.block_n):
-        w = tl.load(packed + NET.output + n + columns)
-        _second_adjoint_block(share[:, None] * w[None, :], wide, wide_step, NET.layers - 1, n, NET, AT, TILE)
+    for n in tl.range(0, tl.load(network.sizes + NET.layers - 1), TILE.block_n):
+        w = tl.load(network.packed + NET.parts.output + n + columns)
+        _second_adjoint_block(share[:, None] * w[None, :], tape, NET.layers - 1, n, NET, AT, TILE)
     tl.debug_barrier()
     for i in tl.range(1, NET.layers):
         layer = NET.layers - i
-        weights = packed + NET.hidden_backward + (layer - 1) * (NET.width * NET.width)
-        terms = tl.load(sizes + layer)
-        for n in tl.range(0, tl.load(sizes + layer - 1), TILE.block_n):
-            q = _product(
-                _array(wide, wide_step, AT.b, layer),
-                weights + n * NET.width,
-                terms,
-                NET.width,
-                NET.width,
-                TILE.block_n,
-                TILE,
-            )
-            _second_adjoint_block(q, wide, wide_step, layer - 1, n, NET, AT, TILE)
+        weights = network.packed + NET.parts.hidden_backward + (layer - 1) * (NET.width * NET.width)
+        terms = tl.load(network.sizes + layer)
+        for n in tl.range(0, tl.load(network.sizes + layer - 1), TILE.block_n):
+            q = _hidden_product(tape, AT.b, layer, weights, n, terms, NET, TILE)
+            _second_adjoint_block(q, tape, layer - 1, n, NET, AT, TILE)
         tl.debug_barrier()
 
 
 @triton.jit
-def _second_adjoint_block(q, wide, wide_step, layer, n, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
-    d = tl.load(_block(_array(wide, wide_step, AT.d, layer), n, NET.width, TILE.rows, TILE.block_n))
-    c = tl.load(_block(_array(wide, wide_step, AT.c, layer), n, NET.width, TILE.rows, TILE.block_n))
-    tl.store(_block(_array(wide, wide_step, AT.b, layer), n, NET.width, TILE.rows, TILE.block_n), d * q + c)
+def _second_adjoint_block(q, tape, layer, n, NET: tl.constexpr, AT: tl.constexpr, TILE: tl.constexpr):
+    d = tl.load(_hidden_block(tape, AT.d, layer, n, NET, TILE))
+    c = tl.load(_hidden_block(tape, AT.c, layer, n, NET, TILE))
+    tl.store(_hidden_block(tape, AT.b, layer, n, NET, TILE), d * q + c)
 
 
 # The naive twins: whole batches, plain products, every array kept; in the dtype of what they are given. -------------
@@ -410,7 +356,7 @@ class Tangent(NamedTuple):
     curvature: Tensor
     inputs: Tensor
     h: list[Tensor]
-    bent: list[Tensor]
+    curvature_terms: list[Tensor]
 
 
 def _weights(potential: MLPPotential, dtype: torch.dtype) -> list[Tensor]:
@@ -432,58 +378,62 @@ def forward_reference(potential: MLPPotential, z: Tensor, position: Tensor) -> F
     """The naive twin of `forward`: z (n, D) and noise positions (n,)."""
     y = torch.cat([z, position[:, None]], dim=1) if potential.time_dependent else z
     angle = 2.0 * math.pi * y @ _frequencies(potential, z.dtype).T
-    swept = Forward(torch.cat([y, torch.cos(angle), torch.sin(angle)], dim=1), [], [], [])
-    below = swept.inputs
+    forward = Forward(torch.cat([y, torch.cos(angle), torch.sin(angle)], dim=1), [], [], [])
+    below = forward.inputs
     for layer, weight in zip(potential.hidden, _weights(potential, z.dtype), strict=False):
         h, d, c = activate_reference(below @ weight.T + layer.bias.to(z.dtype), potential.activation)  # type: ignore[operator]
-        for kept, new in zip(swept[1:], (h, d, c), strict=True):
+        for kept, new in zip(forward[1:], (h, d, c), strict=True):
             kept.append(new)
         below = h
-    return swept
+    return forward
 
 
 @torch.no_grad()
-def adjoint_reference(potential: MLPPotential, swept: Forward) -> Adjoint:
+def adjoint_reference(potential: MLPPotential, forward: Forward) -> Adjoint:
     """The naive twin of `adjoint`."""
-    *weights, output = _weights(potential, swept.inputs.dtype)
-    g = output.expand_as(swept.h[-1])
+    *weights, output = _weights(potential, forward.inputs.dtype)
+    g = output.expand_as(forward.h[-1])
     a, curved = list[Tensor](), list[Tensor]()
     for layer in reversed(range(len(weights))):
-        a.insert(0, swept.d[layer] * g)
-        curved.insert(0, swept.c[layer] * g)
+        a.insert(0, forward.d[layer] * g)
+        curved.insert(0, forward.c[layer] * g)
         g = a[0] @ weights[layer]
     dimension = math.prod(potential.event_shape)
-    (by_cosine, by_sine), (cosine, sine) = (_feature_parts(potential, part) for part in (g, swept.inputs))
+    (by_cosine, by_sine), (cosine, sine) = (_feature_parts(potential, part) for part in (g, forward.inputs))
     turn = 2.0 * math.pi * (cosine * by_sine - sine * by_cosine)
     gradient = g[:, :dimension] + turn @ _frequencies(potential, g.dtype)[:, :dimension]
-    return Adjoint((swept.h[-1] @ output.T)[:, 0], a, curved, g, gradient)
+    return Adjoint((forward.h[-1] @ output.T)[:, 0], a, curved, g, gradient)
 
 
 @torch.no_grad()
-def tangent_reference(potential: MLPPotential, swept: Forward, back: Adjoint, direction: Tensor) -> Tangent:
+def tangent_reference(potential: MLPPotential, forward: Forward, adjoint: Adjoint, direction: Tensor) -> Tangent:
     """The naive twin of `tangent`, along directions (n, D) of z."""
     dimension = direction.shape[1]
-    turning = 2.0 * math.pi * direction @ _frequencies(potential, direction.dtype)[:, :dimension].T
-    (by_cosine, by_sine), (cosine, sine) = (_feature_parts(potential, part) for part in (back.by_inputs, swept.inputs))
-    curvature = -((by_cosine * cosine + by_sine * sine) * turning.square()).sum(1)
+    angle_dot = 2.0 * math.pi * direction @ _frequencies(potential, direction.dtype)[:, :dimension].T
+    (by_cosine, by_sine), (cosine, sine) = (
+        _feature_parts(potential, part) for part in (adjoint.by_inputs, forward.inputs)
+    )
+    curvature = -((by_cosine * cosine + by_sine * sine) * angle_dot.square()).sum(1)
     still = direction.new_zeros(len(direction), int(potential.time_dependent))
-    moved = Tangent(curvature, torch.cat([direction, still, -sine * turning, cosine * turning], dim=1), [], [])
-    below = moved.inputs
+    tangent = Tangent(curvature, torch.cat([direction, still, -sine * angle_dot, cosine * angle_dot], dim=1), [], [])
+    below = tangent.inputs
     for layer, weight in enumerate(_weights(potential, direction.dtype)[:-1]):
         y = below @ weight.T
-        moved.bent.append(back.curved[layer] * y)
-        curvature = curvature + (moved.bent[-1] * y).sum(1)
-        below = swept.d[layer] * y
-        moved.h.append(below)
-    return moved._replace(curvature=curvature)
+        tangent.curvature_terms.append(adjoint.curved[layer] * y)
+        curvature = curvature + (tangent.curvature_terms[-1] * y).sum(1)
+        below = forward.d[layer] * y
+        tangent.h.append(below)
+    return tangent._replace(curvature=curvature)
 
 
 @torch.no_grad()
-def second_adjoint_reference(potential: MLPPotential, swept: Forward, moved: Tangent, share: Tensor) -> list[Tensor]:
+def second_adjoint_reference(
+    potential: MLPPotential, forward: Forward, tangent: Tangent, share: Tensor
+) -> list[Tensor]:
     """The naive twin of `second_adjoint`, for shares (n,) of the value: b of each layer."""
     *weights, output = _weights(potential, share.dtype)
     q, b = share[:, None] * output, list[Tensor]()
     for layer in reversed(range(len(weights))):
-        b.insert(0, swept.d[layer] * q + moved.bent[layer])
+        b.insert(0, forward.d[layer] * q + tangent.curvature_terms[layer])
         q = b[0] @ weights[layer]
     return b

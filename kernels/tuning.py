@@ -1,4 +1,4 @@
-"""Which tile a network gets: from a table of measurements, else by a rule; measured anew only when asked to.
+"""Which tile a network gets: the fastest of a measurement, made only when asked for, else one by rule.
 
 `tune` times every candidate on the device at hand and remembers the fastest in a file, ``tiles.json`` under
 ``$VAPO_FAST_CACHE`` (default ``~/.cache/vapo_fast``), where `tile_for` finds it from then on.
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -24,75 +25,49 @@ from .shapes import PRECISIONS, Tile
 Network = tuple[int, tuple[int, ...], int]
 """What a choice depends on beside device and precision: (D, widths, Fourier features)."""
 
-MEASURED: dict[tuple[str, Network, str], Tile] = {}
-"""(device name, network, precision) to the fastest tile of a run of `tune`; empty until a device has been measured."""
-
 INTERPRETED = Tile(64, 64, 64, 64, "ieee", 4, 1)
 """For Triton's interpreter, whose time goes by the number of operations and not by their size."""
 
 # More coordinates at a time are more values in registers in what is done between the products: a solve of 64 dimensions
 # by 64 has 936 bytes of stack and twice the instructions.
 _BLOCK_D = 16
-# By what compiles without spills inside the product loops, and with few instructions for a multiply-add there
-# (benchmarks/results/offline_tiles.csv; docs/notes/performance.md): no device has been measured. WARPGROUPS is for
-# compute capability 9 and 10, whose matrix instructions take four warps together and their operands from shared memory;
-# WARPS for all others. Wide networks have the columns for a larger tile, which reads the weights half as often.
-_WARPGROUPS = {
-    "ieee": Tile(64, 128, 32, _BLOCK_D, "ieee", 8, 2),
-    "tf32x3": Tile(64, 64, 32, _BLOCK_D, "tf32x3", 4, 2),
-    "tf32": Tile(64, 64, 32, _BLOCK_D, "tf32", 4, 2),
-    "bf16": Tile(64, 64, 32, _BLOCK_D, "bf16", 4, 2),
-}
-_WARPGROUPS_WIDE = {
-    "ieee": Tile(64, 128, 32, _BLOCK_D, "ieee", 8, 2),
-    "tf32x3": Tile(128, 128, 32, _BLOCK_D, "tf32x3", 8, 2),
-    "tf32": Tile(128, 128, 32, _BLOCK_D, "tf32", 8, 2),
-    "bf16": Tile(128, 128, 32, _BLOCK_D, "bf16", 8, 2),
-}
-_WARPS = {
-    "ieee": Tile(64, 128, 32, _BLOCK_D, "ieee", 8, 2),
-    "tf32x3": Tile(64, 64, 32, _BLOCK_D, "tf32x3", 4, 2),
-    "tf32": Tile(64, 64, 32, _BLOCK_D, "tf32", 4, 2),
-    "bf16": Tile(64, 64, 32, _BLOCK_D, "bf16", 4, 2),
-}
+# Networks from this width on have the columns for a large tile, which reads the weights half as often.
 _WIDE = 256
-_CANDIDATES = tuple(
-    (rows, n, k, warps, stages)
-    for rows, warps in ((64, 4), (64, 8), (128, 8))
-    for n in (64, 128)
-    for k in (16, 32)
-    for stages in (2, 3)
-)
 
 
 def tile_for(network: Network, precision: str, device: torch.device) -> Tile:
-    """The tile for a network on a device: remembered, measured, or by rule."""
+    """The tile for a network on a device: remembered or by rule."""
     if device.type != "cuda":
         return _fitted(replace(INTERPRETED, precision="ieee"), network)
     name = torch.cuda.get_device_name(device)
     remembered = _tile_from(_remembered().get(_key(name, network, precision)), precision)
     if remembered is not None:
         return remembered
-    measured = MEASURED.get((name, network, precision))
-    if measured is not None:
-        return measured
     return rule(network, precision, torch.cuda.get_device_capability(device))
 
 
 def rule(network: Network, precision: str, capability: tuple[int, int]) -> Tile:
-    """The tile by rule, for a device of this compute capability (from 8.0)."""
-    table = _WARPS
-    if capability[0] in (9, 10):
-        table = _WARPGROUPS_WIDE if max(network[1]) >= _WIDE else _WARPGROUPS
-    return _fitted(table[precision], network)
+    """The tile by rule, for a device of this compute capability (from 8.0).
+
+    By what compiles without spills inside the product loops, and with few instructions for a multiply-add there
+    (benchmarks/results/offline_tiles.csv; docs/notes/performance.md): no device has been measured. Large tiles are for
+    compute capability 9 and 10, whose matrix instructions take four warps together and their operands from shared
+    memory.
+    """
+    if precision == "ieee":
+        tile = Tile(64, 128, 32, _BLOCK_D, precision, 8, 2)
+    elif capability[0] in (9, 10) and max(network[1]) >= _WIDE:
+        tile = Tile(128, 128, 32, _BLOCK_D, precision, 8, 2)
+    else:
+        tile = Tile(64, 64, 32, _BLOCK_D, precision, 4, 2)
+    return _fitted(tile, network)
 
 
 def candidates(network: Network, precision: str) -> list[Tile]:
     """What `tune` tries."""
-    return [
-        _fitted(Tile(rows, n, k, _BLOCK_D, precision, warps, stages), network)
-        for rows, n, k, warps, stages in _CANDIDATES
-    ]
+    choices = product(((64, 4), (64, 8), (128, 8)), (64, 128), (16, 32), (2, 3))
+    tiles = (Tile(rows, n, k, _BLOCK_D, precision, warps, stages) for (rows, warps), n, k, stages in choices)
+    return [_fitted(tile, network) for tile in tiles]
 
 
 def tune(

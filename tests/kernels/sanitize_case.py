@@ -13,11 +13,6 @@ os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 
 import torch
 from vapo_fast.kernels import noise
-from vapo_fast.kernels.launch import Program
-from vapo_fast.kernels.mlp import PackedMlp
-from vapo_fast.kernels.perturb import perturb
-from vapo_fast.kernels.step import begin, step
-from vapo_fast.kernels.tuning import tile_for
 
 import vapo_fast as vf
 import vapo_fast.noise
@@ -56,29 +51,19 @@ def main() -> None:
 
 
 def others(device: torch.device, n: int) -> None:
-    """What the engine's usual jobs leave out: the other path, traces along probes, single steps, noise, points."""
+    """What the engine's usual jobs leave out: the other path, traces along probes, noise."""
     potential = vf.MLPPotential((5,), vf.LinearHomotopy(), (16, 33), activation="tanh").to(device)
     torch.nn.init.normal_(potential.output.weight, std=0.1)
     x = vf.noise.normal(1, range(n), (5,), device=device)
-    t = torch.linspace(0.1, 0.9, n, device=device)
     job = Job("solve_with_trace", solve=SolveOptions("euler", steps=2))
     engine = choose("triton", potential, device, torch.float32, job)
     probes = vf.noise.normal(2, range(n), (3, 5), device=device).sign()
     engine.solve_with_trace(potential, x, 0.1, 0.9, job, probes)
     _synchronised("probes on the linear path")
-    tile = tile_for((5, (16, 33), 0), "tf32x3", device)
-    mlp, program = PackedMlp(potential, tile), Program.filling(tile, device)
-    samples = begin(x, 0.1)
-    samples.counts[0, 7] = -1
-    for _ in range(2):
-        step(mlp, samples, 0.1, 0.9, SolveOptions("bosh3", rtol=1e-2), program)
-    _synchronised("steps")
     index = torch.arange(n, device=device)
     noise.uniform((1, 2), index, 5, 3, torch.float64)
     noise.permutation((1, 2), n, index[:1], 3)
-    perturb(mlp.net, mlp.constants, x, t, None, ((1, 2), index, 3))
-    perturb(mlp.net, mlp.constants, x, t, x)
-    _synchronised("noise and points")
+    _synchronised("noise")
 
 
 def _synchronised(what: str) -> None:

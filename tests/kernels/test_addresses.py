@@ -11,10 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from vapo_fast.kernels import film_silu, noise, perturb, residual, silu_map, train
+from vapo_fast.kernels import film_silu, noise, residual, silu_map, train
 from vapo_fast.kernels.field import field
 from vapo_fast.kernels.solve import solve
-from vapo_fast.kernels.step import begin, step
 
 import vapo_fast as vf
 from vapo_fast.ode import SolveOptions
@@ -26,6 +25,10 @@ KEY = (123, 456)
 def potential(dimension: int = 3) -> vf.MLPPotential:
     torch.manual_seed(0)
     return vf.MLPPotential((dimension,), vf.DataHomotopy(), (16, 16))
+
+
+def second(maps: Tensor, wide: Tensor) -> film_silu.SecondInputs:
+    return film_silu.SecondInputs(maps, maps, maps, maps, wide, wide)
 
 
 def far_apart(rows: Tensor, stride: int) -> Tensor:
@@ -102,13 +105,10 @@ def test_nothing_is_launched_for_no_samples(device, packed, grids):
     x, t = torch.zeros(0, 3, device=device), torch.zeros(0, device=device)
     phi, gradient = field(mlp, x, t, program)
     solved = solve(mlp, x, 0.0, 1.0, SolveOptions(t_eval=(0.5, 1.0)), program)
-    step(mlp, begin(x, 0.0), 0.0, 1.0, SolveOptions(), program)
     drawn = noise.normal(KEY, torch.zeros(0, dtype=torch.int64, device=device), 3, 0, torch.float32)
-    points = perturb.perturb(mlp.net, mlp.constants, x, t, x)
     assert grids == []
     assert (phi.shape, gradient.shape, drawn.shape) == ((0,), (0, 3), (0, 3))
     assert (solved.x.shape, solved.ys.shape) == ((0, 3), (2, 0, 3))
-    assert (points.x.shape, points.innovation.shape) == ((0, 3), (0,))
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 5, 512])
@@ -118,12 +118,11 @@ def test_no_grid_exceeds_the_devices_limit(packed, grids, dimension):
     n = 192 * 2**30 // 4 // dimension
     x, t = torch.empty(n, dimension, device="meta"), torch.empty(n, device="meta")
     noise.normal(KEY, torch.empty(n, dtype=torch.int64, device="meta"), dimension, 0, torch.float32)
-    perturb.perturb(mlp.net, mlp.constants, x, t, x)
     few = x[: n // 256]  # each sample has a kilobyte and more of activations beside it
-    train.loss_and_gradients(mlp, (16, 16), 0, few, t[: len(few)], few, "velocity", "uniform", program)
+    train.loss_and_gradients(mlp, few, t[: len(few)], few, "velocity", "uniform", program)
     field(mlp, x, t, program)
-    step(mlp, begin(x, 0.0), 0.0, 1.0, SolveOptions(), program)
-    assert len(grids) == 5
+    solve(mlp, few, 0.0, 1.0, EULER, program)
+    assert len(grids) == 4
     assert grids[-2:] == [264, 264]
     assert max(grids) < 2**31
 
@@ -138,7 +137,7 @@ def test_grids_of_maps_are_within_the_devices_limits(grids):
         silu_map.silu_second(maps, maps, maps, maps, None, maps, maps)
         film_silu.film_silu(maps, wide, wide, maps)
         film_silu.film_silu_derivative(maps, maps, wide, wide, maps)
-        film_silu.film_silu_second(maps, maps, maps, maps, wide, wide, maps, maps, wide, wide)
+        film_silu.film_silu_second(second(maps, wide), film_silu.SecondResults(maps, maps, wide, wide))
         residual.residual(maps, maps, None, maps)
     assert len(grids) == 21
     assert max(grids) < 2**31
@@ -151,6 +150,6 @@ def test_nothing_is_launched_for_no_maps(grids):
     silu_map.silu_second(maps, maps, maps, maps, None, maps, maps)
     film_silu.film_silu(maps, wide, wide, maps)
     film_silu.film_silu_derivative(maps, maps, wide, wide, maps)
-    film_silu.film_silu_second(maps, maps, maps, maps, wide, wide, maps, maps, wide, wide)
+    film_silu.film_silu_second(second(maps, wide), film_silu.SecondResults(maps, maps, wide, wide))
     residual.residual(maps, maps, None, maps)
     assert grids == []

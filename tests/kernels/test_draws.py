@@ -1,12 +1,9 @@
-"""Noise with the library's bits, and points of the path made from it."""
+"""Noise with the library's bits."""
 
 import pytest
 import torch
 from vapo_fast.kernels import noise
-from vapo_fast.kernels.perturb import perturb
 
-from tests.support.tolerances import TOLERANCES
-from tests.support.zoo import Network, states, times
 from vapo_fast import noise as library
 
 INDICES = torch.tensor([0, 1, 2, 77, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40 + 3, 2**63 - 1])
@@ -34,32 +31,3 @@ def test_permutations_are_the_librarys(device, poisoned, seed, stream):
         epoch = torch.tensor([number])
         expected = library.permutation(seed, n, number, stream=stream)
         assert torch.equal(noise.permutation(key, n, epoch.to(device), stream).cpu(), expected)
-        assert torch.equal(noise.permutation_reference(key, n, epoch, stream), expected)
-
-
-@pytest.mark.parametrize(
-    "network",
-    [Network(1, (7,)), Network(3, (7,), path="linear"), Network(70, (7,)), Network(64, (7,), path="linear")],
-    ids=str,
-)
-def test_perturb(device, packed, poisoned, network):
-    model = network.build(torch.float32)
-    mlp, _ = packed(model)
-    n, dimension = 37, network.dimension
-    x_data, t = states(n, dimension, torch.float32, 3), times(n, model.homotopy, torch.float32)
-    drawn = library.normal(9, range(n), (dimension,), stream=1)
-    found = perturb(mlp.net, mlp.constants, x_data.to(device), t.to(device), drawn.to(device))
-    exact = model.homotopy.perturb(x_data.double(), t.double(), drawn.double())
-    k = model.homotopy.kernel(t.double())
-    sizes = (x_data.abs() + 2 * drawn.abs() + 1e-6).double()
-    assert bool(((found.x.cpu() - exact.x).abs() <= 4 * EPS * sizes).all())
-    assert bool(((found.velocity.cpu() - exact.velocity).abs() <= 4 * EPS * sizes).all())
-    terms = (k.beta_dot / k.beta).abs() * (dimension + drawn.double().square().sum(1))
-    terms += (k.alpha_dot / k.beta).abs() * (drawn * x_data).double().abs().sum(1)
-    assert bool(((found.innovation.cpu() - exact.innovation).abs() <= TOLERANCES[torch.float32].value * terms).all())
-    # Drawn on the way, the noise has the same bits, and so has what is made of it.
-    index = torch.arange(n)
-    own = perturb(mlp.net, mlp.constants, x_data.to(device), t.to(device), None, ((9, 0), index.to(device), 1))
-    for ours, theirs in zip(own, found, strict=True):
-        assert torch.equal(ours, theirs)
-    assert perturb(mlp.net, mlp.constants, x_data[:0].to(device), t[:0].to(device), None).x.shape == (0, dimension)

@@ -14,6 +14,7 @@ from vapo_fast.kernels.shapes import InKernel
 from tests.support.zoo import ACTIVATIONS, Network
 from vapo_fast.core import elementary as torch_elementary
 from vapo_fast.ode.controller import PIController, initial_step, trial_step
+from vapo_fast.ode.settings import SETTINGS
 
 EPS = torch.finfo(torch.float32).eps
 SPAN = 3.7
@@ -154,34 +155,18 @@ def test_gauge_where_there_is_no_path(device, packed):
 
 @triton.jit
 def _control(
-    ratio,
-    previous,
-    after,
-    span,
-    factor,
-    kept,
-    trial,
-    first,
-    n,
-    accepted_exponent,
-    previous_exponent,
-    rejected_exponent,
-    inverse,
-    BLOCK: tl.constexpr,
+    ratio_ptr, previous_ptr, after_ptr, factor, kept, trial, first, n, settings, span, inverse, BLOCK: tl.constexpr
 ):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    r = tl.load(ratio + at, mask=at < n, other=1.0)
-    p = tl.load(previous + at, mask=at < n, other=1.0)
-    rejected = tl.load(after + at, mask=at < n, other=0) != 0
-    s = tl.load(span) + tl.zeros((BLOCK,), tl.float64)
-    change = controller.factor(
-        r, p, rejected, tl.load(accepted_exponent), tl.load(previous_exponent), tl.load(rejected_exponent)
-    )
-    tl.store(factor + at, change, mask=at < n)
-    tl.store(kept + at, controller.remember(r, p), mask=at < n)
-    t = controller.trial_step(r, p, s)
-    tl.store(trial + at, t, mask=at < n)
-    tl.store(first + at, controller.initial_step(p, r, t, s, tl.load(inverse)), mask=at < n)
+    ratio = tl.load(ratio_ptr + at, mask=at < n, other=1.0)
+    previous = tl.load(previous_ptr + at, mask=at < n, other=1.0)
+    rejected = tl.load(after_ptr + at, mask=at < n, other=0) != 0
+    tl.store(factor + at, controller.factor(ratio, previous, rejected, settings), mask=at < n)
+    tl.store(kept + at, controller.remember(ratio, previous), mask=at < n)
+    whole = tl.load(span) + tl.zeros((BLOCK,), tl.float64)
+    step = controller.trial_step(ratio, previous, whole)
+    tl.store(trial + at, step, mask=at < n)
+    tl.store(first + at, controller.initial_step(previous, ratio, step, whole, tl.load(inverse)), mask=at < n)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2])
@@ -197,11 +182,14 @@ def test_controller_has_the_librarys_bits(device, order, share):
     after = (torch.arange(len(ratio)) % 3 == 0).to(torch.int64)
     twin = PIController(share)
     exponents = twin.exponents(order)
-    values = (SPAN, *exponents, 1.0 / order)
-    numbers = [torch.tensor([value], dtype=torch.float64, device=device) for value in values]
+    settings = torch.full((len(SETTINGS),), torch.nan, dtype=torch.float64)
+    for name, value in zip(("accepted", "previous", "rejected"), exponents, strict=True):
+        settings[SETTINGS.index(f"{name}_exponent")] = value
+    numbers = [torch.tensor([value], dtype=torch.float64, device=device) for value in (SPAN, 1.0 / order)]
     found = [torch.empty_like(ratio, device=device) for _ in range(4)]
-    inputs = (ratio.to(device), previous.to(device), after.to(device), numbers[0])
-    _control[(triton.cdiv(len(ratio), 1024),)](*inputs, *found, len(ratio), *numbers[1:], BLOCK=1024, **OPTIONS)
+    inputs = (ratio.to(device), previous.to(device), after.to(device))
+    grid = (triton.cdiv(len(ratio), 1024),)
+    _control[grid](*inputs, *found, len(ratio), settings.to(device), *numbers, BLOCK=1024, **OPTIONS)
     trial = trial_step(ratio, previous, SPAN)
     expected = (
         twin.factor(ratio, previous, after != 0, exponents),

@@ -5,17 +5,17 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from vapo_fast.kernels.settle import settle
+from vapo_fast.kernels.finish_step import finish_step
 from vapo_fast.kernels.stage import stage
-from vapo_fast.kernels.tableau import phases
+from vapo_fast.kernels.tableau import slot_table
 
 from tests.support.recorder import RepeatingRecorder
 from vapo_fast.engines.graph.buckets import Buckets
 from vapo_fast.engines.graph.solver import Solver
-from vapo_fast.engines.graph.state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
-from vapo_fast.engines.graph.step import Plan, TorchOps
 from vapo_fast.engines.graph.triton_ops import TritonOps
 from vapo_fast.ode import TABLEAUS, SolveOptions, Status, integrate
+from vapo_fast.ode.masked_state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
+from vapo_fast.ode.masked_step import Plan, TorchOps
 from vapo_fast.ode.settings import numbers, settings
 from vapo_fast.ode.stages import expand
 
@@ -92,7 +92,7 @@ def assert_same(ours, theirs, loose=()):
 
 
 def table(plan, device):
-    return numbers(phases(plan.tableau), device)
+    return slot_table(plan.tableau, device)
 
 
 every_method = pytest.mark.parametrize("method", TABLEAUS)
@@ -127,7 +127,7 @@ def test_stage_has_the_twins_bits(device, method, shape, dtype, backward):
 
 @every_case
 @every_method
-def test_settle_is_the_twins(device, method, shape, dtype, backward):
+def test_finish_step_is_the_twins(device, method, shape, dtype, backward):
     """The same decisions and states; the norm's sum is in another order, and the controller's numbers with it."""
     whole, state, values, plan = made_up(device, method, shape, dtype, backward)
     twin_whole, twin, *_ = made_up(device, method, shape, dtype, backward)
@@ -135,7 +135,7 @@ def test_settle_is_the_twins(device, method, shape, dtype, backward):
     state.point.copy_(twin.point)
     state.time.copy_(twin.time)
     before = {name: tensor.clone() for name, tensor in tensors(state).items()}
-    settle(state, values, table(plan, device), plan)
+    finish_step(state, values, table(plan, device), plan)
     TorchOps().finish_step(twin, values, plan)
     twin.point.copy_(state.point)
     assert_same(whole, twin_whole, ("h", "previous_ratio"))
@@ -173,7 +173,7 @@ def test_without_output_times(device, method):
     stage(state, values, table(plan, device), plan, plan.first_stage)
     state.point.copy_(twin.point)
     state.time.copy_(twin.time)
-    settle(state, values, table(plan, device), plan)
+    finish_step(state, values, table(plan, device), plan)
     TorchOps().finish_step(twin, values, plan)
     twin.point.copy_(state.point)
     assert_same(whole, twin_whole, ("h", "previous_ratio"))
@@ -189,7 +189,7 @@ def test_ratios_that_are_no_numbers_reject(device):
     stage(state, values, table(plan, device), plan, plan.first_stage)
     state.point[:3].copy_(state.x[:3] + 0.5)
     state.point[2, 0] = -math.inf
-    settle(state, values, table(plan, device), plan)
+    finish_step(state, values, table(plan, device), plan)
     assert torch.equal(state.x[:3], x[:3])
     assert bool((state.h[:3] < 0.51).all())
     assert state.after_rejection[:3].tolist() == [1, 1, 1]
@@ -202,7 +202,7 @@ def test_a_row_has_the_same_bits_in_any_batch(device, rows):
     for one in (state, other.first(rows)):
         stage(one, values, table(plan, device), plan, 1)
         one.point.copy_(one.x + 0.001)
-        settle(one, values, table(plan, device), plan)
+        finish_step(one, values, table(plan, device), plan)
     for name in ("x", "t", "h", "previous_ratio", "status", "ys"):
         ours, theirs = getattr(state, name), getattr(other, name)
         part = (slice(None), slice(rows)) if name == "ys" else slice(rows)

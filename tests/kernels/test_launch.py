@@ -8,18 +8,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from vapo_fast.kernels import film_silu, launch, noise, perturb, residual, settle, silu_map, stage, train, tuning
+from vapo_fast.kernels import film_silu, launch, noise, residual, silu_map, train, tuning
 from vapo_fast.kernels.field import field
+from vapo_fast.kernels.finish_step import finish_step
 from vapo_fast.kernels.solve import solve
-from vapo_fast.kernels.step import begin, step
+from vapo_fast.kernels.stage import stage
 
 import vapo_fast as vf
 from tests.support.zoo import Network, states, times
 from vapo_fast.core import triton_support
 from vapo_fast.engines import Job, TritonEngine
-from vapo_fast.engines.graph.state import State
-from vapo_fast.engines.graph.step import Plan
 from vapo_fast.ode import SolveOptions
+from vapo_fast.ode.masked_state import State
+from vapo_fast.ode.masked_step import Plan
 from vapo_fast.ode.tableaus import TABLEAUS
 
 NETWORK = Network(3, (7,))
@@ -37,8 +38,7 @@ def guarded(monkeypatch) -> list[torch.device | None]:
         yield
         current.pop()
 
-    for module in (launch, stage, settle):
-        monkeypatch.setattr(module, "on", on)
+    monkeypatch.setattr(launch, "on", on)
     monkeypatch.setattr(type(noise._draw), "run", lambda kernel, *_, grid, warmup, **__: found.append(current[-1]))
     return found
 
@@ -50,28 +50,26 @@ def test_every_launch_is_on_the_device_of_its_arguments(device, packed, guarded)
     index = torch.arange(5, device=device)
     field(mlp, x, t, program)
     solve(mlp, x, 0.1, 0.5, SolveOptions(), program)
-    step(mlp, begin(x, 0.1), 0.1, 0.5, SolveOptions(), program)
-    train.loss_and_gradients(mlp, NETWORK.widths, 0, x, t, x, "velocity", "uniform", program)
+    train.loss_and_gradients(mlp, x, t, x, "velocity", "uniform", program)
     noise.normal((1, 2), index, 3, 0, torch.float32)
     noise.uniform((1, 2), index, 3, 0, torch.float32)
     noise.permutation((1, 2), 5, index[:1], 0)
-    perturb.perturb(mlp.net, mlp.constants, x, t, x)
-    perturb.perturb(mlp.net, mlp.constants, x, t, None, ((1, 2), index, 0))
     maps = torch.zeros(2, 4, 3, 3, device=device).to(memory_format=torch.channels_last)
     row = torch.zeros(2, 4, device=device)
     pair = torch.zeros(4, 4, 3, 3, device=device).to(memory_format=torch.channels_last)
     film_silu.film_silu(maps, row, row, maps)
     film_silu.film_silu_derivative(maps, maps, row, row, maps)
-    film_silu.film_silu_second(maps, maps, maps, maps, row, row, pair, pair, row, row)
+    inputs = film_silu.SecondInputs(maps, maps, maps, maps, row, row)
+    film_silu.film_silu_second(inputs, film_silu.SecondResults(pair, pair, row, row))
     silu_map.silu(maps, maps)
     silu_map.silu_derivative(maps, maps, None, maps)
     silu_map.silu_second(maps, maps, maps, maps, None, pair, pair)
     residual.residual(maps, maps, None, maps)
     plan, numbers = Plan("dopri5", outputs=0), torch.zeros(64, dtype=torch.float64, device=device)
     state = State.allocate(5, x, TABLEAUS["dopri5"], 0, ())
-    stage.stage(state, numbers, numbers, plan, 1)
-    settle.settle(state, numbers, numbers, plan)
-    assert guarded == [x.device] * 18
+    stage(state, numbers, numbers, plan, 1)
+    finish_step(state, numbers, numbers, plan)
+    assert guarded == [x.device] * 15
 
 
 @pytest.fixture
@@ -182,3 +180,32 @@ def test_memory_is_not_looked_at_for_a_little_scratch(memory):
     program = launch.Program(tuning.INTERPRETED, 264)
     assert program.programs(10**6, 64 * 5 * 128, torch.device("cuda:0")) == 264
     assert memory["asked"] == 0
+
+
+def test_derivatives_that_are_not_made_are_refused(device, packed):
+    model = NETWORK.build(torch.float32)
+    mlp, program = packed(model)
+    plain, t = states(5, 3, torch.float32).to(device), times(5, model.homotopy, torch.float32).to(device)
+    x, of_t, probes = (part.clone().requires_grad_() for part in (plain, t, plain[:, None]))
+    options = SolveOptions("euler", steps=1)
+    for name, call in (
+        ("x", lambda: field(mlp, x, t, program)),
+        ("t", lambda: field(mlp, plain, of_t, program)),
+        ("x0", lambda: solve(mlp, x, 0.1, 0.3, options, program)),
+        ("probes", lambda: solve(mlp, plain, 0.1, 0.3, options, program, "probes", probes)),
+        ("x_data", lambda: train.loss_and_gradients(mlp, x, t, plain, "velocity", "uniform", program)),
+        ("t", lambda: train.loss_and_gradients(mlp, plain, of_t, plain, "velocity", "uniform", program)),
+        ("noise", lambda: train.loss_and_gradients(mlp, plain, t, x, "velocity", "uniform", program)),
+        ("weight", lambda: train.loss_and_gradients(mlp, plain, t, plain, "velocity", of_t, program)),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} requires grad, and this kernel makes no derivatives by it"):
+            call()
+    with torch.no_grad():
+        assert bool(torch.isfinite(field(mlp, x, t, program)[0]).all())
+
+
+def test_a_path_without_formulas_is_refused(packed):
+    model = NETWORK.build(torch.float32)
+    model.homotopy = type("Curved", (vf.DataHomotopy,), {})()
+    with pytest.raises(ValueError, match="must be one of DataHomotopy, LinearHomotopy for the kernels, got Curved"):
+        packed(model)

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed: nothing to compile with")
 
-_COMMAND = Path(__file__).with_name("offline.py")
-_ROOT = _COMMAND.parents[2]
+offline = importlib.import_module("tests.kernels.offline.__main__")
+figures = importlib.import_module("tests.kernels.offline.figures")
+recall = importlib.import_module("tests.kernels.offline.recall")
 
+_ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.offline
 
-def _loaded() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("offline_under_test", _COMMAND)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-offline = _loaded()
 CASE = offline.Case("field", "d64", "tf32", 90)
 FIGURES = offline.Figures(200, 16, 0, 65536, 0, 4, 80, 7000, 92)
 
@@ -50,7 +43,7 @@ def ir(*lines: str) -> str:
     ],
 )
 def test_sizes_in_32_bits_are_found(lines: tuple[str, ...], found: int) -> None:
-    assert len(offline.narrow_products(ir(*lines))) == found
+    assert len(figures.narrow_products(ir(*lines))) == found
 
 
 def limit(figures, **others: object) -> dict[str, str]:
@@ -89,6 +82,23 @@ def test_figures_of_another_compiler_are_no_limits() -> None:
     assert offline.worse(CASE, replace(FIGURES, registers=999), limit(FIGURES, triton="3.0.0")) == []
 
 
+def test_figures_are_recalled_only_for_the_same_sources_compiler_and_device(tmp_path, monkeypatch) -> None:
+    measured, sources = [], ["a"]
+    monkeypatch.setattr(recall, "fingerprint", lambda case, tile: sources[0])
+    monkeypatch.setattr(recall, "measure", lambda case, tile: (measured.append(case), FIGURES)[1])
+    for _ in range(2):
+        assert recall.recalled(CASE, None, tmp_path) == FIGURES
+    assert len(measured) == 1
+    recall.recalled(replace(CASE, target=80), None, tmp_path)
+    sources[0] = "b"
+    recall.recalled(CASE, None, tmp_path)
+    monkeypatch.setattr(recall.triton, "__version__", "3.0.0")
+    recall.recalled(CASE, None, tmp_path)
+    assert len(measured) == 4
+    recall.recalled(CASE, None, None)
+    assert len(measured) == 5
+
+
 def test_lines_of_other_sources_are_named(tmp_path: Path) -> None:
     """One device function computes something else, another one only has another comment and docstring."""
     package = tmp_path / "vapo_fast"
@@ -108,16 +118,11 @@ def test_lines_of_other_sources_are_named(tmp_path: Path) -> None:
         assert (text != entry.read_text(encoding="utf-8")) == (entry.name in ("activation.py", "noise.py"))
         (package / "kernels" / entry.name).write_text(text, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
-    environment |= {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
-    command = [
-        sys.executable,
-        str(_COMMAND),
-        "--current",
-        "--only",
-        "^(normal_float32|perturb|field|train) d64 (-|tf32) ",
-    ]
+    environment |= {"PYTHONPATH": f"{tmp_path}{os.pathsep}{_ROOT}", "PYTHONSAFEPATH": "1"}
+    only = "^(normal_float32|shuffle_keys|field|train) d64 (-|tf32) "
+    command = [sys.executable, "-m", "tests.kernels.offline", "--current", "--only", only]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     told = sorted(line.split(":")[0] for line in result.stdout.splitlines() if "of other sources" in line)
     expected = [f"{kernel} d64 tf32 sm_{target}" for kernel in ("field", "train") for target in (100, 80, 90)]
     assert (told, result.returncode) == (expected, 1), result.stdout + result.stderr
-    assert "offline.py --write --missing" in result.stdout
+    assert "tests.kernels.offline --write --missing" in result.stdout

@@ -1,4 +1,4 @@
-"""The whole solve in one launch, and its single steps, against `vapo_fast.ode`."""
+"""The whole solve in one launch, against `vapo_fast.ode`."""
 
 import math
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from vapo_fast.kernels.solve import solve
-from vapo_fast.kernels.step import begin, step
+from vapo_fast.kernels.stepping import COUNTS
 
 from tests.support.tolerances import TOLERANCES, assert_rows_close
 from tests.support.zoo import Network, cliff, states
@@ -155,6 +155,17 @@ def test_max_steps(device, packed):
         assert_same_counts(solved, reference(model, x0, 0.0, 0.9, options), settled(model, x0, 0.0, 0.9, options))
 
 
+@pytest.mark.parametrize("tries", [1, 2, 3])
+def test_a_solve_that_is_cut_short(device, packed, tries):
+    """After so many attempted steps the samples are where the reference, stopped there, has them."""
+    model, x0 = NETWORK.build(torch.float32), states(4, 3, torch.float32)
+    x0[1, 2] = math.nan
+    options = SolveOptions("bosh3", rtol=1e-2, max_steps=tries)
+    solved, twin = run(device, packed(model), x0, 0.1, 0.6, options), reference(model, x0, 0.1, 0.6, options)
+    assert_same_counts(solved, twin)
+    torch.testing.assert_close(solved.x, twin.x, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
 def test_a_step_too_small(device, packed):
     model, x0 = cliff(), torch.tensor([[1e-3], [-0.5], [2.0]])
     options = SolveOptions("bosh3", rtol=1e-5)
@@ -183,11 +194,10 @@ def test_nothing_is_written_outside_the_scratch_memory(device, packed, monkeypat
         return kept[-1][guard:-guard]
 
     monkeypatch.setattr("vapo_fast.kernels.solve.scratch_for", scratch_for)
-    monkeypatch.setattr("vapo_fast.kernels.step.scratch_for", scratch_for)
     x0, loaded = states(3, 3, torch.float32), packed(NETWORK.build(torch.float32))
     run(device, loaded, x0, 0.1, 0.5, SolveOptions("bosh3", rtol=1e-2))
     run(device, loaded, x0, 0.1, 0.5, SolveOptions("heun", steps=9))
-    step(loaded[0], begin(x0.to(device), 0.1), 0.1, 0.5, SolveOptions("dopri5"), loaded[1])
+    run(device, loaded, x0, 0.1, 0.5, SolveOptions("dopri5", max_steps=1))
     assert len(kept) == 3
     for memory in kept:
         assert bool((memory[:guard] == 7.0).all())
@@ -217,8 +227,8 @@ def test_barriers_stand_around_the_count_of_outputs(device, packed, monkeypatch)
         inside.append(True)
         original(*arguments)
         inside.pop()
-        counts, rows = arguments[5].handle.data.item(), loaded[1].tile.rows
-        written = counts + 8 * 6 * rows
+        counts, rows = arguments[0].counts.handle.data.item(), loaded[1].tile.rows
+        written = counts + 8 * COUNTS.index("output") * rows
         (place,) = [i for i, event in enumerate(events) if event == ("store", written)]
         assert events[place - 1][0] == "barrier", "others may still read what is written"
         assert events[place + 1 :] == [("barrier", 0)], "what follows overwrites what others may still read"

@@ -67,7 +67,7 @@ def check_field(loaded, model, batch):
 
 def check_train(loaded, network, model, batch, estimator="covariance"):
     mlp, program = loaded
-    found = loss_and_gradients(mlp, network.widths, network.features, *batch, estimator, "uniform", program)
+    found = loss_and_gradients(mlp, *batch, estimator, "uniform", program)
     exact, batch = exactly(model, batch)
     wanted = REFERENCE.loss_and_grads(exact, batch, Job("loss_and_grads", loss=LossOptions(estimator, "uniform")))
     scale = float(wanted.loss.linear.abs() + wanted.loss.quadratic) * math.sqrt(len(batch.t))

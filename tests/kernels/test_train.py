@@ -36,7 +36,7 @@ def train(device, loaded, network, batch, estimator, weight):
         weight = 0.5 + batch.t.square()
     on_device = [part.to(device) for part in batch]
     weight = weight.to(device) if isinstance(weight, torch.Tensor) else weight
-    return loss_and_gradients(mlp, network.widths, network.features, *on_device, estimator, weight, program)
+    return loss_and_gradients(mlp, *on_device, estimator, weight, program)
 
 
 def check(device, packed, network, n, estimator, weight):

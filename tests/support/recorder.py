@@ -11,8 +11,8 @@ from torch import Tensor
 from vapo_fast.engines import GraphEngine, Job
 from vapo_fast.engines.graph.launch import Loop, Recorder, Report
 from vapo_fast.engines.graph.recorded import Recorded
-from vapo_fast.engines.graph.state import RUNNING_ROWS
 from vapo_fast.engines.stepper import Stepper
+from vapo_fast.ode.masked_state import RUNNING_ROWS
 from vapo_fast.potentials import Potential
 
 

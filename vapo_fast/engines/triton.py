@@ -122,11 +122,8 @@ class TritonEngine(Engine):
         else:
             weight = options.weight
         mlp, program = self._load(potential, "float32" if job.precision == "auto" else job.precision)
-        model = _mlp(potential)
         result = loss_and_gradients(
             mlp,
-            model.widths,
-            model.fourier_features,
             _rows(batch.x_data).contiguous(),
             batch.t.detach().contiguous(),
             _rows(batch.noise).contiguous(),

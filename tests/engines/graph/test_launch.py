@@ -10,8 +10,8 @@ from tests.support.recorder import Repeated, RepeatingRecorder
 from vapo_fast.engines.graph.buckets import Buckets
 from vapo_fast.engines.graph.launch import Launcher
 from vapo_fast.engines.graph.solver import Solver
-from vapo_fast.engines.graph.step import Plan
 from vapo_fast.ode import SolveOptions, integrate
+from vapo_fast.ode.masked_step import Plan
 from vapo_fast.ode.stages import expand
 
 

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.support.recorder import RepeatingRecorder
 from vapo_fast.engines.graph.buckets import Buckets
 from vapo_fast.engines.graph.solver import Solver
-from vapo_fast.engines.graph.state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
-from vapo_fast.engines.graph.step import Plan, TorchOps, attempt, begin
 from vapo_fast.ode import TABLEAUS, SolveOptions, Status, integrate
+from vapo_fast.ode.masked_state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
+from vapo_fast.ode.masked_step import Plan, TorchOps, attempt, begin
 from vapo_fast.ode.settings import numbers, settings
 from vapo_fast.ode.stages import expand
 

@@ -9,7 +9,7 @@ from vapo_fast.engines.explicit.pointwise import FilmPairs, Pairs, Pointwise, pa
 
 
 class TritonPointwise(Pointwise):
-    """See `passes.pointwise.Pointwise`. The stream is in float32; what convolutions read may be in bfloat16.
+    """See `engines.explicit.pointwise.Pointwise`. The stream is in float32; what convolutions read may be in bfloat16.
 
     Raises: ImportError without Triton.
     """
@@ -53,7 +53,8 @@ class TritonPointwise(Pointwise):
     ) -> FilmPairs:
         pairs = (pair_like(c, dtype), pair_like(c, dtype))
         result = FilmPairs(*pairs, torch.empty_like(gain), torch.empty_like(offset))
-        self._film.film_silu_second(c, c_dot, a_s, b_s, gain, offset, *result)
+        inputs = self._film.SecondInputs(c, c_dot, a_s, b_s, gain, offset)
+        self._film.film_silu_second(inputs, self._film.SecondResults(*result))
         return result
 
     def residual(self, branch: Tensor, skip: Tensor, bias: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from vapo_fast.engines.graph.state import RUNNING_ROWS
+from vapo_fast.ode.masked_state import RUNNING_ROWS
 
 Report = Callable[[int], None]
 """Told now and then how many rows run, or a larger number where that is not known."""

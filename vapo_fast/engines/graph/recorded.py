@@ -25,9 +25,9 @@ from vapo_fast.engines.graph.capture import CudaRecorder
 from vapo_fast.engines.graph.fingerprint import fingerprint
 from vapo_fast.engines.graph.launch import Recorder
 from vapo_fast.engines.graph.solver import Solver
-from vapo_fast.engines.graph.step import Ops, Plan, TorchOps
 from vapo_fast.engines.stepper import Flow, Stepper, integrate
 from vapo_fast.ode import Solution
+from vapo_fast.ode.masked_step import Ops, Plan, TorchOps
 from vapo_fast.ode.solve import check_state, checked
 from vapo_fast.potentials.base import Potential
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vapo_fast.core import extension
-from vapo_fast.engines.graph.state import FAR_ROWS, RUNNING_ROWS
+from vapo_fast.ode.masked_state import FAR_ROWS, RUNNING_ROWS
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 """The CUDA driver, which the extension opens at run time."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from vapo_fast.core.memory import or_none_if_out_of_memory
 from vapo_fast.engines.graph.buckets import Buckets
 from vapo_fast.engines.graph.launch import Launcher, Recorder
-from vapo_fast.engines.graph.state import State
-from vapo_fast.engines.graph.step import Field, Ops, Plan, TorchOps, attempt, begin
+from vapo_fast.ode.masked_state import State
+from vapo_fast.ode.masked_step import Field, Ops, Plan, TorchOps, attempt, begin
 from vapo_fast.ode.options import SolveOptions
 from vapo_fast.ode.settings import SETTINGS, numbers, settings
 from vapo_fast.ode.solution import Solution

@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vapo_fast.engines.graph.state import State
-from vapo_fast.engines.graph.step import Ops, Plan
-from vapo_fast.kernels.settle import settle as finish_step
+from vapo_fast.kernels.finish_step import finish_step
 from vapo_fast.kernels.stage import stage
-from vapo_fast.kernels.tableau import phases
-from vapo_fast.ode.settings import numbers
+from vapo_fast.kernels.tableau import slot_table
+from vapo_fast.ode.masked_state import State
+from vapo_fast.ode.masked_step import Ops, Plan
 
 
 class TritonOps(Ops):
-    """`vapo_fast.engines.graph.step.Ops` on CUDA; its twin is `TorchOps`."""
+    """`vapo_fast.ode.masked_step.Ops` on CUDA; its twin is `TorchOps`."""
 
     def __init__(self) -> None:
         self._tables: dict[tuple[str, torch.device], Tensor] = {}
@@ -29,5 +28,5 @@ class TritonOps(Ops):
         # Made by a program's first run, before it is recorded.
         key = plan.method, device
         if key not in self._tables:
-            self._tables[key] = numbers(phases(plan.tableau), device)
+            self._tables[key] = slot_table(plan.tableau, device)
         return self._tables[key]

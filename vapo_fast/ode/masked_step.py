@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vapo_fast.engines.graph.state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
 from vapo_fast.ode.controller import Exponents, PIController
+from vapo_fast.ode.masked_state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
 from vapo_fast.ode.options import SolveOptions
 from vapo_fast.ode.settings import SETTINGS
 from vapo_fast.ode.solution import Status
