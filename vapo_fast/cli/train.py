@@ -119,8 +119,6 @@ def train(
             run.steps, run.minutes = steps, None
         steps = int(run.steps or 0)
         here = processes.world()
-        if here.is_first:
-            write_text(out / RESOLVED, config.as_yaml(run))
         parameters = sum(p.numel() for p in model.parameters())
         among = "" if here.size == 1 else f" in {here.size} processes"
         tell(
@@ -140,7 +138,7 @@ def train(
 
 def _callbacks(run: TrainConfig, out: Path, steps: int, progress: bool) -> list[Callback]:
     # The checkpoint first: what comes after it may fail without losing the step.
-    chosen: list[Callback] = [callbacks.Checkpointer(out, every=run.checkpoint_every)]
+    chosen: list[Callback] = [callbacks.Checkpointer(out, every=run.checkpoint_every), _Settings(out, run)]
     chosen.append(callbacks.CSVLogger(out / LOG))
     chosen.append(callbacks.ProgressBar() if progress else _Lines(steps))
     if run.tensorboard:
@@ -149,6 +147,18 @@ def _callbacks(run: TrainConfig, out: Path, steps: int, progress: bool) -> list[
     if every:
         chosen.append(callbacks.SampleGrid(out / "samples", every=every))
     return chosen
+
+
+class _Settings(Callback):
+    """Writes resolved.yaml once the fit has accepted its settings, so that a refused command changes no run."""
+
+    on_every_process = False
+
+    def __init__(self, out: Path, run: TrainConfig) -> None:
+        self._path, self._text = out / RESOLVED, config.as_yaml(run)
+
+    def on_fit_start(self, trainer: TrainingRun) -> None:
+        write_text(self._path, self._text)
 
 
 class _Lines(Callback):

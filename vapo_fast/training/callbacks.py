@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vapo_fast import checkpoint
 from vapo_fast.core import checks
+from vapo_fast.core.folder_lock import FolderLock
 from vapo_fast.ode import SolveError
 from vapo_fast.potentials.base import end_time
 from vapo_fast.training.run import Callback, Metrics
@@ -266,7 +267,8 @@ class Checkpointer(Callback):
 
     Saves every ``every`` steps, at the end, and on Ctrl-C; resume with ``fit(..., resume=directory)``. If a periodic
     save fails (disk full), the run goes on with a warning and older files stay; at the end, and on Ctrl-C, the failure
-    is reported as `CheckpointError`. After a non-finite loss nothing is written.
+    is reported as `CheckpointError`. After a non-finite loss nothing is written. During a fit the
+    directory is this training's alone (where the system has ``flock``); another's is refused with `CheckpointError`.
 
     Args:
         directory: made if missing.
@@ -278,6 +280,7 @@ class Checkpointer(Callback):
 
     def __init__(self, directory: PathLike, every: int = 1000, keep: int = 2) -> None:
         self.directory = Path(directory)
+        self._lock = FolderLock(self.directory)
         self.every = checks.positive_int("every", every)
         self.keep = checks.positive_int("keep", keep)
 
@@ -289,6 +292,7 @@ class Checkpointer(Callback):
     def on_fit_start(self, trainer: TrainingRun) -> None:
         if self.directory.exists() and not self.directory.is_dir():
             raise checkpoint.CheckpointError(f"{self.directory} is a file; Checkpointer needs a directory")
+        self._take_folder()
         later = [
             path
             for path in checkpoint.step_paths(self.directory)
@@ -312,10 +316,26 @@ class Checkpointer(Callback):
     def on_fit_end(self, trainer: TrainingRun) -> None:
         self._save(trainer)
         checkpoint.save(trainer.ema_model, self.model_path)
+        self._lock.release()
 
     def on_exception(self, trainer: TrainingRun, error: BaseException) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            self._save(trainer)
+        try:
+            if isinstance(error, KeyboardInterrupt) and self._lock.held:
+                self._save(trainer)
+        finally:
+            self._lock.release()
+
+    def _take_folder(self) -> None:
+        """CheckpointError if another training writes to the directory: their files would mix."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            holder = self._lock.take()
+        except OSError as error:
+            raise checkpoint.CheckpointError(f"{self.directory} cannot be written to: {error}") from error
+        if holder is not None:
+            raise checkpoint.CheckpointError(
+                f"{self.directory} is in use by another training ({holder}); wait for it, or choose another directory"
+            )
 
     def _save(self, trainer: TrainingRun) -> None:
         path = checkpoint.step_path(self.directory, trainer.step)
