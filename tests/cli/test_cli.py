@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from vapo_fast import checkpoint, plots
 from vapo_fast.cli import evaluate, info, inputs
 from vapo_fast.cli.app import app
-from vapo_fast.cli.output import FAILED, INTERRUPTED, USAGE
+from vapo_fast.cli.output import FAILED, USAGE
 from vapo_fast.core import extension
 
 TINY = ["--widths", "16,16", "--batch-size", "32", "--no-progress", "--warmup-steps", "2"]
@@ -128,7 +128,8 @@ def test_resume_goes_on_to_more_steps(trained, tmp_path):
     assert steps == [str(i) for i in range(1, 16)]
 
 
-def test_interrupted_and_resumed_is_the_unbroken_run(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_and_resumed_is_the_unbroken_run(tmp_path, number):
     """Ctrl-C a real process in the middle of a run, resume it, and get the weights of a run left in peace."""
     common = ["--data", "8gaussians", "--steps", "150", "--sample-every", "0", *TINY]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -141,10 +142,11 @@ def test_interrupted_and_resumed_is_the_unbroken_run(tmp_path):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) > 20):
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == INTERRUPTED, errors
-    assert "interrupted after step" in errors
+    assert process.returncode == 128 + number, errors
+    assert errors.count("interrupted after step") == 1
+    assert "fit(" not in errors
     assert f"Continue with: vapo-fast train --resume {broken}" in errors
     assert not (broken / "model.safetensors").exists()
     for arguments in (["--resume", str(broken), "--no-progress"], [*common, "--out", str(whole)]):

@@ -1,8 +1,8 @@
 """The command line: ``vapo-fast train | sample | evaluate | plot | info``, and what a potential gives beyond samples:
 ``likelihood | ood | interpolate | compose | refine``.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage (flags, configuration, arguments), 130 interrupted by Ctrl-C. Results go to
-standard output, everything else (progress, warnings, errors) to standard error.
+Exit codes: 0 done, 1 failed, 2 wrong usage (flags, configuration, arguments), 130 interrupted by Ctrl-C, 143 by SIGTERM,
+129 by SIGHUP. Results go to standard output, everything else (progress, warnings, errors) to standard error.
 """
 
 from __future__ import annotations

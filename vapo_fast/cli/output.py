@@ -19,6 +19,7 @@ from vapo_fast.cli.config import ConfigError
 from vapo_fast.core import processes
 from vapo_fast.engines import UnsupportedJobError
 from vapo_fast.training.optimizer import NonFiniteLossError
+from vapo_fast.training.run import TrainingInterrupted
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 FIGURES = (".png", ".pdf", ".svg")
@@ -80,8 +81,11 @@ def reporting(debug: bool) -> Iterator[None]:
         warnings.showwarning = lambda message, *arguments, **options: note(f"warning: {message}")
         try:
             yield
-        except KeyboardInterrupt as error:
-            tell(f"interrupted: {error}" if str(error) else "interrupted")
+        except TrainingInterrupted as error:
+            tell(str(error))
+            raise typer.Exit(128 + error.signal) from None
+        except KeyboardInterrupt:
+            tell("interrupted")
             raise typer.Exit(INTERRUPTED) from None
         except (typer.Exit, typer.Abort):
             raise

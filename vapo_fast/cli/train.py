@@ -20,7 +20,7 @@ from vapo_fast.cli.output import note, reporting, shows_progress, tell, usage, w
 from vapo_fast.core import processes
 from vapo_fast.training import callbacks
 from vapo_fast.training.budget import steps_within
-from vapo_fast.training.run import Callback, Metrics, TrainingRun
+from vapo_fast.training.run import Callback, Metrics, TrainingInterrupted, TrainingRun
 from vapo_fast.training.trainer import Trainer
 
 
@@ -127,9 +127,10 @@ def train(
         )
         try:
             trainer.fit(events, steps, _callbacks(run, out, steps, shows_progress(progress)), resume=resume)
-        except KeyboardInterrupt as error:
+        except TrainingInterrupted as error:
             command = "vapo-fast" if here.size == 1 else f"torchrun --nproc-per-node {here.size} -m vapo_fast"
-            raise KeyboardInterrupt(f"{error}\nContinue with: {command} train --resume {out}") from None
+            message = f"{error.summary}\nContinue with: {command} train --resume {out}"
+            raise TrainingInterrupted(message, signal=error.signal) from None
         if here.is_first:
             with contextlib.suppress(ImportError):
                 plots.training_curve(out / LOG, out / "training.png", title=out.name)

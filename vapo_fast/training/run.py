@@ -33,8 +33,26 @@ _FREE_OPTIONS = ("accumulate", "log_every", "prefetch")
 _FIRST_SAVES = "process 0 writes the checkpoints"
 
 
+# The signals that end a fit after its step, and what they do elsewhere. Schedulers send the last two, Ctrl-C the first.
+_SIGNALS: dict[int, object] = {signal.SIGINT: signal.default_int_handler} | {
+    getattr(signal, name): signal.SIG_DFL for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+}
+
+
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C during ``fit``: training stopped between two steps. The message says what was saved and how to go on."""
+    """Ctrl-C, SIGTERM or SIGHUP during ``fit``: training stopped between two steps.
+
+    The message says what was saved and how to go on.
+
+    Attributes:
+        summary: the message without how to go on.
+        signal: the number of the signal.
+    """
+
+    def __init__(self, message: str, summary: str = "", signal: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.summary = summary or message
+        self.signal = signal
 
 
 class Metrics(NamedTuple):
@@ -217,16 +235,16 @@ class TrainingRun:
     def _running(self, callbacks: Sequence[Callback]) -> Iterator[Callable[[Metrics | None], None]]:
         """Call the callbacks around a loop; gives the function to call after every step.
 
-        Ctrl-C is held back until the end of the step, so that what is saved is the state between two steps; a second
-        one stops at once.
+        Ctrl-C, SIGTERM and SIGHUP are held back until the end of the step: what is saved is the state between two
+        steps. A second signal stops at once.
         """
-        self._interrupted = False
+        self._interrupted, self._signal = False, int(signal.SIGINT)
         stop_at_once = KeyboardInterrupt()
 
         def hold_back(number: int, frame: FrameType | None) -> None:
             if self._interrupted:
                 raise stop_at_once
-            self._interrupted = True
+            self._interrupted, self._signal = True, number
 
         def after_step(metrics: Metrics | None) -> None:
             for callback in callbacks:
@@ -247,7 +265,7 @@ class TrainingRun:
         try:
             for callback in callbacks:
                 callback.on_fit_start(self)
-            with _handled_sigint(hold_back):
+            with _handled_signals(hold_back):
                 yield after_step
             self._barrier()
             for callback in callbacks:
@@ -293,13 +311,14 @@ class TrainingRun:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         stopped = f"interrupted after step {self.step} of {self.end_step}{notes}; "
         if not processes.world().is_first:
-            return TrainingInterrupted(stopped + _FIRST_SAVES)
+            return TrainingInterrupted(stopped + _FIRST_SAVES, signal=self._signal)
         if self.last_checkpoint is None:
-            return TrainingInterrupted(stopped + "no checkpoint was written (add a Checkpointer to the callbacks)")
-        return TrainingInterrupted(
-            f"{stopped}the newest checkpoint is {self.last_checkpoint}. Continue with "
-            f"fit(data, steps={self.end_step - self.start_step}, resume={str(self.last_checkpoint)!r})"
-        )
+            nothing = "no checkpoint was written (add a Checkpointer to the callbacks)"
+            return TrainingInterrupted(stopped + nothing, signal=self._signal)
+        summary = f"{stopped}the newest checkpoint is {self.last_checkpoint}"
+        steps = self.end_step - self.start_step
+        how = f". Continue with fit(data, steps={steps}, resume={str(self.last_checkpoint)!r})"
+        return TrainingInterrupted(summary + how, summary, self._signal)
 
     def _non_finite(self, step: int, term: str) -> NonFiniteLossError:
         """The error for the 1-based step, which says where to go on from."""
@@ -313,18 +332,19 @@ class TrainingRun:
 
 
 @contextmanager
-def _handled_sigint(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Take Ctrl-C while inside, if Python's own handler has it now and this is the main thread (which alone may)."""
-    own = threading.current_thread() is threading.main_thread() and (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if own:
-        signal.signal(signal.SIGINT, handler)
+def _handled_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Take the signals while inside that nobody else has taken; the main thread alone may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own = [number for number, usual in _SIGNALS.items() if signal.getsignal(number) is usual]
+    for number in own:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        if own:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in own:
+            signal.signal(number, _SIGNALS[number])  # type: ignore[arg-type]
 
 
 class Clock:
