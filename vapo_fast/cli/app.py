@@ -1,7 +1,7 @@
 """The command line: ``vapo-fast train | sample | evaluate | plot | info``, and what a potential gives beyond samples:
 ``likelihood | ood | interpolate | compose | refine``.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage (flags, configuration, arguments), 130 interrupted by Ctrl-C, 143 by SIGTERM,
+Exit codes: 0 done, 1 failed, 2 wrong usage (flags, configuration, arguments), 130 stopped by Ctrl-C, 143 by SIGTERM,
 129 by SIGHUP. Results go to standard output, everything else (progress, warnings, errors) to standard error.
 """
 
