@@ -57,7 +57,8 @@ CUDA = Gate(
     "cuda",
     # Of each job a few shapes: for every shape of a network kernels are compiled, which takes seconds.
     "triton and not interpreted and not float64 and ("
-    "(test_field and (d2-16x16x16 or d64-128x128x128 or d512-33x16 or d2-7x7 or test_batch or test_large or test_bad)) "
+    "(test_field and (d2-16x16x16 or d64-128x128x128 or d512-33x16 or d2-7x7)) "
+    "or (test_field and (test_batch or test_large or test_a_bad)) "
     "or (test_solve and (test_methods or test_many or test_max_steps or test_equal or test_event) and d2) "
     "or (test_solve and (test_failing or test_many or test_event)) "
     "or (test_likelihood and ((test_methods and (dopri5 or rk4)) or test_batch)) "

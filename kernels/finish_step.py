@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vapo_fast.ode.masked_state import FAR_ROWS, RUNNING_ROWS, State
+from vapo_fast.ode.masked_state import ROWS_WITH_MORE_STEPS, RUNNING_ROWS, State
 from vapo_fast.ode.masked_step import Plan
 
 from . import controller
@@ -23,7 +23,7 @@ from .launch import run
 from .stage import block_for, masked_method, row_step, rows_of, step_between, weighted
 from .tableau import ATOL, RTOL, SMALLEST_STEP, Numbers
 
-_RUNNING_ROWS, _FAR_ROWS = tl.constexpr(RUNNING_ROWS), tl.constexpr(FAR_ROWS)
+_RUNNING_ROWS, _FAR_ROWS = tl.constexpr(RUNNING_ROWS), tl.constexpr(ROWS_WITH_MORE_STEPS)
 _TINY32 = tl.constexpr(1.1754943508222875e-38)
 _TINY64 = tl.constexpr(2.2250738585072014e-308)
 

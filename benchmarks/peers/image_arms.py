@@ -236,7 +236,7 @@ def graphed(kind: str, field_of: FieldOf, precision: str) -> Callable[[ImageProb
 
 
 def _peer(case: Case, solver: str, how: str, precision: str, field_of: Callable[[ImageProblem], Field]) -> Arm:
-    """Somebody else's solver around a field, and how many evaluations it took."""
+    """Another library's solver around a field, and how many evaluations it took."""
 
     def make(problem: ImageProblem) -> Call:
         field, calls = field_of(problem), [0]

@@ -3,8 +3,8 @@
 // There are no branches and no calls: all lanes run the same instructions, so a result depends on its argument alone.
 // The range reductions are standard; the polynomials are minimax fits (Remez) on the reduced ranges. Values and first
 // derivatives have errors of at most 4 units in the last place where they are normal numbers. For silu', which has a
-// zero, the unit is that of max(|result|, 1/8). Second derivatives: 7 such units. tests/test_native_math.py has them
-// all.
+// zero, the unit is that of max(|result|, 1/8). Second derivatives: 7 such units.
+// tests/native/test_native_math.py has them all.
 #pragma once
 
 #include "simd/activation.h"

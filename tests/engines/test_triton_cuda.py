@@ -15,7 +15,10 @@ from vapo_fast.loss import Batch
 from vapo_fast.ode import SolveOptions
 from vapo_fast.training.run import Callback
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+]
 
 CUDA = torch.device("cuda")
 

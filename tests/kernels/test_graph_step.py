@@ -14,7 +14,7 @@ from vapo_fast.engines.graph.buckets import Buckets
 from vapo_fast.engines.graph.solver import Solver
 from vapo_fast.engines.graph.triton_ops import TritonOps
 from vapo_fast.ode import TABLEAUS, SolveOptions, Status, integrate
-from vapo_fast.ode.masked_state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
+from vapo_fast.ode.masked_state import ROWS_WITH_MORE_STEPS, RUNNING, RUNNING_ROWS, State
 from vapo_fast.ode.masked_step import Plan, TorchOps
 from vapo_fast.ode.settings import numbers, settings
 from vapo_fast.ode.stages import expand
@@ -154,7 +154,7 @@ def test_finish_step_is_the_twins(device, method, shape, dtype, backward):
         assert wanted is None or status[row] == int(wanted), (row, status)
     running = [value == RUNNING for value in status]
     assert int(state.flags[RUNNING_ROWS]) == sum(running)
-    assert 0 < int(state.flags[FAR_ROWS]) <= sum(running)
+    assert 0 < int(state.flags[ROWS_WITH_MORE_STEPS]) <= sum(running)
     for name, tensor in tensors(state).items():
         if name not in ("flags", "times", "ys", "point") and tensor.shape[:1] == (ROWS,):
             torch.testing.assert_close(tensor[ENDED], before[name][ENDED], rtol=0, atol=0, equal_nan=True, msg=name)

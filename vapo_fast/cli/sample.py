@@ -37,14 +37,10 @@ from vapo_fast.cli.output import (
 )
 from vapo_fast.core import processes
 from vapo_fast.ode.options import DEFAULT_MAX_STEPS
+from vapo_fast.ode.tableaus import TABLEAUS
 
-
-class Method(StrEnum):
-    """Runge-Kutta methods that choose their own steps."""
-
-    dopri5 = "dopri5"
-    tsit5 = "tsit5"
-    bosh3 = "bosh3"
+Method = StrEnum("Method", {name: name for name, tableau in TABLEAUS.items() if tableau.adaptive})  # type: ignore[misc]
+_DEFAULT = Method("dopri5")
 
 
 def sample(
@@ -55,7 +51,7 @@ def sample(
     n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 64,
     rtol: RtolOption = 1e-5,
     atol: Annotated[float | None, typer.Option(show_default="rtol", help="Absolute tolerance.")] = None,
-    method: Annotated[Method, typer.Option(help="Runge-Kutta method.")] = Method.dopri5,
+    method: Annotated[Method, typer.Option(help="Runge-Kutta method.")] = _DEFAULT,
     max_steps: MaxStepsOption = DEFAULT_MAX_STEPS,
     t_end: TEndOption = None,
     seed: SeedOption = 0,
@@ -88,7 +84,7 @@ def sample(
             with usage():
                 _refuse_for_points(
                     atol=atol is not None,
-                    method=method != Method.dopri5,
+                    method=method != _DEFAULT,
                     max_steps=max_steps != DEFAULT_MAX_STEPS,
                     batch_size=batch_size is not None,
                     columns=columns is not None,

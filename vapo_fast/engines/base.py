@@ -8,6 +8,7 @@ VAPO_FAST_ENGINE takes the place of ``auto``. A program can `register` an engine
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -34,6 +35,10 @@ Progress = Callable[[int], None]
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 JobKind = Literal["field", "solve", "solve_with_trace", "loss_and_grads"]
+
+
+COUNTS_BYTES = 40
+"""Bytes of a sample's time, status and counts in a `Solution`."""
 
 
 class UnsupportedJobError(ValueError):
@@ -202,6 +207,16 @@ def choose(name: str, potential: Potential, device: torch.device, dtype: torch.d
         listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
         raise UnsupportedJobError(f"no engine can do this {job.kind!r} job: {listed}")
     raise UnsupportedJobError(f"{origin} cannot do this {job.kind!r} job: {reasons[name]}")
+
+
+def fused_bytes_per_sample(potential: Potential, dtype: torch.dtype, job: Job, probes: int) -> int:
+    """`Engine.bytes_per_sample` of an engine whose steps need no memory that grows with the batch."""
+    dimension = math.prod(potential.event_shape)
+    # The start, a copy of it that becomes the result, and what the caller makes of both.
+    states = (4 + len(job.solve.t_eval or ())) * (dimension + max(1, probes))
+    # A caller draws probes in float64 and compares before it converts.
+    drawn = 4 * probes * dimension
+    return states * dtype.itemsize + drawn * torch.float64.itemsize + COUNTS_BYTES
 
 
 def saved_bytes_per_sample(model: Potential, dtype: torch.dtype, device: torch.device) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vapo_fast.core import extension
-from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress
+from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress, fused_bytes_per_sample
 from vapo_fast.engines.energy_loss import energy_loss_of
 from vapo_fast.engines.mlp_requirements import unlike_a_plain_mlp, unlike_parameters_of_its_own
 from vapo_fast.homotopy import Homotopy, Time
@@ -27,9 +27,6 @@ from vapo_fast.potentials.mlp import MLPPotential
 
 if TYPE_CHECKING:
     from vapo_fast._native import Floats, Mlp, SolveResult
-
-# Bytes of a sample's time, status and counts.
-_COUNTS_BYTES = 40
 
 
 class NativeEngine(Engine):
@@ -61,12 +58,7 @@ class NativeEngine(Engine):
         return reason
 
     def bytes_per_sample(self, potential: Potential, dtype: torch.dtype, job: Job, probes: int = 0) -> int:
-        # The start, a copy of it that becomes the result, and what the caller makes of both. Nothing is kept of a
-        # step but each thread's own few rows.
-        states = (4 + len(job.solve.t_eval or ())) * (math.prod(potential.event_shape) + max(1, probes))
-        # A caller draws probes in float64 and compares before it converts.
-        drawn = 4 * probes * math.prod(potential.event_shape)
-        return states * dtype.itemsize + drawn * torch.float64.itemsize + _COUNTS_BYTES
+        return fused_bytes_per_sample(potential, dtype, job, probes)
 
     def field(self, potential: Potential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         flat = _rows(x)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vapo_fast import noise, ode
 from vapo_fast.core import checks, triton_support
-from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress, choose
+from vapo_fast.engines.base import Engine, Job, LossAndGrads, Progress, choose, fused_bytes_per_sample
 from vapo_fast.engines.energy_loss import energy_loss_of
 from vapo_fast.engines.mlp_requirements import unlike_a_plain_mlp, unlike_parameters_of_its_own
 from vapo_fast.engines.precision import RoundingNoise
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 LARGEST_DIMENSION = 512
 LARGEST_WIDTH = 1024
 MOST_LAYERS = 64
-# Bytes of a sample's time, status and counts.
-_COUNTS_BYTES = 40
 _KERNEL_PRECISIONS = {"float32": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
 
 
@@ -83,10 +81,7 @@ class TritonEngine(Engine):
         return reason
 
     def bytes_per_sample(self, potential: Potential, dtype: torch.dtype, job: Job, probes: int = 0) -> int:
-        # The start, the result, and what the caller makes of both; the tiles' memory does not grow with the batch.
-        states = (4 + len(job.solve.t_eval or ())) * (math.prod(potential.event_shape) + max(1, probes))
-        drawn = 4 * probes * math.prod(potential.event_shape)
-        return states * dtype.itemsize + drawn * torch.float64.itemsize + _COUNTS_BYTES
+        return fused_bytes_per_sample(potential, dtype, job, probes)
 
     def field(self, potential: Potential, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         from vapo_fast.kernels.field import field

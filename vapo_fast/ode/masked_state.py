@@ -13,7 +13,7 @@ from vapo_fast.ode.tableaus import Tableau
 
 RUNNING = -1
 """The status of a sample that has not ended; others are `vapo_fast.Status`."""
-RUNNING_ROWS, FAR_ROWS = 0, 1
+RUNNING_ROWS, ROWS_WITH_MORE_STEPS = 0, 1
 """Places in `State.flags`."""
 
 
@@ -127,7 +127,7 @@ class State:
         self.row[:n].copy_(torch.arange(n, device=self.row.device))
         self.row[n:].fill_(discard_row)
         self.flags[RUNNING_ROWS].fill_(n)
-        self.flags[FAR_ROWS].zero_()
+        self.flags[ROWS_WITH_MORE_STEPS].zero_()
         if outputs:
             self.times.copy_(numbers(list(outputs), self.times.device))
             self.ys.fill_(torch.nan)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vapo_fast.ode.controller import Exponents, PIController
-from vapo_fast.ode.masked_state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
+from vapo_fast.ode.masked_state import ROWS_WITH_MORE_STEPS, RUNNING, RUNNING_ROWS, State
 from vapo_fast.ode.options import SolveOptions
 from vapo_fast.ode.settings import SETTINGS
 from vapo_fast.ode.solution import Status
@@ -209,4 +209,4 @@ def _raise_flags(state: State, value: Callable[[str], Tensor], plan: Plan) -> No
     else:
         last = state.accepted + 1 >= value("steps")
     state.flags[RUNNING_ROWS].copy_(running.sum())
-    state.flags[FAR_ROWS].copy_((running & ~last).sum())
+    state.flags[ROWS_WITH_MORE_STEPS].copy_((running & ~last).sum())

@@ -16,7 +16,7 @@ from vapo_fast.core import checks
 from vapo_fast.core.memory import free_memory, or_none_if_out_of_memory
 from vapo_fast.core.modes import evaluation_mode
 from vapo_fast.engines import Engine, Job
-from vapo_fast.engines.base import Progress, saved_bytes_per_sample
+from vapo_fast.engines.base import COUNTS_BYTES, Progress, saved_bytes_per_sample
 from vapo_fast.ode import PIController, Solution, SolveOptions
 from vapo_fast.ode.tableaus import TABLEAUS
 from vapo_fast.potentials.base import Potential, model_dtype_device
@@ -25,8 +25,6 @@ Result = TypeVar("Result")
 
 # Share of the free memory that a default batch may use; the estimate behind it does not see a network's workspaces.
 _MEMORY_SHARE = 0.4
-# Bytes of a sample's time, status and counts.
-_COUNTS_BYTES = 40
 # States, stages and temporaries that a step keeps for each sample.
 _STATES_PER_SAMPLE = 24
 
@@ -105,7 +103,7 @@ def _check_result_fits(model: Potential, n: int, states: int) -> None:
     """MemoryError if n samples of so many states, and the copy that joins the batches, cannot be held."""
     dtype, device = model_dtype_device(model)
     free = free_memory(device)
-    need = 2 * n * (states * math.prod(model.event_shape) * dtype.itemsize + _COUNTS_BYTES)
+    need = 2 * n * (states * math.prod(model.event_shape) * dtype.itemsize + COUNTS_BYTES)
     if free is not None and need > free:
         raise MemoryError(
             f"n={n} samples need about {need / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free on {device}; "

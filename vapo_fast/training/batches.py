@@ -251,7 +251,7 @@ class _DatasetSource(_Shuffled):
 
 
 class _LoaderSource(Source):
-    """Rows in a DataLoader's own order; epochs follow each other for ever."""
+    """Rows in a DataLoader's own order; epochs follow each other without end."""
 
     def __init__(self, loader: DataLoader[object], event_shape: tuple[int, ...]) -> None:
         self.loader = loader

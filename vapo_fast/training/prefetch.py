@@ -16,15 +16,15 @@ from vapo_fast.training.batches import Source
 Item = TypeVar("Item")
 
 _DEFAULT_AHEAD = 2
-# A thread cannot be stopped inside somebody's read; it is then left to end by itself.
+# A thread cannot be stopped inside a data set's read; it is then left to end by itself.
 _PATIENCE_SECONDS = 10.0
 
 
 def batches_ahead(prefetch: int | None, source: Source, device: torch.device) -> int:
     """How many batches to prepare ahead: ``prefetch``, by default 2 for an accelerator and none for the CPU.
 
-    On the CPU, whoever prepares takes the time from whoever computes; a thread gains there only while it waits for a
-    disk. Rows that lie on an accelerator are never asked for by another thread.
+    On the CPU preparation and computation share the processor: a thread gains there only while it waits for a disk.
+    Rows that lie on an accelerator are never asked for by another thread.
     """
     if source.held_on is not None and source.held_on.type != "cpu":
         return 0

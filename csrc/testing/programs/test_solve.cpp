@@ -40,7 +40,7 @@ public:
         if (rows.rows < 1 || rows.rows > tile_ || rows.sample == nullptr) broken = true;
         if (reinterpret_cast<std::uintptr_t>(workspace) % 64 != 0) broken = true;
         const T mark = static_cast<T>(rows.sample[0]);
-        std::fill_n(workspace, 37, mark);  // whoever else used this workspace would be seen below
+        std::fill_n(workspace, 37, mark);  // a second user of this workspace would be seen below
         for (std::int64_t i = 0; i < rows.rows; ++i) {
             const std::int64_t sample = rows.sample[i];
             if (sample < 0 || sample >= static_cast<std::int64_t>(rates_.size())) {

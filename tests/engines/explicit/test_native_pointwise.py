@@ -13,6 +13,8 @@ from vapo_fast.core import extension
 if extension.unavailable_reason():
     pytest.skip(str(extension.unavailable_reason()), allow_module_level=True)
 
+pytestmark = pytest.mark.native
+
 N, PIXELS, CHANNELS = 2, 3, 5
 ORDER: dict[str, tuple[str, ...]] = {
     "silu": ("x", "out"),

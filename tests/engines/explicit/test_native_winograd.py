@@ -27,6 +27,8 @@ from vapo_fast.potentials.image import ImagePotential
 if extension.unavailable_reason():
     pytest.skip(str(extension.unavailable_reason()), allow_module_level=True)
 
+pytestmark = pytest.mark.native
+
 # Of sqrt(9 inputs), the root mean square of outputs inside the image for inputs and weights of unit normal draws: the
 # largest error and the root mean square one. Found, up to 200 channels: 2.7e-6 and 4.5e-7 with tiles of 2, 1.1e-5 and
 # 1.4e-6 with 4, where the library's are 9.0e-6 and 7.6e-7.

@@ -136,7 +136,7 @@ def test_refinement_looks_at_the_model_once_a_batch(monkeypatch):
     assert len(made) == 2
 
 
-def test_somebodys_autocast_changes_nothing():
+def test_an_outer_autocast_changes_nothing():
     model = unet()
     x0 = torch.randn(3, 1, 4, 4)
     expected = GRAPH.solve(model, x0, 0.0, 1.0, JOB)

@@ -192,7 +192,7 @@ def test_the_host_reads_once_a_step(engine, model):
     assert 0 < reads.count <= int((solution.accepted + solution.rejected).max()) + 1
 
 
-def test_inside_somebodys_inference_mode(engine, model):
+def test_inside_an_outer_inference_mode(engine, model):
     x0 = torch.ones(2, 3)
     expected = engine.solve(model, x0, 0.0, 1.0, JOB)
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from tests.support.recorder import RepeatingRecorder
 from vapo_fast.engines.graph.buckets import Buckets
 from vapo_fast.engines.graph.solver import Solver
 from vapo_fast.ode import TABLEAUS, SolveOptions, Status, integrate
-from vapo_fast.ode.masked_state import FAR_ROWS, RUNNING, RUNNING_ROWS, State
+from vapo_fast.ode.masked_state import ROWS_WITH_MORE_STEPS, RUNNING, RUNNING_ROWS, State
 from vapo_fast.ode.masked_step import Plan, TorchOps, attempt, begin
 from vapo_fast.ode.settings import numbers, settings
 from vapo_fast.ode.stages import expand
@@ -242,12 +242,12 @@ def test_flags_say_how_many_run_and_how_many_will_go_on(method):
     begin(cubic, state, values, plan)
     while int(state.flags[RUNNING_ROWS]):
         assert int(state.flags[RUNNING_ROWS]) == int((state.status == RUNNING).sum())
-        far, before = int(state.flags[FAR_ROWS]), int(state.flags[RUNNING_ROWS])
+        far, before = int(state.flags[ROWS_WITH_MORE_STEPS]), int(state.flags[RUNNING_ROWS])
         attempt(cubic, state, values, plan, TorchOps())
         # Those that are far cannot end by arriving; nothing here ends otherwise.
         assert int(state.flags[RUNNING_ROWS]) >= far
         assert int(state.flags[RUNNING_ROWS]) <= before
-    assert int(state.flags[FAR_ROWS]) == 0
+    assert int(state.flags[ROWS_WITH_MORE_STEPS]) == 0
     ended = [tensor.clone() for tensor in (state.x, state.t, state.status, state.nfe, state.ys, state.accepted)]
     attempt(cubic, state, values, plan, TorchOps())
     for now, then in zip((state.x, state.t, state.status, state.nfe, state.ys, state.accepted), ended, strict=True):

@@ -3,6 +3,6 @@
 - `engine`: the graph engine: which derivatives and which stepper, and what it supports.
 - `recorded`: the stepper: a solver for each model, kept as long as `fingerprint` finds the model unchanged.
 - `solver`: whole solves: chunks that fit in memory, `buckets` of sizes that a batch shrinks through, results.
-- `state`, `step`: the memory of a batch, and the programs that work on it. `triton_ops`: their arithmetic in Triton.
+- `triton_ops`: the arithmetic of `vapo_fast.ode.masked_step` in Triton, on the memory of a `masked_state`.
 - `launch`: runs a program from Python and then by a recording. `capture`: recordings. `replay`: their loop.
 """

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vapo_fast.core import extension
-from vapo_fast.ode.masked_state import FAR_ROWS, RUNNING_ROWS
+from vapo_fast.ode.masked_state import ROWS_WITH_MORE_STEPS, RUNNING_ROWS
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 """The CUDA driver, which the extension opens at run time."""
@@ -92,12 +92,12 @@ def in_python(
     """`replay` for installations without the extension; PyTorch's calls release the interpreter's lock."""
     tell = _now_and_then(monitor)
     waiting: deque[torch.cuda.Event] = deque()
-    launched, running, far = 0, UNKNOWN, 0
+    launched, running, more_than_one_step_left = 0, UNKNOWN, 0
     try:
         free = [new_event(), new_event()]
         while True:
             # The first lot is needed; a second one only if some sample needs more than that.
-            while len(waiting) < (2 if far > 0 else 1) and launched < replays.most:
+            while len(waiting) < (2 if more_than_one_step_left > 0 else 1) and launched < replays.most:
                 for _ in range(min(replays.every, replays.most - launched)):
                     replays.graph.replay()
                     launched += 1
@@ -111,7 +111,8 @@ def in_python(
                 if time.monotonic() - begin >= _SPIN_SECONDS:
                     time.sleep(_NAP_SECONDS)
             free.append(waiting.popleft())
-            running, far = int(replays.flags[RUNNING_ROWS]), int(replays.flags[FAR_ROWS])
+            running = int(replays.flags[RUNNING_ROWS])
+            more_than_one_step_left = int(replays.flags[ROWS_WITH_MORE_STEPS])
             tell(running)
             if running <= replays.stop_at:
                 return running, launched
