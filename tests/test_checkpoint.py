@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vapo_fast import checkpoint
 from vapo_fast.checkpoint import CheckpointError, describe, load, save
+from vapo_fast.core import tensor_file
 from vapo_fast.homotopy import DataHomotopy, LinearHomotopy
 from vapo_fast.potentials import GaussianMixturePotential, MLPPotential, Potential
 from vapo_fast.training.trainer import Trainer
@@ -227,7 +228,7 @@ def test_a_failing_disk_leaves_the_older_file(where: str, tmp_path: Path, monkey
     def full(*args: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    owner = {"save_file": checkpoint, "fsync": checkpoint.os, "replace": Path}[where]
+    owner = {"save_file": tensor_file, "fsync": tensor_file.os, "replace": Path}[where]
     monkeypatch.setattr(owner, where, full)
     with pytest.raises(
         CheckpointError, match=r"could not write .*No space left on device; the older file of that name is intact"

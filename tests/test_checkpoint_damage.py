@@ -207,7 +207,7 @@ def test_writers_of_one_target_do_not_mix(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     code = (
-        "import os, vapo_fast as vf, vapo_fast.checkpoint as c\n"
+        "import os, vapo_fast as vf, vapo_fast.core.tensor_file as c\n"
         "c.os.fsync = lambda handle: os._exit(9)\n"
         "vf.save(vf.MLPPotential((2,), vf.DataHomotopy(), widths=(4,)), 'm.safetensors')"
     )

@@ -8,38 +8,40 @@ digest of both (SHA-256) is stored beside them, and a file that differs from its
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import json
 import math
 import os
 import re
-import socket
-import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vapo_fast.core.tensor_file import KEY, CheckpointError, check_digest, opened, write
 from vapo_fast.homotopy import homotopy_from_config
 from vapo_fast.potentials import GaussianMixturePotential, ModulePotential, Potential, potential_from_config
 
 FORMAT_VERSION = 1
-_KEY, _DIGEST_KEY = "vapo_fast", "vapo_fast_sha256"
 _STEP_FILE = re.compile(r"step-(\d{8,})\.safetensors")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
+__all__ = [
+    "CheckpointError",
+    "CheckpointInfo",
+    "describe",
+    "load",
+    "load_training",
+    "resolve",
+    "save",
+    "save_training",
+    "step_path",
+    "step_paths",
+]
+
 PathLike = str | os.PathLike[str]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint could not be written or read; the message names the file, what is wrong and what is still intact."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def save(model: Potential, path: PathLike, *, notes: Mapping[str, Any] | None = 
     """
     if not isinstance(model, Potential):
         raise TypeError(f"model must be a Potential, got {type(model).__name__}")
-    _write(Path(path), _module_tensors("model.", model), _header("model", model, notes))
+    write(Path(path), _module_tensors("model.", model), _description(_header("model", model, notes)))
 
 
 def load(path: PathLike, module: nn.Module | None = None, *, device: str | torch.device = "cpu") -> Potential:
@@ -99,7 +101,7 @@ def load(path: PathLike, module: nn.Module | None = None, *, device: str | torch
 def describe(path: PathLike) -> CheckpointInfo:
     """Read a checkpoint's description, without its tensors; CheckpointError as for `load`."""
     path = Path(path)
-    with _opened(path) as handle:
+    with opened(path) as handle:
         header = _parse(path, handle.metadata())
         prefix = "ema." if header["kind"] == "training" else "model."
         names = [name for name in handle.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a mapping)
@@ -124,7 +126,7 @@ def save_training(
         tensors |= {f"optimizer.{name}.{key}": state[key] for key in _MOMENTS if key in state}
     header = _header("training", model, None)
     header["training"] = dict(training)
-    _write(Path(path), tensors, header)
+    write(Path(path), tensors, _description(header))
 
 
 def load_training(
@@ -195,6 +197,10 @@ def _header(kind: str, model: Potential, notes: Mapping[str, Any] | None) -> dic
     return {"format_version": FORMAT_VERSION, "kind": kind, "model": model.config(), "notes": kept}
 
 
+def _description(header: dict[str, Any]) -> str:
+    return json.dumps(_json(header, "the checkpoint's description"))
+
+
 def _json(value: object, name: str) -> Any:
     """``value`` as it comes back from JSON."""
     try:
@@ -216,107 +222,11 @@ def _module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
     return {prefix + name: value for name, value in state.items()}
 
 
-def _unshared(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Contiguous copies on the CPU without shared memory, which the format does not store."""
-    seen: set[int] = set()
-    for name, value in tensors.items():
-        value = value.detach().contiguous().cpu()
-        storage = value.untyped_storage()
-        if storage.nbytes() != value.nbytes or storage.data_ptr() in seen:
-            value = value.clone()
-        seen.add(value.untyped_storage().data_ptr())
-        yield name, value
-
-
-def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    description = json.dumps(_json(header, "the checkpoint's description"))
-    kept = dict(_unshared(tensors))
-    metadata = {_KEY: description, _DIGEST_KEY: _digest(description, kept)}
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path} is a directory; give the name of the file to write, such as {path / 'model.safetensors'}"
-        )
-    if path.parent.exists() and not path.parent.is_dir():
-        raise CheckpointError(f"could not write {path}: {path.parent} is a file, not a folder")
-    # A name for each writer, since two may write to one target at the same time.
-    host = re.sub(r"[^\w-]", "_", socket.gethostname())
-    temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path, host)
-        # The format's writer makes files that their owner alone can read; this one has the rights that the system
-        # gives to new files.
-        with temporary.open("wb") as handle:
-            mode = os.fstat(handle.fileno()).st_mode & 0o777
-        save_file(kept, temporary, metadata)
-        temporary.chmod(mode)
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except (OSError, SafetensorError) as error:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError as left:
-            error.add_note(f"{temporary} could not be removed: {left}")
-        intact = "the older file of that name is intact" if path.exists() else "no file of that name was left behind"
-        raise CheckpointError(f"could not write {path}: {error}; {intact}") from error
-
-
-def _digest(description: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the description and of every tensor's name, dtype, shape and bytes, as hexadecimal digits."""
-    digest = hashlib.sha256(description.encode())
-    for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _remove_abandoned(path: Path, host: str) -> None:
-    """Remove what writers of this target left behind that were killed on this host."""
-    path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)  # an earlier version's
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{host}-*.tmp"):
-        owner = left.name.removesuffix(".tmp").rsplit("-", 2)[-2]
-        if not owner.isdigit() or int(owner) == os.getpid():
-            continue
-        try:
-            os.kill(int(owner), 0)
-        except ProcessLookupError:
-            left.unlink(missing_ok=True)
-        except OSError:
-            pass  # it runs, as another user's
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the rename durable, where the system lets a directory be opened (POSIX)."""
-    if os.name != "posix":
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _opened(path: Path) -> Any:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a directory; give a checkpoint file in it")
-    if not path.exists():
-        raise CheckpointError(f"there is no checkpoint at {path}")
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors: it is truncated or of another format ({error})"
-        ) from error
-
-
 def _parse(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
-    if not metadata or _KEY not in metadata:
+    if not metadata or KEY not in metadata:
         raise CheckpointError(f"{path} is a safetensors file, but not a vapo_fast checkpoint")
     try:
-        header = json.loads(metadata[_KEY])
+        header = json.loads(metadata[KEY])
         version = int(header["format_version"])
         if version > FORMAT_VERSION:
             raise CheckpointError(
@@ -345,16 +255,11 @@ def _info(path: Path, header: dict[str, Any], parameters: int) -> CheckpointInfo
 
 
 def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
-    with _opened(path) as handle:
+    with opened(path) as handle:
         metadata = handle.metadata()
         header = _parse(path, metadata)
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
-    if metadata.keys() == {_KEY}:
-        warnings.warn(f"{path} was written without a digest: damage to it would not be noticed", stacklevel=3)
-    elif metadata.get(_DIGEST_KEY) != _digest(metadata[_KEY], tensors):
-        raise CheckpointError(
-            f"{path} is damaged: its contents differ from the digest that was stored with them; take another copy"
-        )
+    check_digest(path, metadata, tensors)
     return _info(path, header, sum(value.numel() for value in tensors.values())), tensors
 
 
