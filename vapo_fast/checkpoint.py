@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vapo_fast.core.tensor_file import KEY, CheckpointError, check_digest, opened, write
 from vapo_fast.homotopy import homotopy_from_config
-from vapo_fast.potentials import GaussianMixturePotential, ModulePotential, Potential, potential_from_config
+from vapo_fast.potentials import POTENTIALS, GaussianMixturePotential, ModulePotential, Potential, potential_from_config
 
 FORMAT_VERSION = 1
 _STEP_FILE = re.compile(r"step-(\d{8,})\.safetensors")
@@ -144,7 +144,7 @@ def load_training(
         raise CheckpointError(
             f"{path} holds a model without its optimiser: a run can be resumed from a training checkpoint only"
         )
-    _check_config(info, model)
+    _check_config(info, model, "the trainer's")
     moments: dict[nn.Parameter, dict[str, Tensor]] = {}
     for name, parameter in _optimised(model, optimizer).items():
         state = {key: tensors.pop(f"optimizer.{name}.{key}", None) for key in _MOMENTS}
@@ -266,7 +266,7 @@ def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
 def _rebuild(info: CheckpointInfo, module: nn.Module | None, tensors: Mapping[str, Tensor]) -> Potential:
     config = info.model
     if isinstance(module, Potential):
-        _check_config(info, module)
+        _check_config(info, module, "the one given")
         return module
     wrapped = config.get("class") == ModulePotential.__name__
     if wrapped and module is None:
@@ -276,8 +276,8 @@ def _rebuild(info: CheckpointInfo, module: nn.Module | None, tensors: Mapping[st
         )
     if not wrapped and module is not None:
         raise CheckpointError(
-            f"{info.path} holds a {config.get('class')}, not a wrapped module: leave out module, or pass a potential "
-            "of that class"
+            f"{info.path} holds a {config.get('class')}, which is rebuilt from the file: leave out module, or pass "
+            "a potential of that class"
         )
     try:
         if module is None:
@@ -285,20 +285,21 @@ def _rebuild(info: CheckpointInfo, module: nn.Module | None, tensors: Mapping[st
             return potential_from_config(config)
         homotopy = homotopy_from_config(config["homotopy"])
         return Potential.from_module(module, config["event_shape"], homotopy, config["time_dependent"])
+    except CheckpointError:
+        raise
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"the potential in {info.path} cannot be rebuilt: {error}; for a class of your own, pass module=, a "
-            "potential built in the same way"
-        ) from error
+        own = module is None and config.get("class") not in POTENTIALS
+        way_out = "; for a class of your own, pass module=, a potential built in the same way" if own else ""
+        raise CheckpointError(f"the potential in {info.path} cannot be rebuilt: {error}{way_out}") from error
 
 
-def _check_config(info: CheckpointInfo, model: Potential) -> None:
+def _check_config(info: CheckpointInfo, model: Potential, whose: str) -> None:
     """CheckpointError naming every setting in which the file's potential differs from ``model``."""
     config = _json(model.config(), "model.config()")
     if info.model != config:
         names = [name for name in info.model | config if info.model.get(name) != config.get(name)]
         listed = "; ".join(f"{name} is {info.model.get(name)!r} there and {config.get(name)!r} here" for name in names)
-        raise CheckpointError(f"{info.path} is of another potential than the one given: {listed}")
+        raise CheckpointError(f"{info.path} is of another potential than {whose}: {listed}")
 
 
 def _check_sizes(info: CheckpointInfo, tensors: Mapping[str, Tensor]) -> None:

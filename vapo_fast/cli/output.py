@@ -117,7 +117,7 @@ def check_writable(option: str, path: Path | None) -> None:
     if path.is_dir():
         raise ConfigError(f"{option} must be a file, and {path} is a folder")
     try:
-        _make_folder(path.parent, option)
+        make_folder(path.parent, option)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
@@ -126,7 +126,7 @@ def check_writable(option: str, path: Path | None) -> None:
         ) from None
 
 
-def _make_folder(folder: Path, option: str = "--out") -> None:
+def make_folder(folder: Path, option: str = "--out") -> None:
     """Make a folder to write to; ConfigError if something else is in the way."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary file that takes the place of ``path`` once it is complete."""
-    _make_folder(path.parent)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary

@@ -16,7 +16,7 @@ from vapo_fast.cli import config
 from vapo_fast.cli.arguments import DebugFlag, ProgressFlag
 from vapo_fast.cli.config import ConfigError, TrainConfig
 from vapo_fast.cli.inputs import LOG, RESOLVED, settings_of_run
-from vapo_fast.cli.output import note, reporting, shows_progress, tell, usage, write_text
+from vapo_fast.cli.output import make_folder, note, reporting, shows_progress, tell, usage, write_text
 from vapo_fast.core import processes
 from vapo_fast.training import callbacks
 from vapo_fast.training.budget import steps_within
@@ -119,6 +119,8 @@ def train(
             run.steps, run.minutes = steps, None
         steps = int(run.steps or 0)
         here = processes.world()
+        if here.is_first:
+            make_folder(out)
         parameters = sum(p.numel() for p in model.parameters())
         among = "" if here.size == 1 else f" in {here.size} processes"
         tell(

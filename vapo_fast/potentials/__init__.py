@@ -15,6 +15,7 @@ from vapo_fast.potentials.unet import UNetPotential
 from vapo_fast.potentials.wide_resnet import WideResNetPotential
 
 __all__ = [
+    "POTENTIALS",
     "GaugedPotential",
     "GaussianMixturePotential",
     "MLPPotential",
@@ -26,7 +27,7 @@ __all__ = [
     "potential_from_config",
 ]
 
-_CLASSES: dict[str, type[Potential]] = {
+POTENTIALS: dict[str, type[Potential]] = {
     c.__name__: c for c in (MLPPotential, WideResNetPotential, UNetPotential, GaussianMixturePotential, SumPotential)
 }
 
@@ -34,12 +35,12 @@ _CLASSES: dict[str, type[Potential]] = {
 def potential_from_config(config: dict[str, Any]) -> Potential:
     """Build an untrained potential from its `Potential.config`; ValueError if that does not describe one."""
     arguments = dict(config)
-    name = checks.one_of("potential class", arguments.pop("class", None), _CLASSES)
+    name = checks.one_of("potential class", arguments.pop("class", None), POTENTIALS)
     try:
         if "potentials" in arguments:
             arguments["potentials"] = [potential_from_config(part) for part in arguments["potentials"]]
         else:
             arguments["homotopy"] = homotopy_from_config(arguments["homotopy"])
-        return _CLASSES[name](**arguments)
+        return POTENTIALS[name](**arguments)
     except (TypeError, KeyError) as error:
         raise ValueError(f"{name} cannot be built from {config!r}: {error}") from error
