@@ -10,6 +10,8 @@ VENV ?= .venv
 TORCH ?= cpu
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+# Processes that run the tests side by side.
+TEST_JOBS ?= 2
 JAX_VENV ?= .venv-jax
 JAX_CUDA_VENV ?= .venv-jax-cuda
 BENCH_ARGS ?=
@@ -41,10 +43,10 @@ demo: setup  ## eight Gaussians in the plane, then scikit-learn's digits; pictur
 test test-all: export OMP_NUM_THREADS ?= 1
 
 test: lint types  ## lint, types and the tests, but for those marked slow
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-all: lint types  ## lint, types and every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: setup  ## ruff: rules and formatting; clang-format: formatting
 	$(BIN)/ruff check .
