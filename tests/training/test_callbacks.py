@@ -12,6 +12,7 @@ import torch
 
 from vapo_fast import checkpoint, plots
 from vapo_fast.checkpoint import CheckpointError
+from vapo_fast.core import tensor_file
 from vapo_fast.homotopy import DataHomotopy
 from vapo_fast.potentials import MLPPotential
 from vapo_fast.training.callbacks import Checkpointer, CSVLogger, ProgressBar, SampleGrid, TensorBoardLogger
@@ -212,14 +213,14 @@ def test_checkpoints_are_kept_and_the_model_is_the_average(tmp_path: Path) -> No
 
 
 def test_a_full_disk_during_training_warns_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = checkpoint.save_file
+    real = tensor_file.save_file
 
     def full_at_six(tensors: Any, path: Path, metadata: Any) -> None:
         if "step-00000006" in path.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", full_at_six)
+    monkeypatch.setattr(tensor_file, "save_file", full_at_six)
     with pytest.warns(UserWarning, match="training goes on without this checkpoint: could not write .*No space left"):
         trainer().fit(DATA, 8, callbacks=[Checkpointer(tmp_path, every=3, keep=5)])
     assert names(tmp_path) == ["model.safetensors", "step-00000003.safetensors", "step-00000008.safetensors"]
@@ -234,7 +235,7 @@ def test_a_full_disk_at_the_end_is_an_error_and_the_model_stays_in_memory(
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensor_file, "save_file", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         run.fit(DATA, 2, callbacks=[Checkpointer(tmp_path)])
     assert run.step == 4
@@ -255,7 +256,7 @@ def test_an_interruption_that_cannot_be_saved_says_so(tmp_path: Path, monkeypatc
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensor_file, "save_file", full)
     message = r"after step 3 of 9 \(Checkpointer: could not write .*No space left.*\); no checkpoint was written"
     with pytest.raises(TrainingInterrupted, match=message):
         trainer().fit(DATA, 9, callbacks=[Checkpointer(tmp_path), Stop(3, KeyboardInterrupt())])
