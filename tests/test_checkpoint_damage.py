@@ -96,6 +96,7 @@ def rewrite(path: Path, change: object) -> None:
     with safe_open(path, framework="pt") as handle:
         tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
         header = json.loads(handle.metadata()["vapo_fast"])
+    del header["sha256"]
     save_file(tensors, path, {"vapo_fast": json.dumps(change(header))})  # type: ignore[operator]
 
 

@@ -25,6 +25,7 @@ from vapo_fast.homotopy import homotopy_from_config
 from vapo_fast.potentials import POTENTIALS, GaussianMixturePotential, ModulePotential, Potential, potential_from_config
 
 FORMAT_VERSION = 1
+_DESCRIBED = {"format_version", "kind", "model", "notes", "training"}
 _STEP_FILE = re.compile(r"step-(\d{8,})\.safetensors")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -197,8 +198,8 @@ def _header(kind: str, model: Potential, notes: Mapping[str, Any] | None) -> dic
     return {"format_version": FORMAT_VERSION, "kind": kind, "model": model.config(), "notes": kept}
 
 
-def _description(header: dict[str, Any]) -> str:
-    return json.dumps(_json(header, "the checkpoint's description"))
+def _description(header: dict[str, Any]) -> dict[str, Any]:
+    return dict(_json(header, "the checkpoint's description"))
 
 
 def _json(value: object, name: str) -> Any:
@@ -259,7 +260,7 @@ def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
         metadata = handle.metadata()
         header = _parse(path, metadata)
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
-    check_digest(path, metadata, tensors)
+    check_digest(path, header, _DESCRIBED, tensors)
     return _info(path, header, sum(value.numel() for value in tensors.values())), tensors
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import re
 import socket
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-KEY, _DIGEST_KEY = "vapo_fast", "vapo_fast_sha256"
-"""Under which the description and the digest stand in the file's metadata."""
+KEY = "vapo_fast"
+"""Under which the description stands in the file's metadata: JSON, with the digest under a name of its own."""
+# One entry of metadata, since their order in a file would be random, and equal runs write equal files.
+_DIGEST = "sha256"
 
 
 class CheckpointError(ValueError):
     """A checkpoint could not be written or read; the message names the file, what is wrong and what is still intact."""
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], description: str) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], description: dict[str, Any]) -> None:
     """Write tensors and their description, and a digest of both, to one file, atomically.
 
     Raises: CheckpointError if the file cannot be written; an older file of that name is then intact.
     """
     kept = dict(_unshared(tensors))
-    metadata = {KEY: description, _DIGEST_KEY: _digest(description, kept)}
+    metadata = {KEY: json.dumps({**description, _DIGEST: _digest(json.dumps(description), kept)})}
     if path.is_dir():
         raise CheckpointError(
             f"{path} is a directory; give the name of the file to write, such as {path / 'model.safetensors'}"
@@ -78,14 +81,15 @@ def opened(path: Path) -> Any:
         ) from error
 
 
-def check_digest(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+def check_digest(path: Path, description: dict[str, Any], names: Set[str], tensors: Mapping[str, Tensor]) -> None:
     """CheckpointError unless tensors and description are those that were written.
 
-    A file of a version without digests is read with a warning.
+    A file of a version without digests, whose description has ``names`` alone, is read with a warning.
     """
-    if metadata.keys() == {KEY}:
+    written = {name: value for name, value in description.items() if name != _DIGEST}
+    if written.keys() == description.keys() and written.keys() <= names:
         warnings.warn(f"{path} was written without a digest: damage to it would not be noticed", stacklevel=4)
-    elif metadata.get(_DIGEST_KEY) != _digest(metadata[KEY], tensors):
+    elif description.get(_DIGEST) != _digest(json.dumps(written), tensors):
         raise CheckpointError(
             f"{path} is damaged: its contents differ from the digest that was stored with them; take another copy"
         )
