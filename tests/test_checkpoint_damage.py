@@ -150,6 +150,15 @@ def test_two_weights_are_not_read_into_one(tmp_path: Path) -> None:
     assert torch.equal(one(x), load(tmp_path / "one.safetensors", Tied(True))(x))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_that_are_not_numbers_are_read_as_they_are(tied: bool, tmp_path: Path) -> None:
+    model = wrapped(Tied(tied))
+    nn.init.constant_(model.module.first.weight, float("nan"))
+    save(model, tmp_path / "nan.safetensors")
+    again = load(tmp_path / "nan.safetensors", Tied(tied))
+    assert bool(again.module.first.weight.isnan().all())
+
+
 class Own(MLPPotential):
     def network(self, z: torch.Tensor, position: torch.Tensor | None) -> torch.Tensor:
         return 2.0 * super().network(z, position)

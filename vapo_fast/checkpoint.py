@@ -366,7 +366,8 @@ def _unlike(prefix: str, module: nn.Module, tensors: Mapping[str, Tensor], cast:
             problems.append(f"{name!r} has dtype {value.dtype}, the model has {own.dtype}")
         elif not own.is_meta and own.numel():
             other = shared.setdefault((own.data_ptr(), own.numel()), name)
-            if not torch.equal(stored[other].reshape(-1), value.reshape(-1)):
+            # By bytes: numbers that are NaN equal nothing, themselves included.
+            if other != name and not torch.equal(*(stored[n].reshape(-1).view(torch.uint8) for n in (other, name))):
                 problems.append(f"{name!r} and {other!r} are one tensor in the model and two in the file")
     return problems
 
