@@ -120,6 +120,8 @@ def _digest(description: str, tensors: Mapping[str, Tensor]) -> str:
 def _remove_abandoned(path: Path, host: str) -> None:
     """Remove what writers of this target left behind that were killed on this host."""
     path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)  # an earlier version's
+    if os.name != "posix":
+        return  # signal 0, which only asks elsewhere, is Ctrl-C on Windows
     for left in path.parent.glob(f".{glob.escape(path.name)}.{host}-*.tmp"):
         owner = left.name.removesuffix(".tmp").rsplit("-", 2)[-2]
         if not owner.isdigit() or int(owner) == os.getpid():
